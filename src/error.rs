@@ -1,0 +1,161 @@
+//! What operations fail with.
+//!
+//! An [`Error`] has a [`Kind`] (one exit code each, listed in `docs/commands.md`), a sentence that
+//! says what was being done and with which object or setting, often a hint about what to do next,
+//! and the error below it. `storage` and `postgres` have error types of their own, which say
+//! whether the thing is absent, refused or merely unreachable; here they become a kind.
+
+use std::fmt;
+
+/// The kind of failure: decides the exit code, nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The answer to the question is no: the segment isn't there, problems were found.
+    No,
+    /// Wrong usage or configuration.
+    Usage,
+    /// A repository can't be reached, read or written.
+    Repository,
+    /// Something stored is damaged: it was flipped, cut, swapped, forged or deleted.
+    Damaged,
+    /// The key is missing, wrong or weak.
+    Key,
+    /// PostgreSQL refused, failed or can't be reached.
+    Postgres,
+    /// WAL isn't where it should be: archiving doesn't work, or a segment is missing.
+    Wal,
+    /// The recovery target can't be reached from what the repositories hold.
+    Target,
+    /// Something else is there under this name: another cluster, other content.
+    Conflict,
+    /// A local file or directory can't be used.
+    Local,
+    /// Stopped by a signal.
+    Interrupted,
+    /// A fault in pgkeep itself.
+    Internal,
+}
+
+impl Kind {
+    /// The process exit code. `archive-push` and `archive-get` translate it further, as their
+    /// callers demand.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::No => 1,
+            Kind::Usage => 2,
+            Kind::Repository => 3,
+            Kind::Damaged => 4,
+            Kind::Key => 5,
+            Kind::Postgres => 6,
+            Kind::Wal => 7,
+            Kind::Target => 8,
+            Kind::Conflict => 9,
+            Kind::Local => 10,
+            Kind::Interrupted => 11,
+            Kind::Internal => 12,
+        }
+    }
+
+    /// The stable name used in JSON output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::No => "no",
+            Kind::Usage => "usage",
+            Kind::Repository => "repository",
+            Kind::Damaged => "damaged",
+            Kind::Key => "key",
+            Kind::Postgres => "postgres",
+            Kind::Wal => "wal",
+            Kind::Target => "target",
+            Kind::Conflict => "conflict",
+            Kind::Local => "local",
+            Kind::Interrupted => "interrupted",
+            Kind::Internal => "internal",
+        }
+    }
+}
+
+/// A failure with its kind, what was being done, and what to do next.
+pub struct Error {
+    kind: Kind,
+    message: String,
+    hints: Vec<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The result of an operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of this kind that says `message`: one sentence, no full stop, naming the object or
+    /// the setting it is about.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Error { kind, message: message.into(), hints: Vec::new(), source: None }
+    }
+
+    /// Adds what to do next. May be called more than once.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Adds the error below this one; it is printed after the message.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Says what was being done when this happened: `doing: message`. Kind and hints stay.
+    #[must_use]
+    pub fn while_doing(mut self, doing: impl fmt::Display) -> Self {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What to do next, in order.
+    pub fn hints(&self) -> &[String] {
+        &self.hints
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut below = self.source.as_deref().map(|e| e as &dyn std::error::Error);
+        while let Some(error) = below {
+            write!(f, ": {error}")?;
+            below = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.kind)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Turns a lower error into an [`Error`] with a kind and a message.
+pub trait Context<T> {
+    /// `kind`: `message()`: the lower error.
+    fn context<M: Into<String>>(self, kind: Kind, message: impl FnOnce() -> M) -> Result<T>;
+}
+
+impl<T, E> Context<T> for std::result::Result<T, E>
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn context<M: Into<String>>(self, kind: Kind, message: impl FnOnce() -> M) -> Result<T> {
+        self.map_err(|e| Error::new(kind, message()).because(e))
+    }
+}

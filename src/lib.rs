@@ -1,0 +1,29 @@
+//! pgkeep: PostgreSQL backup and point-in-time recovery.
+//!
+//! The map of the house. Imports go one way, from the top of this list to its end, and
+//! `tests/house.rs` fails on an edge that isn't allowed:
+//!
+//! - [`cli`]: one file a command: its arguments, and what it prints. No logic.
+//! - [`demo`]: the whole story on a throwaway cluster, told by calling the operations below.
+//! - The operations. They don't import each other; what two of them share belongs in `repo` or
+//!   `postgres`.
+//!   - [`backup`]: the pipeline from a source of files to a committed backup.
+//!   - [`archive`]: pushing WAL into the repositories, getting it back, proving that it works.
+//!   - [`restore`]: choosing a backup and a timeline, planning, writing the data directory.
+//! - [`repo`]: the repository format: sealed objects, keys, packs, the tree, catalog, leases.
+//! - [`storage`]: bytes by name, on a local disk. Knows nothing of what it holds.
+//! - [`postgres`]: what PostgreSQL is: positions, names, file formats, the wire protocol. Knows
+//!   nothing of pgkeep.
+//! - [`config`]: file, environment and flags made into typed settings.
+//! - [`error`]: what every operation fails with: a kind with an exit code, a sentence, a hint.
+
+pub mod archive;
+pub mod backup;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod error;
+pub mod postgres;
+pub mod repo;
+pub mod restore;
+pub mod storage;

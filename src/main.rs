@@ -1,0 +1,2 @@
+//! The pgkeep command.
+fn main() {}

@@ -1,0 +1,16 @@
+//! What PostgreSQL is, and nothing about pgkeep: positions, names, file formats, the wire protocol.
+
+pub mod backup_label;
+pub mod backup_manifest;
+pub mod client;
+pub mod control;
+pub mod history;
+pub mod lsn;
+pub mod page;
+pub mod replication;
+pub mod segment;
+pub mod tar;
+pub mod wal;
+
+pub use lsn::{Lsn, Timeline};
+pub use segment::{SegmentName, SegmentSize, WalFile};
