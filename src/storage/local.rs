@@ -1,1 +1,437 @@
-//! (to be written)
+//! A directory as storage.
+//!
+//! An object is written to a temporary file below `.tmp/`, synced, and renamed to its final name
+//! with "don't replace" (or linked, where the file system can't do that); then every directory up
+//! to the root is synced. So a name appears only with all its content, a taken name is never
+//! overwritten, and what was acknowledged survives a power cut.
+//!
+//! A temporary file is locked while its writer lives. One that nobody holds was left by a process
+//! that was killed, and the next writer removes it.
+
+use std::{
+    collections::BinaryHeap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Once,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+
+use super::{
+    Capabilities, ErrorKind, Listed, ObjectName, ObjectWriter, Range, Result, Storage, StorageError,
+};
+
+const TEMPORARY: &str = ".tmp";
+
+/// How old an unlocked temporary file has to be before it is taken for a leftover: its writer may
+/// be between creating and locking it. Only politeness hangs on this: a writer whose file is gone
+/// fails and is run again.
+const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+
+/// A repository in a local directory, with directories of mode 0700 and files of mode 0600.
+#[derive(Debug)]
+pub struct Local {
+    root: PathBuf,
+    address: String,
+    swept: Once,
+}
+
+impl Local {
+    /// The storage in the directory `root`, which must exist and belong to the user of this
+    /// process: files written by another one couldn't be read or extended by the server's.
+    pub fn open(root: &Path) -> Result<Self> {
+        let local = Local::at(root);
+        let meta = fs::metadata(root).map_err(|e| local.error("open", "", e))?;
+        if !meta.is_dir() {
+            return Err(local.failure(ErrorKind::RootMissing, "open", "", "it is not a directory"));
+        }
+        let user = rustix::process::geteuid().as_raw();
+        if meta.uid() != user {
+            let message = format!(
+                "the directory belongs to user id {}, this process runs as {user}; run pgkeep as \
+                 the repository's owner",
+                meta.uid()
+            );
+            return Err(local.failure(ErrorKind::Denied, "open", "", message));
+        }
+        Ok(local)
+    }
+
+    /// As [`Local::open`], making the directory (0700) when it isn't there.
+    pub fn open_or_make(root: &Path) -> Result<Self> {
+        let local = Local::at(root);
+        make_folders(root).map_err(|e| local.error("make", "", e))?;
+        Local::open(root)
+    }
+
+    fn at(root: &Path) -> Self {
+        let address = format!("file://{}", root.display());
+        Local { root: root.to_owned(), address, swept: Once::new() }
+    }
+
+    fn path(&self, name: &ObjectName) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+
+    fn failure(
+        &self,
+        kind: ErrorKind,
+        operation: &'static str,
+        object: impl ToString,
+        message: impl Into<String>,
+    ) -> StorageError {
+        let object = Some(object.to_string()).filter(|o| !o.is_empty());
+        StorageError {
+            kind,
+            operation,
+            object: object.unwrap_or_else(|| "the root".into()),
+            address: self.address.clone(),
+            message: message.into(),
+        }
+    }
+
+    fn error(&self, operation: &'static str, object: impl ToString, e: io::Error) -> StorageError {
+        use io::ErrorKind as Io;
+        let kind = match e.kind() {
+            Io::NotFound if self.root.is_dir() => ErrorKind::NotFound,
+            Io::NotFound => ErrorKind::RootMissing,
+            Io::AlreadyExists => ErrorKind::AlreadyExists,
+            Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
+            Io::StorageFull | Io::QuotaExceeded => ErrorKind::Full,
+            Io::UnexpectedEof => ErrorKind::OutOfRange,
+            _ => ErrorKind::Unavailable,
+        };
+        self.failure(kind, operation, object, e.to_string())
+    }
+
+    /// Makes the name of everything from `folder` up to the root durable.
+    fn sync_folders(&self, folder: &Path) -> io::Result<()> {
+        let mut folder = folder;
+        loop {
+            File::open(folder)?.sync_all()?;
+            if folder == self.root {
+                return Ok(());
+            }
+            folder = folder.parent().ok_or(io::ErrorKind::NotFound)?;
+        }
+    }
+
+    /// Makes `folder`, which is below the root, but never the root itself: a disk that isn't
+    /// mounted must not be replaced by a directory.
+    fn make_folders(&self, folder: &Path) -> io::Result<()> {
+        if self.root.is_dir() { make_folders(folder) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    fn temporary(&self) -> io::Result<(PathBuf, File)> {
+        let folder = self.root.join(TEMPORARY);
+        self.make_folders(&folder)?;
+        self.swept.call_once(|| sweep(&folder));
+        let mut random = [0u8; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let path = folder.join(hex::encode(random));
+        let file =
+            OpenOptions::new().write(true).read(true).create_new(true).mode(0o600).open(&path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok((path, file))
+    }
+
+    fn read_now(&self, name: &ObjectName, range: Range) -> io::Result<Bytes> {
+        let mut file = File::open(self.path(name))?;
+        let size = file.metadata()?.len();
+        let (offset, len) = match range {
+            Range::All => (0, size),
+            Range::Last(len) => (size - len.min(size), len.min(size)),
+            Range::At { offset, len } => (offset, len),
+        };
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            let what = format!("it has {size} bytes, {len} from {offset} were asked for");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        }
+        file.seek(SeekFrom::Start(offset))?;
+        let mut bytes = vec![0; len as usize];
+        file.read_exact(&mut bytes)?;
+        Ok(bytes.into())
+    }
+}
+
+/// `mkdir -p` with mode 0700, each new directory's name made durable.
+fn make_folders(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_folders(parent)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(e) => return Err(e),
+    }
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Removes temporary files whose writer is dead. Failing to is no reason to fail a write.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|modified| {
+            modified.elapsed().is_ok_and(|age| age > LEFTOVER_AGE)
+        });
+        let unlocked = || {
+            File::open(entry.path())
+                .is_ok_and(|f| flock(&f, FlockOperation::NonBlockingLockExclusive).is_ok())
+        };
+        if old && unlocked() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Gives `from` the name `to`, unless that is taken.
+fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        result => result.map_err(Into::into),
+    }
+}
+
+struct LocalWriter {
+    storage: Local,
+    name: ObjectName,
+    temporary: PathBuf,
+    file: File,
+    renamed: bool,
+}
+
+impl LocalWriter {
+    fn finish_now(&mut self) -> io::Result<()> {
+        let path = self.storage.path(&self.name);
+        let folder = path.parent().ok_or(io::ErrorKind::NotFound)?;
+        self.file.sync_all()?;
+        loop {
+            self.storage.make_folders(folder)?;
+            match rename_no_replace(&self.temporary, &path) {
+                // A delete beside us may remove the folder while it is still empty.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && self.temporary.exists() => {}
+                result => break result?,
+            }
+        }
+        self.renamed = true;
+        self.storage.sync_folders(folder)
+    }
+}
+
+impl Drop for LocalWriter {
+    fn drop(&mut self) {
+        if !self.renamed {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+#[async_trait]
+impl ObjectWriter for LocalWriter {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        self.file.write_all(&bytes).map_err(|e| self.storage.error("write", &self.name, e))
+    }
+
+    async fn finish(mut self: Box<Self>) -> Result<()> {
+        self.finish_now().map_err(|e| self.storage.error("create", &self.name, e))
+    }
+}
+
+#[async_trait]
+impl Storage for Local {
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { conditional_create: true }
+    }
+
+    async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
+        let (temporary, file) = self.temporary().map_err(|e| self.error("create", name, e))?;
+        let storage = Local::at(&self.root);
+        Ok(Box::new(LocalWriter { storage, name: name.clone(), temporary, file, renamed: false }))
+    }
+
+    async fn read(&self, name: &ObjectName, range: Range) -> Result<Bytes> {
+        self.read_now(name, range).map_err(|e| self.error("read", name, e))
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<u64> {
+        let meta = fs::metadata(self.path(name)).map_err(|e| self.error("look at", name, e))?;
+        Ok(meta.len())
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>> {
+        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let mut found = Vec::new();
+        let walk = Walk { root: &self.root, prefix, after: after.unwrap_or(""), limit };
+        walk.folder(folder, &mut found).map_err(|e| self.error("list", prefix, e))?;
+        Ok(found)
+    }
+
+    async fn folders(&self, folder: &str) -> Result<Vec<String>> {
+        let read = || -> io::Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in entries(&self.root.join(folder), &self.root)? {
+                let (name, is_folder) = entry?;
+                if is_folder {
+                    names.push(name);
+                }
+            }
+            names.sort();
+            Ok(names)
+        };
+        read().map_err(|e| self.error("list", folder, e))
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<()> {
+        let path = self.path(name);
+        let remove = || -> io::Result<()> {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && self.root.is_dir() => return Ok(()),
+                result => result?,
+            }
+            // Folders are only there for the objects in them: an empty one goes too.
+            let mut folder = path.parent();
+            while let Some(this) = folder.filter(|f| *f != self.root) {
+                File::open(this)?.sync_all()?;
+                if fs::remove_dir(this).is_err() {
+                    break;
+                }
+                folder = this.parent();
+            }
+            Ok(())
+        };
+        remove().map_err(|e| self.error("delete", name, e))
+    }
+
+    async fn replace(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
+        let write = || -> io::Result<()> {
+            let (temporary, mut file) = self.temporary()?;
+            let path = self.path(name);
+            let folder = path.parent().ok_or(io::ErrorKind::NotFound)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            self.make_folders(folder)?;
+            fs::rename(&temporary, &path)?;
+            self.sync_folders(folder)
+        };
+        write().map_err(|e| self.error("replace", name, e))
+    }
+
+    async fn ensure_durable(&self, name: &ObjectName) -> Result<()> {
+        let path = self.path(name);
+        let sync = || -> io::Result<()> {
+            File::open(&path)?.sync_all()?;
+            self.sync_folders(path.parent().ok_or(io::ErrorKind::NotFound)?)
+        };
+        sync().map_err(|e| self.error("sync", name, e))
+    }
+}
+
+/// The entries of a folder that may be part of an object's name, and whether each is a folder.
+/// A folder that isn't there has none, as long as the root is.
+fn entries(
+    folder: &Path,
+    root: &Path,
+) -> io::Result<impl Iterator<Item = io::Result<(String, bool)>>> {
+    let read = match fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && root.is_dir() => None,
+        result => Some(result?),
+    };
+    Ok(read.into_iter().flatten().filter_map(|entry| {
+        let named = |entry: fs::DirEntry| -> io::Result<Option<(String, bool)>> {
+            let is_folder = entry.file_type()?.is_dir();
+            Ok(entry.file_name().into_string().ok().map(|name| (name, is_folder)))
+        };
+        entry
+            .and_then(named)
+            .transpose()
+            .filter(|entry| !entry.as_ref().is_ok_and(|(name, _)| name.starts_with('.')))
+    }))
+}
+
+/// One listing: the names with `prefix` that come after `after`, at most `limit`.
+///
+/// A folder is read once for each page of results and only its `limit` smallest names are kept, so
+/// that memory doesn't grow with the archive.
+struct Walk<'a> {
+    root: &'a Path,
+    prefix: &'a str,
+    after: &'a str,
+    limit: usize,
+}
+
+impl Walk<'_> {
+    fn folder(&self, folder: &str, found: &mut Vec<Listed>) -> io::Result<()> {
+        let mut after = self.after.to_owned();
+        loop {
+            let (smallest, more) = self.smallest(folder, &after, self.limit - found.len())?;
+            after = smallest.last().cloned().unwrap_or_default();
+            for full in smallest {
+                if found.len() >= self.limit {
+                    return Ok(());
+                }
+                match full.strip_suffix('/') {
+                    Some(folder) => self.folder(folder, found)?,
+                    None => self.object(full, found)?,
+                }
+            }
+            // Folders may turn out empty, so that there is room for what was cut off.
+            if !more || found.len() >= self.limit {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The first `limit` entries of a folder that may lead to matches, folders with a slash at
+    /// their end, and whether there are more.
+    fn smallest(&self, folder: &str, after: &str, limit: usize) -> io::Result<(Vec<String>, bool)> {
+        let mut smallest = BinaryHeap::new();
+        let mut more = false;
+        for entry in entries(&self.root.join(folder), self.root)? {
+            let (name, is_folder) = entry?;
+            let mut full = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            if is_folder {
+                // With its slash a folder stands in the order where its objects do.
+                full.push('/');
+            }
+            let may_match = full.starts_with(self.prefix)
+                || (is_folder && self.prefix.starts_with(full.as_str()));
+            let begun = is_folder && after != full && after.starts_with(&full);
+            if may_match && (full.as_str() > after || begun) {
+                smallest.push(full);
+                if smallest.len() > limit {
+                    smallest.pop();
+                    more = true;
+                }
+            }
+        }
+        Ok((smallest.into_sorted_vec(), more))
+    }
+
+    fn object(&self, name: String, found: &mut Vec<Listed>) -> io::Result<()> {
+        let size = match fs::metadata(self.root.join(&name)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            meta => meta?.len(),
+        };
+        if let Ok(name) = ObjectName::new(name) {
+            found.push(Listed { name, size });
+        }
+        Ok(())
+    }
+}

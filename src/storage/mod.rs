@@ -1,13 +1,11 @@
 //! Bytes by name: what a repository needs of the place where it lies.
 //!
-//! [`Storage`] is the contract, [`local`] the back end for a directory, [`faulty`] a wrapper that
-//! fails on purpose, and [`conformance`] the suite that every back end has to pass.
+//! [`Storage`] is the contract and [`local`] the back end for a directory. `tests/storage.rs` has the
+//! one suite that every back end has to pass.
 //!
 //! Objects are created once and never overwritten; a conflict is always seen. Leases are the only
 //! exception ([`Storage::replace`]), and nothing's safety rests on them.
 
-pub mod conformance;
-pub mod faulty;
 pub mod local;
 mod name;
 

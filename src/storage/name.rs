@@ -4,8 +4,9 @@ use std::fmt;
 
 /// An object's name, relative to the repository root: folders and a file name joined by `/`.
 ///
-/// Each part has letters, digits, `.`, `_`, `-` and `+`, and isn't `.` or `..`; so a name is the
-/// same on every file system and in every bucket, and can't leave the root.
+/// Each part has letters, digits, `.`, `_`, `-` and `+` and doesn't begin with `.`; so a name is the
+/// same on every file system and in every bucket, can't leave the root, and is never one of a back
+/// end's own files.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName(String);
 
@@ -21,7 +22,8 @@ impl ObjectName {
     pub fn new(name: impl Into<String>) -> Result<Self, NotAnObjectName> {
         let name = name.into();
         let part_ok = |part: &str| {
-            !matches!(part, "" | "." | "..")
+            !part.is_empty()
+                && !part.starts_with('.')
                 && part.len() <= 200
                 && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-+".contains(&b))
         };
@@ -66,7 +68,7 @@ mod tests {
         {
             assert!(ObjectName::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "/a", "a/", "a//b", "../a", "a/../b", "a/.", "a b", "a\\b", "a\0", "ä"] {
+        for bad in ["", "/a", "a/", "a//b", "../a", "a/../b", "a/.", ".tmp/x", "a b", "a\\b", "a\0", "ä"] {
             assert!(ObjectName::new(bad).is_err(), "{bad}");
         }
     }
