@@ -159,3 +159,28 @@ where
         self.map_err(|e| Error::new(kind, message()).because(e))
     }
 }
+
+impl From<crate::storage::StorageError> for Error {
+    /// An object that should be there and isn't, or ends too early, is damage; what depends on the
+    /// answer "not there" asks [`crate::storage::StorageError::is_not_found`] before it comes here.
+    fn from(e: crate::storage::StorageError) -> Self {
+        use crate::storage::ErrorKind;
+        let kind = match e.kind {
+            ErrorKind::NotFound | ErrorKind::OutOfRange => Kind::Damaged,
+            ErrorKind::AlreadyExists => Kind::Conflict,
+            _ => Kind::Repository,
+        };
+        let hint = match e.kind {
+            ErrorKind::RootMissing => {
+                Some("is the disk mounted, and is the repository's url right?")
+            }
+            ErrorKind::Full => Some("make room; nothing was acknowledged"),
+            _ => None,
+        };
+        let error = Error::new(kind, e.to_string());
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}

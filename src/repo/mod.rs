@@ -1,1 +1,26 @@
-//! (to be written)
+//! The repository format, version 1. `docs/repository-format.md` is normative; this is its code.
+//!
+//! From the outside in: a [`repository::Repository`] is an address, a key and an id. Everything in
+//! it but `repo.json` and the keys is a *sealed object* ([`sealed`]), named by [`layout`]. A
+//! backup is a tree: [`record`] (the commit object), [`manifest`], file leaves and map leaves
+//! ([`tree`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
+//! the archive, [`timelines`] says what can be reached with it, [`lease`] tells running from crashed.
+
+pub mod catalog;
+pub mod codec;
+pub mod id;
+pub mod keys;
+pub mod layout;
+pub mod lease;
+pub mod manifest;
+pub mod pack;
+pub mod record;
+pub mod repository;
+pub mod sealed;
+pub mod timelines;
+pub mod tree;
+pub mod wal;
+pub mod wal_index;
+
+pub use id::{BackupId, BackupType, SystemId};
+pub use repository::Repository;

@@ -181,9 +181,10 @@ fn make_folders(path: &Path) -> io::Result<()> {
 /// Removes temporary files whose writer is dead. Failing to is no reason to fail a write.
 fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|modified| {
-            modified.elapsed().is_ok_and(|age| age > LEFTOVER_AGE)
-        });
+        let old = entry
+            .metadata()
+            .and_then(|m| m.modified())
+            .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > LEFTOVER_AGE));
         let unlocked = || {
             File::open(entry.path())
                 .is_ok_and(|f| flock(&f, FlockOperation::NonBlockingLockExclusive).is_ok())
@@ -302,7 +303,9 @@ impl Storage for Local {
         let path = self.path(name);
         let remove = || -> io::Result<()> {
             match fs::remove_file(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound && self.root.is_dir() => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound && self.root.is_dir() => {
+                    return Ok(());
+                }
                 result => result?,
             }
             // Folders are only there for the objects in them: an empty one goes too.

@@ -34,6 +34,12 @@ impl ObjectName {
         }
     }
 
+    /// A name put together from parts that were checked when they were read.
+    pub(crate) fn of_checked_parts(name: String) -> Self {
+        debug_assert!(ObjectName::new(name.as_str()).is_ok(), "{name:?}");
+        ObjectName(name)
+    }
+
     /// The whole name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -68,7 +74,9 @@ mod tests {
         {
             assert!(ObjectName::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "/a", "a/", "a//b", "../a", "a/../b", "a/.", ".tmp/x", "a b", "a\\b", "a\0", "ä"] {
+        for bad in
+            ["", "/a", "a/", "a//b", "../a", "a/../b", "a/.", ".tmp/x", "a b", "a\\b", "a\0", "ä"]
+        {
             assert!(ObjectName::new(bad).is_err(), "{bad}");
         }
     }

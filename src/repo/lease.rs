@@ -1,0 +1,139 @@
+//! Leases: who is at work here. They tell running from crashed; nothing's safety rests on them.
+//!
+//! A lease is the only object that is replaced. It is plain JSON and holds no secret: host,
+//! process, operation, when it was last renewed. One that wasn't renewed for [`EXPIRED_AFTER`] is
+//! taken for a crashed process's.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{BackupId, Repository, catalog::PAGE, id::RandomId, layout::ClusterLayout};
+use crate::{
+    error::{Context, Kind, Result},
+    postgres::Lsn,
+    storage::Range,
+};
+
+/// How often a holder renews its lease.
+pub const RENEWED_EVERY: Duration = Duration::from_secs(30);
+
+/// After how long without renewal the holder is taken for dead.
+pub const EXPIRED_AFTER: Duration = Duration::from_secs(300);
+
+/// A lease as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Lease {
+    /// Its id.
+    pub id: RandomId,
+    /// The host.
+    pub host: String,
+    /// The process id there.
+    pub process: u32,
+    /// What is being done: `backup`, `restore`.
+    pub operation: String,
+    /// The backup it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
+    /// WAL from here on is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_lsn: Option<Lsn>,
+    /// When it was taken.
+    pub since: DateTime<Utc>,
+    /// When it was last renewed.
+    pub renewed: DateTime<Utc>,
+}
+
+impl Lease {
+    /// A lease for what this process does.
+    pub fn new(operation: &str, backup: Option<BackupId>) -> Result<Self> {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let now = Utc::now();
+        Ok(Lease {
+            id: RandomId::random()?,
+            host,
+            process: std::process::id(),
+            operation: operation.to_owned(),
+            backup,
+            start_lsn: None,
+            since: now,
+            renewed: now,
+        })
+    }
+
+    /// Whether its holder has stopped renewing it.
+    pub fn is_expired(&self, now: DateTime<Utc>) -> bool {
+        (now - self.renewed).to_std().is_ok_and(|age| age > EXPIRED_AFTER)
+    }
+
+    async fn store(&self, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
+        let json = serde_json::to_vec(self).context(Kind::Internal, || "write a lease")?;
+        Ok(repository.storage().replace(&layout.lease(self.id), json.into()).await?)
+    }
+}
+
+/// A lease that is held, and renewed in the background, until it is released.
+#[derive(Debug)]
+pub struct HeldLease {
+    repository: Repository,
+    layout: ClusterLayout,
+    lease: Lease,
+    renewing: tokio::task::JoinHandle<()>,
+}
+
+impl HeldLease {
+    /// Takes a lease.
+    pub async fn take(
+        repository: &Repository,
+        layout: &ClusterLayout,
+        lease: Lease,
+    ) -> Result<Self> {
+        lease.store(repository, layout).await?;
+        let renewing = tokio::spawn(renew(repository.clone(), layout.clone(), lease.clone()));
+        Ok(HeldLease { repository: repository.clone(), layout: layout.clone(), lease, renewing })
+    }
+
+    /// Gives it back. A lease that can't be removed expires by itself.
+    pub async fn release(self) {
+        self.renewing.abort();
+        let name = self.layout.lease(self.lease.id);
+        if let Err(e) = self.repository.storage().delete(&name).await {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+async fn renew(repository: Repository, layout: ClusterLayout, mut lease: Lease) {
+    loop {
+        tokio::time::sleep(RENEWED_EVERY).await;
+        lease.renewed = Utc::now();
+        if let Err(e) = lease.store(&repository, &layout).await {
+            tracing::warn!("renew the lease: {e}");
+        }
+    }
+}
+
+/// The leases there are. One that can't be read is warned about and left out.
+pub async fn leases(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<Lease>> {
+    let storage = repository.storage();
+    let mut leases = Vec::new();
+    for listed in storage.list(&layout.leases_folder(), None, PAGE).await? {
+        match storage.read(&listed.name, Range::All).await {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(lease) => leases.push(lease),
+                Err(e) => tracing::warn!("{}: {e}", listed.name),
+            },
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(leases)
+}

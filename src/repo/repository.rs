@@ -1,0 +1,230 @@
+//! A repository: its storage, its id, its keys.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    id::RandomId,
+    keys::{KeyMaterial, Keyring, WrappedKeys, open_ring},
+    layout,
+};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    storage::{Range, Storage},
+};
+
+/// The repository format that this code writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// `repo.json`: the only object that is plain by design. Written last by `init`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RepositoryFile {
+    /// Always `pgkeep`.
+    pub product: String,
+    /// The format version.
+    pub format: u32,
+    /// The repository's id.
+    pub repository: RandomId,
+    /// How objects are sealed.
+    pub encryption: Encryption,
+}
+
+/// Whether a repository is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encryption {
+    /// AES-256-GCM, the default.
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
+    /// None: checksums find damage and mix-ups, not forgery. Only when asked for.
+    None,
+}
+
+/// An open repository.
+#[derive(Clone)]
+pub struct Repository {
+    name: String,
+    storage: Arc<dyn Storage>,
+    keyring: Arc<Keyring>,
+    compression_level: i32,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "repository {} at {}", self.name, self.storage.address())
+    }
+}
+
+impl Repository {
+    /// Opens the repository in `storage`, configured under `name`, and checks that it is one, that
+    /// this version reads it, and that `material` opens it.
+    pub async fn open(
+        name: &str,
+        storage: Arc<dyn Storage>,
+        material: &KeyMaterial,
+        compression_level: i32,
+    ) -> Result<Self> {
+        let file = read_repository_file(storage.as_ref()).await?;
+        let address = storage.address();
+        let keyring = match (file.encryption, material) {
+            (Encryption::None, KeyMaterial::None) => Keyring::plain(file.repository),
+            (Encryption::None, _) => {
+                return Err(Error::new(
+                    Kind::Key,
+                    format!("the repository {name} at {address} says that it isn't encrypted, but a \
+                             key is configured for it"),
+                )
+                .hint("someone may have replaced it; if it is meant to be plain, set encryption = \"none\" and no key"));
+            }
+            (Encryption::Aes256Gcm, KeyMaterial::None) => {
+                return Err(Error::new(
+                    Kind::Key,
+                    format!(
+                        "the repository {name} at {address} is encrypted, but no key is configured"
+                    ),
+                )
+                .hint(format!(
+                    "set key-file, passphrase-file or passphrase-command in [repository.{name}]"
+                )));
+            }
+            (Encryption::Aes256Gcm, material) => {
+                let wrapped = read_keys(storage.as_ref(), file.repository).await?;
+                open_ring(file.repository, &wrapped, material).map_err(|e| {
+                    e.while_doing(format!("open the repository {name} at {address}"))
+                })?
+            }
+        };
+        Ok(Repository {
+            name: name.to_owned(),
+            storage,
+            keyring: Arc::new(keyring),
+            compression_level,
+        })
+    }
+
+    /// Makes a new repository in `storage`: the keys object, read back, then `repo.json`.
+    pub async fn init(storage: &dyn Storage, material: &KeyMaterial) -> Result<RandomId> {
+        let address = storage.address();
+        match storage.read(&layout::repository_file(), Range::All).await {
+            Ok(_) => {
+                return Err(Error::new(
+                    Kind::Conflict,
+                    format!("there is a repository at {address} already"),
+                ));
+            }
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+        let repository = RandomId::random()?;
+        let encryption = match material {
+            KeyMaterial::None => Encryption::None,
+            _ => Encryption::Aes256Gcm,
+        };
+        if encryption == Encryption::Aes256Gcm {
+            let wrapped = WrappedKeys::generate(repository, material)?;
+            storage.put(&layout::keys_object(1, wrapped.key), wrapped.to_json()?.into()).await?;
+            let back = read_keys(storage, repository).await?;
+            open_ring(repository, &back, material)?;
+        }
+        let file =
+            RepositoryFile { product: "pgkeep".into(), format: FORMAT, repository, encryption };
+        let mut json =
+            serde_json::to_vec_pretty(&file).context(Kind::Internal, || "write repo.json")?;
+        json.push(b'\n');
+        storage.put(&layout::repository_file(), json.into()).await?;
+        Ok(repository)
+    }
+
+    /// The name it has in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it lies.
+    pub fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
+    }
+
+    /// Its keys.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    /// The zstd level for new objects.
+    pub fn compression_level(&self) -> i32 {
+        self.compression_level
+    }
+
+    /// Reads `repo.json` once more and checks that it is still this repository: what answered
+    /// "not there" may be an unmounted disk's empty directory.
+    pub async fn prove_present(&self) -> Result<()> {
+        let file = read_repository_file(self.storage()).await?;
+        if file.repository == self.keyring.repository() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Conflict,
+            format!("{} is another repository than a moment ago", self.storage.address()),
+        ))
+    }
+}
+
+async fn read_repository_file(storage: &dyn Storage) -> Result<RepositoryFile> {
+    let address = storage.address();
+    let bytes = match storage.read(&layout::repository_file(), Range::All).await {
+        Ok(bytes) => bytes,
+        Err(e) if e.is_not_found() => {
+            return Err(Error::new(
+                Kind::Repository,
+                format!("there is no repository at {address}"),
+            )
+            .hint("run `pgkeep init`, or check the url; is the disk mounted?"));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let damaged = |what: String| {
+        Error::new(Kind::Damaged, format!("repo.json in {address} is damaged: {what}"))
+    };
+    // The version first: a later format may have other fields.
+    #[derive(Deserialize)]
+    struct Version {
+        product: String,
+        format: u32,
+    }
+    let version: Version = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    if version.product != "pgkeep" {
+        return Err(damaged(format!("it is a repository of {:?}", version.product)));
+    }
+    if version.format != FORMAT {
+        return Err(Error::new(
+            Kind::Repository,
+            format!(
+                "the repository at {address} has format {}, this pgkeep reads {FORMAT}",
+                version.format
+            ),
+        )
+        .hint("use a newer pgkeep"));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))
+}
+
+async fn read_keys(storage: &dyn Storage, repository: RandomId) -> Result<Vec<WrappedKeys>> {
+    let mut found = Vec::new();
+    for listed in storage.list(layout::KEYS, None, 10_000).await? {
+        let bytes = storage.read(&listed.name, Range::All).await?;
+        let parsed = WrappedKeys::parse(&bytes, repository).map_err(|e| {
+            let address = storage.address();
+            Error::new(Kind::Damaged, format!("{} in {address} is damaged: {e}", listed.name))
+        })?;
+        found.extend(parsed);
+    }
+    if found.is_empty() {
+        let message =
+            format!("{} has no keys object for repository {repository}", storage.address());
+        return Err(Error::new(Kind::Damaged, message)
+            .hint("restore the folder keys/ from a copy; without it nothing can be opened"));
+    }
+    Ok(found)
+}

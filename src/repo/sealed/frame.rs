@@ -1,0 +1,319 @@
+//! Headers and frames: bytes in, bytes out, no storage.
+
+use aes_gcm::{Aes256Gcm, KeyInit, Nonce, aead::AeadInOut};
+use hkdf::Hkdf;
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::super::{
+    codec::Reader,
+    id::RandomId,
+    keys::{Keyring, random},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    storage::ObjectName,
+};
+
+/// The number of the closing frame.
+pub const CLOSING: u64 = u64::MAX;
+
+/// The largest raw frame a reader accepts, in bytes. Bounds memory whatever an object claims.
+pub const MAX_RAW: u32 = 16 << 20;
+
+pub(super) const HEADER_LEN: usize = 64;
+pub(super) const PREFIX_LEN: usize = 8;
+pub(super) const TRAILER_LEN: usize = HEADER_LEN + 8 + 4 + 8;
+pub(super) const TAG_LEN: usize = 16;
+
+const MAGIC: &[u8; 8] = b"PGKEEP\r\n";
+pub(super) const TRAILER_MAGIC: &[u8; 8] = b"\nPGKEND\n";
+const VERSION: u8 = 1;
+const ZSTD: u8 = 1;
+const CIPHER_NONE: u8 = 0;
+const CIPHER_AES_256_GCM: u8 = 1;
+
+/// The first 64 bytes of an object: magic 8, version 1, compression 1, cipher 1, zero 5, key id 16
+/// (zero without encryption), salt 32.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Header(pub(super) [u8; HEADER_LEN]);
+
+impl Header {
+    fn new(key: Option<RandomId>) -> Result<Self> {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[..8].copy_from_slice(MAGIC);
+        bytes[8] = VERSION;
+        bytes[9] = ZSTD;
+        bytes[10] = if key.is_some() { CIPHER_AES_256_GCM } else { CIPHER_NONE };
+        if let Some(key) = key {
+            bytes[16..32].copy_from_slice(&key.0);
+        }
+        bytes[32..].copy_from_slice(&random::<32>()?);
+        Ok(Header(bytes))
+    }
+
+    /// Reads a header and says what is wrong with it.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let bytes: [u8; HEADER_LEN] = bytes
+            .get(..HEADER_LEN)
+            .and_then(|b| b.try_into().ok())
+            .ok_or("it is shorter than a header")?;
+        if &bytes[..8] != MAGIC {
+            return Err("it doesn't begin like a pgkeep object".into());
+        }
+        if bytes[8] != VERSION {
+            return Err(format!("its format version is {}, this pgkeep reads {VERSION}", bytes[8]));
+        }
+        if bytes[9] != ZSTD || bytes[11..16] != [0; 5] {
+            return Err("its header has unknown flags".into());
+        }
+        if !matches!(bytes[10], CIPHER_NONE | CIPHER_AES_256_GCM) {
+            return Err(format!("its cipher {} is unknown", bytes[10]));
+        }
+        Ok(Header(bytes))
+    }
+
+    fn key_id(&self) -> Option<RandomId> {
+        let id = self.0[16..32].try_into().unwrap_or_default();
+        (self.0[10] == CIPHER_AES_256_GCM).then_some(RandomId(id))
+    }
+}
+
+/// A frame's lengths in bytes: as stored (with its tag), and raw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lengths {
+    /// Compressed and sealed, with the 16 bytes of tag or checksum.
+    pub sealed: u32,
+    /// Before compression.
+    pub raw: u32,
+}
+
+/// A frame ready to be stored.
+#[derive(Debug)]
+pub struct SealedFrame {
+    /// Prefix and sealed bytes.
+    pub bytes: Vec<u8>,
+    /// Its lengths.
+    pub lengths: Lengths,
+}
+
+/// What frames of one object are bound to, and the object's key.
+#[derive(Clone)]
+struct Binding {
+    cipher: Option<Aes256Gcm>,
+    /// Header and object name.
+    context: Vec<u8>,
+}
+
+impl Binding {
+    fn new(ring: &Keyring, header: &Header, name: &ObjectName) -> Result<Self, String> {
+        let cipher = match (header.key_id(), ring.is_encrypted()) {
+            (None, false) => None,
+            (None, true) => {
+                return Err(
+                    "it is not encrypted, but this repository is; someone may have put it \
+                            there"
+                        .into(),
+                );
+            }
+            (Some(id), _) => {
+                let key = ring.data_key(id).ok_or_else(|| format!("its key {id} is not known"))?;
+                let info = [b"pgkeep object v1".as_slice(), &ring.repository().0, &header.0];
+                let mut object_key = Zeroizing::new([0u8; 32]);
+                Hkdf::<Sha256>::new(Some(&header.0[32..]), key)
+                    .expand_multi_info(&info, object_key.as_mut_slice())
+                    .map_err(|e| e.to_string())?;
+                Some(Aes256Gcm::new_from_slice(object_key.as_slice()).map_err(|e| e.to_string())?)
+            }
+        };
+        let context = [header.0.as_slice(), name.as_str().as_bytes()].concat();
+        Ok(Binding { cipher, context })
+    }
+
+    fn associated(&self, number: u64, raw: u32) -> Vec<u8> {
+        [&self.context, number.to_le_bytes().as_slice(), &raw.to_le_bytes()].concat()
+    }
+
+    fn nonce(number: u64) -> Nonce<aes_gcm::aead::consts::U12> {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&number.to_be_bytes());
+        nonce.into()
+    }
+
+    fn checksum(associated: &[u8], bytes: &[u8]) -> [u8; TAG_LEN] {
+        let digest = Sha256::new().chain_update(associated).chain_update(bytes).finalize();
+        let mut tag = [0; TAG_LEN];
+        tag.copy_from_slice(&digest[..TAG_LEN]);
+        tag
+    }
+}
+
+/// Seals the frames of one new object. Cheap to clone, so that each thread has its own.
+#[derive(Clone)]
+pub struct Sealer {
+    header: Header,
+    binding: Binding,
+    level: i32,
+}
+
+impl Sealer {
+    /// A sealer for the object `name`, with a fresh salt and the repository's current key.
+    pub fn new(ring: &Keyring, name: &ObjectName, level: i32) -> Result<Self> {
+        let header = Header::new(ring.current())?;
+        let binding = Binding::new(ring, &header, name)
+            .map_err(|e| Error::new(Kind::Internal, format!("seal {name}: {e}")))?;
+        Ok(Sealer { header, binding, level })
+    }
+
+    /// The object's first bytes.
+    pub fn header(&self) -> &[u8] {
+        &self.header.0
+    }
+
+    /// Compresses and seals frame `number`. No two frames of an object may have the same number.
+    pub fn seal(&self, number: u64, raw: &[u8]) -> Result<SealedFrame> {
+        let too_large = || Error::new(Kind::Internal, format!("a frame of {} bytes", raw.len()));
+        let raw_len =
+            u32::try_from(raw.len()).ok().filter(|n| *n <= MAX_RAW).ok_or_else(too_large)?;
+        let compressed = zstd::bulk::compress(raw, self.level)
+            .map_err(|e| Error::new(Kind::Internal, "compress a frame").because(e))?;
+        let mut bytes = Vec::with_capacity(PREFIX_LEN + compressed.len() + TAG_LEN);
+        let sealed = (compressed.len() + TAG_LEN) as u32;
+        bytes.extend_from_slice(&sealed.to_le_bytes());
+        bytes.extend_from_slice(&raw_len.to_le_bytes());
+        bytes.extend_from_slice(&compressed);
+        let associated = self.binding.associated(number, raw_len);
+        let tag: [u8; TAG_LEN] = match &self.binding.cipher {
+            Some(cipher) => cipher
+                .encrypt_inout_detached(
+                    &Binding::nonce(number),
+                    &associated,
+                    (&mut bytes[PREFIX_LEN..]).into(),
+                )
+                .map_err(|e| Error::new(Kind::Internal, format!("seal a frame: {e}")))?
+                .into(),
+            None => Binding::checksum(&associated, &compressed),
+        };
+        bytes.extend_from_slice(&tag);
+        Ok(SealedFrame { bytes, lengths: Lengths { sealed, raw: raw_len } })
+    }
+
+    /// The object's last bytes: the closing frame, with every frame's lengths in order and the
+    /// summary, and the trailer.
+    pub fn close(&self, frames: &[Lengths], summary: &[u8]) -> Result<Vec<u8>> {
+        let mut raw = Vec::with_capacity(8 + frames.len() * 8 + summary.len());
+        raw.extend_from_slice(&(frames.len() as u32).to_le_bytes());
+        let mut offset = HEADER_LEN as u64;
+        for lengths in frames {
+            raw.extend_from_slice(&lengths.sealed.to_le_bytes());
+            raw.extend_from_slice(&lengths.raw.to_le_bytes());
+            offset += PREFIX_LEN as u64 + u64::from(lengths.sealed);
+        }
+        raw.extend_from_slice(summary);
+        let mut bytes = self.seal(CLOSING, &raw)?.bytes;
+        let len = bytes.len() as u32;
+        bytes.extend_from_slice(&self.header.0);
+        bytes.extend_from_slice(&offset.to_le_bytes());
+        bytes.extend_from_slice(&len.to_le_bytes());
+        bytes.extend_from_slice(TRAILER_MAGIC);
+        Ok(bytes)
+    }
+}
+
+/// The closing frame's content.
+pub(super) struct Closing {
+    pub frames: Vec<Lengths>,
+    pub summary: Vec<u8>,
+}
+
+/// Opens the frames of one object.
+#[derive(Clone)]
+pub struct Opener {
+    binding: Binding,
+}
+
+impl Opener {
+    /// An opener for the object `name`, whose header this is. Says what is wrong with the header.
+    pub fn new(ring: &Keyring, header: &Header, name: &ObjectName) -> Result<Self, String> {
+        Ok(Opener { binding: Binding::new(ring, header, name)? })
+    }
+
+    /// Opens a stored frame, prefix included, and returns its raw bytes. `expected` are the lengths
+    /// that the closing frame has for it, if known.
+    pub fn open(
+        &self,
+        number: u64,
+        bytes: &[u8],
+        expected: Option<Lengths>,
+    ) -> Result<Vec<u8>, String> {
+        let what =
+            || if number == CLOSING { "closing frame".into() } else { format!("frame {number}") };
+        let lengths = parse_prefix(bytes).map_err(|e| format!("{}: {e}", what()))?;
+        if expected.is_some_and(|e| e != lengths)
+            || bytes.len() != PREFIX_LEN + lengths.sealed as usize
+        {
+            return Err(format!("{} has other lengths than it should", what()));
+        }
+        let mut content = bytes[PREFIX_LEN..].to_vec();
+        let tag: [u8; TAG_LEN] = content
+            .split_off(content.len() - TAG_LEN)
+            .try_into()
+            .map_err(|_| format!("{} is too short", what()))?;
+        let associated = self.binding.associated(number, lengths.raw);
+        match &self.binding.cipher {
+            Some(cipher) => cipher
+                .decrypt_inout_detached(
+                    &Binding::nonce(number),
+                    &associated,
+                    content.as_mut_slice().into(),
+                    &tag.into(),
+                )
+                .map_err(|_| format!("{} doesn't authenticate", what()))?,
+            None if Binding::checksum(&associated, &content) == tag => {}
+            None => return Err(format!("{} has a wrong checksum", what())),
+        }
+        let raw = zstd::bulk::decompress(&content, lengths.raw as usize)
+            .map_err(|e| format!("{}: {e}", what()))?;
+        if raw.len() != lengths.raw as usize {
+            return Err(format!("{} has another length than it should", what()));
+        }
+        Ok(raw)
+    }
+
+    pub(super) fn open_closing(&self, bytes: &[u8]) -> Result<Closing, String> {
+        let raw = self.open(CLOSING, bytes, None)?;
+        let parse = || -> Result<Closing, super::super::codec::Malformed> {
+            let mut reader = Reader::new(&raw);
+            let count = u32::from_le_bytes(reader.array("frame count")?) as usize;
+            if count > reader.left() / 8 {
+                return Err(reader.malformed("frame count"));
+            }
+            let mut frames = Vec::with_capacity(count);
+            for _ in 0..count {
+                let sealed = u32::from_le_bytes(reader.array("frame length")?);
+                let raw = u32::from_le_bytes(reader.array("frame length")?);
+                frames.push(Lengths { sealed, raw });
+            }
+            let summary = reader.take(reader.left(), "summary")?.to_vec();
+            Ok(Closing { frames, summary })
+        };
+        parse().map_err(|e| e.to_string())
+    }
+}
+
+/// A stored frame's lengths, from its first 8 bytes.
+pub(super) fn parse_prefix(bytes: &[u8]) -> Result<Lengths, String> {
+    let mut reader = Reader::new(bytes);
+    let mut number = || reader.array("frame length").map(u32::from_le_bytes);
+    let lengths = number()
+        .and_then(|sealed| Ok(Lengths { sealed, raw: number()? }))
+        .map_err(|e| e.to_string())?;
+    let sealed_bound = zstd::zstd_safe::compress_bound(MAX_RAW as usize) + TAG_LEN;
+    if lengths.raw > MAX_RAW
+        || (lengths.sealed as usize) < TAG_LEN
+        || lengths.sealed as usize > sealed_bound
+    {
+        return Err("its lengths are impossible".into());
+    }
+    Ok(lengths)
+}

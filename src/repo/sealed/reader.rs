@@ -1,0 +1,203 @@
+//! Reading sealed objects: single frames by range, or all of it in order.
+
+use bytes::Bytes;
+
+use super::frame::{HEADER_LEN, Header, Lengths, Opener, PREFIX_LEN, TRAILER_LEN, TRAILER_MAGIC};
+use crate::{
+    error::{Error, Kind, Result},
+    repo::{Repository, codec::Reader},
+    storage::{ObjectName, Range},
+};
+
+/// How much of an object's end is read first: enough for the closing frame of most objects.
+const TAIL: u64 = 16 << 10;
+
+/// An object whose closing frame has been read, so that single frames can be fetched.
+pub struct ObjectReader {
+    name: ObjectName,
+    opener: Opener,
+    header: Header,
+    /// Where each frame begins, and its lengths.
+    frames: Vec<(u64, Lengths)>,
+    summary: Vec<u8>,
+    size: u64,
+}
+
+fn damaged(repository: &Repository, name: &ObjectName, what: impl std::fmt::Display) -> Error {
+    let address = repository.storage().address();
+    Error::new(Kind::Damaged, format!("{name} in {address} is damaged: {what}"))
+}
+
+impl ObjectReader {
+    /// Reads the object's end: which frames it has, and its summary.
+    pub async fn open(repository: &Repository, name: &ObjectName) -> Result<Self> {
+        let storage = repository.storage();
+        let size = storage.size(name).await?;
+        let mut tail = storage.read(name, Range::Last(TAIL)).await?;
+        let bad = |what: String| damaged(repository, name, what);
+        let (offset, len) = parse_trailer(&tail).map_err(bad)?;
+        let end = u64::from(len) + TRAILER_LEN as u64;
+        if end > TAIL && end <= size {
+            tail = storage.read(name, Range::Last(end)).await?;
+        }
+        Self::from_tail(repository, name, size, offset, &tail).map_err(bad)
+    }
+
+    fn from_tail(
+        repository: &Repository,
+        name: &ObjectName,
+        size: u64,
+        offset: u64,
+        tail: &[u8],
+    ) -> Result<Self, String> {
+        let (_, len) = parse_trailer(tail)?;
+        let trailer_at = tail.len() - TRAILER_LEN;
+        let closing_at = trailer_at.checked_sub(len as usize).ok_or("its trailer doesn't fit")?;
+        let header = Header::parse(&tail[trailer_at..])?;
+        let opener = Opener::new(repository.keyring(), &header, name)?;
+        let closing = opener.open_closing(&tail[closing_at..trailer_at])?;
+        let mut at = HEADER_LEN as u64;
+        let mut frames = Vec::with_capacity(closing.frames.len());
+        for lengths in closing.frames {
+            frames.push((at, lengths));
+            at += PREFIX_LEN as u64 + u64::from(lengths.sealed);
+        }
+        if at != offset || at + u64::from(len) + TRAILER_LEN as u64 != size {
+            return Err(format!("it has {size} bytes, its closing frame says otherwise"));
+        }
+        Ok(ObjectReader {
+            name: name.clone(),
+            opener,
+            header,
+            frames,
+            summary: closing.summary,
+            size,
+        })
+    }
+
+    /// The summary that the object was closed with.
+    pub fn summary(&self) -> &[u8] {
+        &self.summary
+    }
+
+    /// The object's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many frames it has.
+    pub fn frame_count(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// The raw length of frame `number`, if there is one.
+    pub fn raw_len(&self, number: u64) -> Option<u32> {
+        self.frames.get(usize::try_from(number).ok()?).map(|(_, lengths)| lengths.raw)
+    }
+
+    /// Compares the object's beginning with the copy of it at the end, which is what frames are
+    /// opened with.
+    pub async fn check_header(&self, repository: &Repository) -> Result<()> {
+        let range = Range::At { offset: 0, len: HEADER_LEN as u64 };
+        let front = repository.storage().read(&self.name, range).await?;
+        if front[..] == self.header.0 {
+            Ok(())
+        } else {
+            Err(damaged(repository, &self.name, "its header and its trailer differ"))
+        }
+    }
+
+    /// Fetches and opens one frame.
+    pub async fn frame(&self, repository: &Repository, number: u64) -> Result<Vec<u8>> {
+        let (bytes, lengths) = self.fetch(repository, number).await?;
+        self.open_fetched(repository, number, &bytes, lengths)
+    }
+
+    /// Fetches a frame without opening it, for a thread that will.
+    pub async fn fetch(&self, repository: &Repository, number: u64) -> Result<(Bytes, Lengths)> {
+        let frame = usize::try_from(number).ok().and_then(|n| self.frames.get(n));
+        let Some(&(offset, lengths)) = frame else {
+            return Err(damaged(repository, &self.name, format!("it has no frame {number}")));
+        };
+        let len = PREFIX_LEN as u64 + u64::from(lengths.sealed);
+        let bytes = repository.storage().read(&self.name, Range::At { offset, len }).await?;
+        Ok((bytes, lengths))
+    }
+
+    /// Opens what [`ObjectReader::fetch`] brought.
+    pub fn open_fetched(
+        &self,
+        repository: &Repository,
+        number: u64,
+        bytes: &[u8],
+        lengths: Lengths,
+    ) -> Result<Vec<u8>> {
+        self.opener
+            .open(number, bytes, Some(lengths))
+            .map_err(|e| damaged(repository, &self.name, e))
+    }
+}
+
+/// The closing frame's offset and length, from an object's last bytes.
+fn parse_trailer(tail: &[u8]) -> Result<(u64, u32), String> {
+    let trailer = tail
+        .len()
+        .checked_sub(TRAILER_LEN)
+        .and_then(|at| tail.get(at..))
+        .ok_or("it is too short for an object")?;
+    let mut reader = Reader::new(&trailer[HEADER_LEN..]);
+    let parse = |reader: &mut Reader<'_>| {
+        let offset = u64::from_le_bytes(reader.array("trailer")?);
+        let len = u32::from_le_bytes(reader.array("trailer")?);
+        Ok((offset, len, reader.array::<8>("trailer")?))
+    };
+    let (offset, len, magic) =
+        parse(&mut reader).map_err(|e: crate::repo::codec::Malformed| e.to_string())?;
+    if &magic != TRAILER_MAGIC {
+        return Err("it doesn't end like a pgkeep object; its end may be missing".into());
+    }
+    Ok((offset, len))
+}
+
+/// A small object, read and checked from its first byte to its last.
+#[derive(Debug)]
+pub struct WholeObject {
+    /// The raw frames in order.
+    pub frames: Vec<Vec<u8>>,
+    /// The summary.
+    pub summary: Vec<u8>,
+}
+
+impl WholeObject {
+    /// The frames' bytes in one piece.
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        if self.frames.len() == 1 { self.frames.remove(0) } else { self.frames.concat() }
+    }
+}
+
+/// Reads all of an object and checks every byte of it. For objects that fit into memory.
+pub async fn read_whole(repository: &Repository, name: &ObjectName) -> Result<WholeObject> {
+    let bytes = repository.storage().read(name, Range::All).await?;
+    open_whole(repository, name, &bytes)
+}
+
+/// As [`read_whole`], for bytes that were read already.
+pub fn open_whole(repository: &Repository, name: &ObjectName, bytes: &[u8]) -> Result<WholeObject> {
+    let open = || -> Result<WholeObject, String> {
+        let (offset, _) = parse_trailer(bytes)?;
+        let reader = ObjectReader::from_tail(repository, name, bytes.len() as u64, offset, bytes)?;
+        if bytes.get(..HEADER_LEN) != Some(&reader.header.0[..]) {
+            return Err("its header and its trailer differ".into());
+        }
+        let mut frames = Vec::with_capacity(reader.frames.len());
+        for (number, (at, lengths)) in reader.frames.iter().enumerate() {
+            let at = *at as usize;
+            let frame = bytes
+                .get(at..at + PREFIX_LEN + lengths.sealed as usize)
+                .ok_or("it ends too early")?;
+            frames.push(reader.opener.open(number as u64, frame, Some(*lengths))?);
+        }
+        Ok(WholeObject { frames, summary: reader.summary })
+    };
+    open().map_err(|e| damaged(repository, name, e))
+}

@@ -1,0 +1,146 @@
+//! The tree of a backup: file leaves over map leaves over blocks.
+//!
+//! A file is a row of *blocks* of 8 KiB, the last one may be shorter. A block is zero or lies at a
+//! *place*: a backup, a pack of it, a frame, an offset in the frame's raw bytes. A file of few
+//! blocks has its map in its entry; larger ones have *map leaves* of 1,024 blocks each. Entries,
+//! sorted by path, make *file leaves*. All leaves lie in packs, as blocks do, and are found by an
+//! [`Extent`]; so a later backup refers to a leaf that didn't change as it does to a block.
+
+mod files;
+mod hash;
+mod map;
+
+pub use files::{FileEntry, FileKind, FileLeaf, FileMap, LEAF_FILES, PackedEntry};
+pub use hash::{BlockHasher, DigestBuilder, FileDigest};
+pub use map::{Block, MapLeaf, Patch, decode_map_leaf, encode_map_leaf, encode_map_patch};
+
+use super::{
+    codec::{Malformed, Reader, put_bytes, put_varint},
+    id::BackupId,
+};
+
+/// A block's length in bytes; a file's last one may be shorter.
+pub const BLOCK: usize = 8192;
+
+/// How many blocks a map leaf covers.
+pub const LEAF_BLOCKS: usize = 1024;
+
+/// The largest file, in blocks, whose map is in its entry.
+pub const INLINE_BLOCKS: usize = 4;
+
+/// How many blocks a file of `size` bytes has.
+pub fn block_count(size: u64) -> u64 {
+    size.div_ceil(BLOCK as u64)
+}
+
+/// Backups by number: what places and extents mean by their `backup`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BackupTable(Vec<BackupId>);
+
+impl BackupTable {
+    /// The number of `backup`, given to it now if it had none.
+    pub fn number(&mut self, backup: &BackupId) -> u32 {
+        let known = self.0.iter().position(|b| b == backup);
+        known.unwrap_or_else(|| {
+            self.0.push(backup.clone());
+            self.0.len() - 1
+        }) as u32
+    }
+
+    /// The backup of this number.
+    pub fn get(&self, number: u32) -> Option<&BackupId> {
+        self.0.get(number as usize)
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.0.len() as u64);
+        for backup in &self.0 {
+            put_bytes(out, backup.as_str().as_bytes());
+        }
+    }
+
+    /// Reads a stored table and returns, for each of its numbers, the number in `self`.
+    fn read(&mut self, reader: &mut Reader<'_>) -> Result<Vec<u32>, Malformed> {
+        let count = reader.count("backup table")?;
+        let mut numbers = Vec::with_capacity(count);
+        for _ in 0..count {
+            let malformed = reader.malformed("backup id");
+            let id = reader.text("backup id")?.parse().map_err(|_| malformed)?;
+            numbers.push(self.number(&id));
+        }
+        Ok(numbers)
+    }
+}
+
+fn mapped(numbers: &[u32], reader: &mut Reader<'_>) -> Result<u32, Malformed> {
+    let malformed = reader.malformed("backup number");
+    numbers.get(reader.number::<usize>("backup number")?).copied().ok_or(malformed)
+}
+
+/// Where a block lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The backup, by its number in a [`BackupTable`].
+    pub backup: u32,
+    /// The pack of that backup.
+    pub pack: u32,
+    /// The frame in that pack.
+    pub frame: u32,
+    /// In the frame's raw bytes.
+    pub offset: u32,
+}
+
+/// Where a leaf lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Extent {
+    /// Where it begins.
+    pub place: Place,
+    /// Its length in raw bytes.
+    pub len: u32,
+}
+
+fn put_place(out: &mut Vec<u8>, place: Place) {
+    for n in [place.backup, place.pack, place.frame, place.offset] {
+        put_varint(out, n.into());
+    }
+}
+
+fn read_place(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<Place, Malformed> {
+    Ok(Place {
+        backup: mapped(numbers, reader)?,
+        pack: reader.number("pack")?,
+        frame: reader.number("frame")?,
+        offset: reader.number("offset")?,
+    })
+}
+
+pub(super) fn put_extent(out: &mut Vec<u8>, extent: Extent) {
+    put_place(out, extent.place);
+    put_varint(out, extent.len.into());
+}
+
+pub(super) fn read_extent(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<Extent, Malformed> {
+    Ok(Extent { place: read_place(reader, numbers)?, len: reader.number("length")? })
+}
+
+/// Extents with their own table in front, as the manifest keeps the file leaves.
+pub(super) fn put_extents(out: &mut Vec<u8>, table: &BackupTable, extents: &[Extent]) {
+    table.put(out);
+    put_varint(out, extents.len() as u64);
+    for extent in extents {
+        put_extent(out, *extent);
+    }
+}
+
+pub(super) fn read_extents(
+    bytes: &[u8],
+    table: &mut BackupTable,
+) -> Result<Vec<Extent>, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let numbers = table.read(&mut reader)?;
+    let count = reader.count("extents")?;
+    let extents =
+        (0..count).map(|_| read_extent(&mut reader, &numbers)).collect::<Result<_, _>>()?;
+    reader.end("extents")?;
+    Ok(extents)
+}

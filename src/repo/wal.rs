@@ -1,0 +1,274 @@
+//! The archive of one system: what a segment's object says of itself, and how objects are found.
+//!
+//! A file lies under its plain name. Beside it there may be
+//! - `<segment>.partial.<checksum>`: the unfinished end of a timeline; several, because two
+//!   standbys promoted in one segment differ;
+//! - `<file>.repair.<checksum>`: pushed again because the stored one doesn't authenticate.
+//!
+//! The checksum in a name is the first 16 hexadecimal digits of the content's SHA-256.
+
+use std::io::Write;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Repository, SystemId, catalog::PAGE, layout::ClusterLayout, sealed::ObjectReader};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    postgres::{SegmentName, Timeline, WalFile, wal::SegmentSummary},
+    storage::ObjectName,
+};
+
+/// How many raw bytes of a WAL file a frame has.
+pub const WAL_FRAME: usize = 1 << 20;
+
+/// What the object of a WAL file says at its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StoredSummary {
+    /// The file's length in bytes.
+    pub size: u64,
+    /// The SHA-256 of its content, in hexadecimal.
+    pub sha256: String,
+    /// What a segment or a partial one holds; none for other files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<SegmentSummary>,
+}
+
+impl StoredSummary {
+    /// The part of the checksum that names carry.
+    pub fn short_checksum(&self) -> &str {
+        self.sha256.get(..16).unwrap_or(&self.sha256)
+    }
+
+    /// The bytes to close the object with.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).context(Kind::Internal, || "write a WAL summary")
+    }
+}
+
+/// An object in the archive, by what its name says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WalObject {
+    /// A file under its plain name.
+    Plain(WalFile),
+    /// A partial segment, with its checksum.
+    Partial(SegmentName, String),
+    /// A repaired copy, with its checksum.
+    Repair(WalFile, String),
+}
+
+impl WalObject {
+    /// What the last part of an object's name stands for.
+    pub fn parse(file_name: &str) -> Option<Self> {
+        if let Some((file, checksum)) = file_name.split_once(".repair.") {
+            return Some(WalObject::Repair(file.parse().ok()?, checksum.to_owned()));
+        }
+        if let Some((segment, checksum)) = file_name.split_once(".partial.") {
+            return Some(WalObject::Partial(segment.parse().ok()?, checksum.to_owned()));
+        }
+        file_name.parse().ok().map(WalObject::Plain)
+    }
+}
+
+/// The archive of one system in one repository.
+#[derive(Debug, Clone)]
+pub struct WalStore {
+    repository: Repository,
+    layout: ClusterLayout,
+    system: SystemId,
+}
+
+impl WalStore {
+    /// The archive of `system`, one of the cluster's.
+    pub fn new(repository: &Repository, layout: &ClusterLayout, system: SystemId) -> Self {
+        WalStore { repository: repository.clone(), layout: layout.clone(), system }
+    }
+
+    /// The repository it lies in.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The cluster's layout.
+    pub fn layout(&self) -> &ClusterLayout {
+        &self.layout
+    }
+
+    /// The system it is of.
+    pub fn system(&self) -> SystemId {
+        self.system
+    }
+
+    /// The object of a file under its plain name.
+    pub fn plain(&self, file: WalFile) -> ObjectName {
+        self.layout.wal_file(self.system, file)
+    }
+
+    /// The object of a partial segment with this content.
+    pub fn partial(&self, segment: SegmentName, summary: &StoredSummary) -> ObjectName {
+        let file = WalFile::Partial(segment);
+        self.layout.wal_variant(self.system, file, summary.short_checksum())
+    }
+
+    /// The object of a repaired copy with this content.
+    pub fn repair(&self, file: WalFile, summary: &StoredSummary) -> ObjectName {
+        let suffix = format!("repair.{}", summary.short_checksum());
+        self.layout.wal_variant(self.system, file, &suffix)
+    }
+
+    /// The summary of an object, from its last bytes. `None` when there is no such object.
+    pub async fn summary(&self, name: &ObjectName) -> Result<Option<StoredSummary>> {
+        match self.repository.storage().size(name).await {
+            Err(e) if e.is_not_found() => return Ok(None),
+            size => size?,
+        };
+        let reader = ObjectReader::open(&self.repository, name).await?;
+        self.parse_summary(name, reader.summary()).map(Some)
+    }
+
+    /// The summary of a whole segment: of its repaired copy, if there is one that can be read.
+    pub async fn segment_summary(&self, segment: SegmentName) -> Result<Option<StoredSummary>> {
+        let file = WalFile::Segment(segment);
+        let plain = self.summary(&self.plain(file)).await;
+        if matches!(&plain, Ok(Some(_))) {
+            return plain;
+        }
+        for name in self.repairs(file).await? {
+            if let Ok(Some(summary)) = self.summary(&name).await {
+                return Ok(Some(summary));
+            }
+        }
+        plain
+    }
+
+    fn parse_summary(&self, name: &ObjectName, bytes: &[u8]) -> Result<StoredSummary> {
+        serde_json::from_slice(bytes).map_err(|e| self.damaged(name, &e.to_string()))
+    }
+
+    fn damaged(&self, name: &ObjectName, what: &str) -> Error {
+        let address = self.repository.storage().address();
+        Error::new(Kind::Damaged, format!("{name} in {address} is damaged: {what}"))
+    }
+
+    /// Copies an object's content to `sink`, every byte authenticated and the whole compared with
+    /// its checksum. On an error `sink` may have got a part. `None` when there is no such object.
+    pub async fn copy_to(
+        &self,
+        name: &ObjectName,
+        sink: &mut (dyn Write + Send),
+    ) -> Result<Option<StoredSummary>> {
+        match self.repository.storage().size(name).await {
+            Err(e) if e.is_not_found() => return Ok(None),
+            size => size?,
+        };
+        let reader = ObjectReader::open(&self.repository, name).await?;
+        reader.check_header(&self.repository).await?;
+        let summary = self.parse_summary(name, reader.summary())?;
+        let (mut digest, mut size) = (Sha256::new(), 0);
+        for number in 0..reader.frame_count() as u64 {
+            let raw = reader.frame(&self.repository, number).await?;
+            digest.update(&raw);
+            size += raw.len() as u64;
+            sink.write_all(&raw).context(Kind::Local, || format!("write the content of {name}"))?;
+        }
+        if size != summary.size || hex::encode(digest.finalize()) != summary.sha256 {
+            return Err(self.damaged(name, "its content doesn't fit its checksum"));
+        }
+        Ok(Some(summary))
+    }
+
+    /// The repaired copies of a file.
+    pub async fn repairs(&self, file: WalFile) -> Result<Vec<ObjectName>> {
+        let prefix = format!("{}.repair.", self.plain(file));
+        let listed = self.repository.storage().list(&prefix, None, PAGE).await?;
+        Ok(listed.into_iter().map(|object| object.name).collect())
+    }
+
+    /// The partial copies of a segment.
+    pub async fn partials(&self, segment: SegmentName) -> Result<Vec<ObjectName>> {
+        let prefix = format!("{}.", self.plain(WalFile::Partial(segment)));
+        let listed = self.repository.storage().list(&prefix, None, PAGE).await?;
+        let is_partial = |name: &ObjectName| {
+            matches!(WalObject::parse(name.file_name()), Some(WalObject::Partial(..)))
+        };
+        Ok(listed.into_iter().map(|object| object.name).filter(is_partial).collect())
+    }
+
+    /// The timelines that have a folder, ascending.
+    pub async fn timelines(&self) -> Result<Vec<Timeline>> {
+        let folders =
+            self.repository.storage().folders(&self.layout.wal_folder(self.system)).await?;
+        Ok(folders.iter().filter_map(|folder| Timeline::from_hex(folder)).collect())
+    }
+
+    /// The next objects of a timeline in order of their names, after the object name `after`, with
+    /// their sizes; an empty page ends the listing. Names that mean nothing here are left out.
+    pub async fn page(
+        &self,
+        timeline: Timeline,
+        after: Option<&ObjectName>,
+    ) -> Result<Vec<(WalObject, ObjectName, u64)>> {
+        let folder = self.layout.timeline_folder(self.system, timeline);
+        let mut after = after.cloned();
+        loop {
+            let last = after.as_ref().map(ObjectName::as_str);
+            let listed = self.repository.storage().list(&folder, last, PAGE).await?;
+            after = listed.last().map(|object| object.name.clone());
+            let known: Vec<_> = listed
+                .into_iter()
+                .filter_map(|o| Some((WalObject::parse(o.name.file_name())?, o.name, o.size)))
+                .collect();
+            if !known.is_empty() || after.is_none() {
+                return Ok(known);
+            }
+        }
+    }
+
+    /// A timeline's history file, from its plain name or a repaired copy; `None` when there is
+    /// none.
+    pub async fn history(&self, timeline: Timeline) -> Result<Option<Vec<u8>>> {
+        let file = WalFile::History(timeline);
+        let mut content = Vec::new();
+        let plain = match self.copy_to(&self.plain(file), &mut content).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(_)) => return Ok(Some(content)),
+            Err(e) => e,
+        };
+        for name in self.repairs(file).await? {
+            content.clear();
+            if let Ok(Some(_)) = self.copy_to(&name, &mut content).await {
+                return Ok(Some(content));
+            }
+        }
+        Err(plain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_the_archive_are_told_apart() {
+        let segment: SegmentName = "00000001000000000000001A".parse().unwrap();
+        let parse = |s: &str| WalObject::parse(s);
+        assert_eq!(
+            parse("00000001000000000000001A"),
+            Some(WalObject::Plain(WalFile::Segment(segment)))
+        );
+        assert_eq!(
+            parse("00000001000000000000001A.partial.00ff"),
+            Some(WalObject::Partial(segment, "00ff".into()))
+        );
+        assert_eq!(
+            parse("00000001000000000000001A.00000028.backup"),
+            Some(WalObject::Plain(WalFile::BackupHistory(segment, 0x28)))
+        );
+        assert_eq!(
+            parse("00000002.history.repair.00ff"),
+            Some(WalObject::Repair(WalFile::History(Timeline(2)), "00ff".into()))
+        );
+        assert_eq!(parse("readme"), None);
+    }
+}
