@@ -15,6 +15,7 @@
 //! - [`postgres`]: what PostgreSQL is: positions, names, file formats, the wire protocol. Knows
 //!   nothing of pgkeep.
 //! - [`config`]: file, environment and flags made into typed settings.
+//! - [`progress`]: what an operation tells while it runs.
 //! - [`error`]: what every operation fails with: a kind with an exit code, a sentence, a hint.
 
 pub mod archive;
@@ -24,6 +25,7 @@ pub mod config;
 pub mod demo;
 pub mod error;
 pub mod postgres;
+pub mod progress;
 pub mod repo;
 pub mod restore;
 pub mod storage;
