@@ -1,0 +1,68 @@
+//! Keys from the environment, by one rule: `PGKEEP_`, then the key's path in upper case, its parts
+//! joined by `__`, with `_` for `-`. So `cluster.main.archive-timeout` is
+//! `PGKEEP_CLUSTER__MAIN__ARCHIVE_TIMEOUT`. The environment goes over the file.
+//!
+//! A variable that begins with `PGKEEP_` and isn't a key is refused: a misspelt key that is
+//! ignored is worse than a command that doesn't run.
+
+use std::ffi::OsString;
+
+use super::{
+    file::PATH_VARIABLE,
+    keys::Scope,
+    source::{Entry, Origin, Raw, Value},
+};
+use crate::error::{Error, Kind, Result};
+
+/// What the variables begin with.
+pub(super) const PREFIX: &str = "PGKEEP_";
+
+/// Sets what the environment sets, in the order of the variables' names.
+pub(super) fn overlay(
+    raw: &mut Raw,
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<()> {
+    let mut ours: Vec<(String, OsString)> = variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+        .filter(|(name, _)| name.starts_with(PREFIX) && name != PATH_VARIABLE)
+        .collect();
+    ours.sort();
+    for (variable, value) in ours {
+        set(raw, &variable, value)?;
+    }
+    Ok(())
+}
+
+fn set(raw: &mut Raw, variable: &str, value: OsString) -> Result<()> {
+    let origin = Origin::Environment(variable.to_owned());
+    let unknown = || {
+        Error::new(Kind::Usage, format!("unknown environment variable {variable}")).hint(
+            "PGKEEP_ is followed by a key's path in upper case, joined by __, as in \
+             PGKEEP_CLUSTER__MAIN__PGDATA",
+        )
+    };
+    let rest = variable.strip_prefix(PREFIX).ok_or_else(unknown)?;
+    if rest.bytes().any(|b| b.is_ascii_lowercase() || b == b'-') {
+        return Err(unknown());
+    }
+    let text = value.into_string().map_err(|_| {
+        Error::new(Kind::Usage, format!("the environment variable {variable} isn't UTF-8"))
+    })?;
+    let parts: Vec<String> =
+        rest.split("__").map(|part| part.to_ascii_lowercase().replace('_', "-")).collect();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let (scope, section, name) = match parts.as_slice() {
+        [name] => (Scope::Top, None, *name),
+        ["repository", section, name] => (Scope::Repository, Some(*section), *name),
+        ["cluster", section, name] => (Scope::Cluster, Some(*section), *name),
+        _ => return Err(unknown()),
+    };
+    let key = scope.key(name).ok_or_else(|| unknown().hint(scope.takes()))?;
+    let path = parts.join(".");
+    let entry = Entry { path, key, value: Value::Text(text), origin: origin.clone() };
+    match section {
+        None => raw.set(entry),
+        Some(section) => raw.section(scope, section, &origin)?.set(entry),
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Every key that may be configured, with what it takes and what it means.
+//!
+//! This table is the definition: the file and the environment are read by it, what isn't in it is
+//! refused, the hints of errors come from it, and `docs/commands.md` repeats it word for word (a
+//! test compares them).
+
+/// Where a key stands in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// At the top of the file, before the first table.
+    Top,
+    /// In a table `[repository.NAME]`.
+    Repository,
+    /// In a table `[cluster.NAME]`.
+    Cluster,
+}
+
+impl Scope {
+    /// The word that the keys' path begins with; none at the top.
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Scope::Top => None,
+            Scope::Repository => Some("repository"),
+            Scope::Cluster => Some("cluster"),
+        }
+    }
+
+    /// The keys that stand here, in the order of [`KEYS`].
+    pub fn keys(self) -> impl Iterator<Item = &'static Key> {
+        KEYS.iter().filter(move |key| key.scope == self)
+    }
+
+    /// The key of this name that stands here.
+    pub(super) fn key(self, name: &str) -> Option<&'static Key> {
+        self.keys().find(|key| key.name == name)
+    }
+
+    /// For hints: what stands here, as in `[cluster.NAME] takes conninfo, pgdata`.
+    pub(super) fn takes(self) -> String {
+        let names: Vec<_> = self.keys().map(|key| key.name).collect();
+        match self.word() {
+            None => format!(
+                "the top of the file takes {} and the tables [repository.NAME] and [cluster.NAME]",
+                names.join(", ")
+            ),
+            Some(word) => format!("[{word}.NAME] takes {}", names.join(", ")),
+        }
+    }
+}
+
+/// One key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Where it stands.
+    pub scope: Scope,
+    /// Its name, the last part of its path.
+    pub name: &'static str,
+    /// What it may be set to.
+    pub takes: &'static str,
+    /// What holds when it isn't set.
+    pub default: &'static str,
+    /// What it decides.
+    pub meaning: &'static str,
+}
+
+impl Key {
+    /// The key's path, with `NAME` for the repository's or cluster's name.
+    pub fn path(&self) -> String {
+        match self.scope.word() {
+            None => self.name.to_owned(),
+            Some(word) => format!("{word}.NAME.{}", self.name),
+        }
+    }
+
+    /// The environment variable that sets it, with `NAME` for the name.
+    pub fn variable(&self) -> String {
+        let path = self.path().to_ascii_uppercase().replace('-', "_").replace('.', "__");
+        format!("{}{path}", super::environment::PREFIX)
+    }
+}
+
+/// The most threads that may be asked for.
+pub(super) const MAX_THREADS: i64 = 256;
+
+/// All keys.
+pub const KEYS: &[Key] = &[
+    Key {
+        scope: Scope::Top,
+        name: "threads",
+        takes: "a number from 1 to 256",
+        default: "the number of processors, at most 4",
+        meaning: "how many threads of a backup compress and encrypt, and how many of a restore \
+                  read and write; memory grows with it",
+    },
+    Key {
+        scope: Scope::Repository,
+        name: "url",
+        takes: "file:// and an absolute path",
+        default: "none: it has to be set",
+        meaning: "where the repository lies; what follows file:// is the path as it is, nothing \
+                  in it is decoded",
+    },
+    Key {
+        scope: Scope::Repository,
+        name: "key-file",
+        takes: "an absolute path",
+        default: "none: one of the three keys, or encryption, has to be set",
+        meaning: "the file with the repository's key; `init` makes it unless it is there",
+    },
+    Key {
+        scope: Scope::Repository,
+        name: "passphrase-file",
+        takes: "an absolute path",
+        default: "none",
+        meaning: "a file whose first line is the passphrase, instead of a key file; a slow hash \
+                  is computed for each command, so hosts that push WAL had better use a key file",
+    },
+    Key {
+        scope: Scope::Repository,
+        name: "passphrase-command",
+        takes: "a shell command",
+        default: "none",
+        meaning: "a command that prints the passphrase, instead of a key file",
+    },
+    Key {
+        scope: Scope::Repository,
+        name: "encryption",
+        takes: "\"none\"; leave it out for the default",
+        default: "AES-256-GCM",
+        meaning: "\"none\" stores everything so that whoever reads the repository reads the \
+                  database",
+    },
+    Key {
+        scope: Scope::Repository,
+        name: "compression-level",
+        takes: "a number from 1 to 19",
+        default: "1",
+        meaning: "the zstd level for what is written from now on; on pages of tables, higher \
+                  levels cost much time and store little less",
+    },
+    Key {
+        scope: Scope::Cluster,
+        name: "conninfo",
+        takes: "a connection string as libpq reads it",
+        default: "libpq's defaults, with the PG* environment variables",
+        meaning: "how to connect to the server; backup and check need a role with REPLICATION. A \
+                  password belongs in ~/.pgpass; a configuration file with a password in it must \
+                  not be readable by others",
+    },
+    Key {
+        scope: Scope::Cluster,
+        name: "pgdata",
+        takes: "an absolute path",
+        default: "none: needed on the server when several clusters are configured",
+        meaning: "the server's data directory; tells which cluster an archive-push or archive-get \
+                  is for, as the server runs them in it",
+    },
+    Key {
+        scope: Scope::Cluster,
+        name: "standby-outage",
+        takes: "\"continue\" or \"stop\"",
+        default: "\"continue\"",
+        meaning: "what archive-get on a standby answers when no repository can be asked: \
+                  \"continue\" says that the file isn't there (exit code 1), so that the standby \
+                  goes on streaming; \"stop\" stops the server (126)",
+    },
+    Key {
+        scope: Scope::Cluster,
+        name: "archive-timeout",
+        takes: "a duration from 1s to 1d, as in \"60s\" or \"5min\"",
+        default: "\"60s\"",
+        meaning: "how long backup and check wait for a WAL segment to arrive in the repository",
+    },
+    Key {
+        scope: Scope::Cluster,
+        name: "outage-timeout",
+        takes: "a duration from 0s to 1h, as in \"30s\" or \"2min\"",
+        default: "\"30s\"",
+        meaning: "how long archive-get keeps trying while a repository can't be asked",
+    },
+];

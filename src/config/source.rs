@@ -1,0 +1,177 @@
+//! What the file and the environment say, before it is understood: which keys are set, to what,
+//! and where that is written.
+
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
+
+use super::keys::{Key, Scope};
+use crate::error::{Error, Kind};
+
+/// Where a key was set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    File {
+        path: Arc<Path>,
+        line: usize,
+    },
+    Environment(String),
+    /// Nowhere: a cluster that is there by default.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::File { path, line } => write!(f, "{}, line {line}", path.display()),
+            Origin::Environment(variable) => f.write_str(variable),
+            Origin::Default => f.write_str("by default"),
+        }
+    }
+}
+
+/// What a key was set to. Everything in the environment is a text.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    Text(String),
+    Number(i64),
+    /// Of a type that no key takes: its name in TOML.
+    Other(&'static str),
+}
+
+/// A key that was set.
+#[derive(Clone)]
+pub(super) struct Entry {
+    /// The whole path, as in `cluster.main.pgdata`.
+    pub path: String,
+    pub key: &'static Key,
+    pub value: Value,
+    pub origin: Origin,
+}
+
+impl Entry {
+    /// The error for a value that can't be: `path (origin): why`, and what the key takes. `why`
+    /// must not repeat what may hold a secret.
+    pub fn refuse(&self, why: impl fmt::Display) -> Error {
+        Error::new(Kind::Usage, format!("{} ({}): {why}", self.path, self.origin))
+            .hint(format!("{} takes {}", self.key.name, self.key.takes))
+    }
+
+    /// The value as text.
+    pub fn text(&self) -> Result<&str, Error> {
+        match &self.value {
+            Value::Text(text) if text.is_empty() => Err(self.refuse("it is empty")),
+            Value::Text(text) if text.contains('\0') => Err(self.refuse("it has a zero byte")),
+            Value::Text(text) => Ok(text),
+            Value::Number(_) => Err(self.refuse("a number where a text in quotes is expected")),
+            Value::Other(kind) => {
+                Err(self.refuse(format!("a value of type {kind} where a text is expected")))
+            }
+        }
+    }
+
+    /// The value as a number between two bounds, both included.
+    pub fn number(&self, least: i64, most: i64) -> Result<i64, Error> {
+        let number = match (&self.value, &self.origin) {
+            (Value::Number(number), _) => *number,
+            (Value::Text(text), Origin::Environment(_)) => {
+                text.parse().map_err(|_| self.refuse(format!("{text:?} isn't a number")))?
+            }
+            (Value::Text(_), _) => {
+                return Err(self.refuse("a text where a number without quotes is expected"));
+            }
+            (Value::Other(kind), _) => {
+                return Err(
+                    self.refuse(format!("a value of type {kind} where a number is expected"))
+                );
+            }
+        };
+        if (least..=most).contains(&number) {
+            Ok(number)
+        } else {
+            Err(self.refuse(format!("{number} is out of range")))
+        }
+    }
+}
+
+/// A table `[repository.NAME]` or `[cluster.NAME]`.
+#[derive(Clone)]
+pub(super) struct Section {
+    pub scope: Scope,
+    pub name: String,
+    /// Where it is named first.
+    pub origin: Origin,
+    entries: BTreeMap<&'static str, Entry>,
+}
+
+impl Section {
+    /// An empty one, if `name` can be a repository's or cluster's name.
+    pub fn new(scope: Scope, name: &str, origin: Origin) -> Result<Self, Error> {
+        let ok = (1..=63).contains(&name.len())
+            && !name.starts_with('-')
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if !ok {
+            let word = scope.word().unwrap_or_default();
+            let message = format!("{name:?} can't be the name of a {word} ({origin})");
+            return Err(Error::new(Kind::Usage, message)
+                .hint("a name has lower-case letters, digits and '-', at most 63 of them"));
+        }
+        Ok(Section { scope, name: name.to_owned(), origin, entries: BTreeMap::new() })
+    }
+
+    /// As in `cluster.main`.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.scope.word().unwrap_or_default(), self.name)
+    }
+
+    /// What the key is set to, if it is.
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+}
+
+/// Everything that is set.
+#[derive(Clone, Default)]
+pub(super) struct Raw {
+    top: BTreeMap<&'static str, Entry>,
+    pub repositories: Vec<Section>,
+    pub clusters: Vec<Section>,
+}
+
+impl Raw {
+    /// What a key at the top is set to, if it is.
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.top.get(key)
+    }
+
+    /// Sets a key at the top, over what it was.
+    pub fn set(&mut self, entry: Entry) {
+        self.top.insert(entry.key.name, entry);
+    }
+
+    /// The section of this name, made when it isn't there.
+    pub fn section(
+        &mut self,
+        scope: Scope,
+        name: &str,
+        origin: &Origin,
+    ) -> Result<&mut Section, Error> {
+        let sections = match scope {
+            Scope::Cluster => &mut self.clusters,
+            _ => &mut self.repositories,
+        };
+        let index = match sections.iter().position(|s| s.name == name) {
+            Some(index) => index,
+            None => {
+                sections.push(Section::new(scope, name, origin.clone())?);
+                sections.len() - 1
+            }
+        };
+        Ok(&mut sections[index])
+    }
+}
+
+impl Section {
+    /// Sets a key, over what it was.
+    pub fn set(&mut self, entry: Entry) {
+        self.entries.insert(entry.key.name, entry);
+    }
+}
