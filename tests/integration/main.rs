@@ -1,6 +1,7 @@
 //! The tests against real PostgreSQL and a real repository, as one program: it links once, and a
 //! helper that no test uses is a warning.
 
+mod formats_oracle;
 mod house;
 mod support;
 mod test_house;

@@ -92,6 +92,16 @@ impl PackedEntry {
     pub fn path(&self) -> &[u8] {
         self.split().0
     }
+
+    /// The entry again. `table` is what its backup numbers mean.
+    pub fn unpack(&self, table: &BackupTable) -> Result<FileEntry, Malformed> {
+        let (path, rest) = self.split();
+        let numbers: Vec<u32> = (0..table.0.len() as u32).collect();
+        let mut reader = Reader::new(rest);
+        let (mode, kind) = read_kind(&mut reader, &numbers)?;
+        reader.end("entry")?;
+        Ok(FileEntry { path: path.to_vec(), mode, kind })
+    }
 }
 
 /// Some entries in order of their paths.
@@ -136,18 +146,24 @@ impl FileLeaf {
             if path.as_slice() <= before || !is_inside(&path) {
                 return Err(reader.malformed("path"));
             }
-            let is_file = reader.byte("kind")?;
-            let mode = reader.number("mode")?;
-            let kind = match is_file {
-                0 => FileKind::Directory,
-                1 => read_file(&mut reader, &numbers)?,
-                _ => return Err(reader.malformed("kind")),
-            };
+            let (mode, kind) = read_kind(&mut reader, &numbers)?;
             entries.push(FileEntry { path, mode, kind });
         }
         reader.end("file leaf")?;
         Ok(FileLeaf { entries })
     }
+}
+
+/// What follows an entry's path.
+fn read_kind(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<(u32, FileKind), Malformed> {
+    let is_file = reader.byte("kind")?;
+    let mode = reader.number("mode")?;
+    let kind = match is_file {
+        0 => FileKind::Directory,
+        1 => read_file(reader, numbers)?,
+        _ => return Err(reader.malformed("kind")),
+    };
+    Ok((mode, kind))
 }
 
 fn read_file(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<FileKind, Malformed> {
@@ -206,6 +222,9 @@ mod tests {
         let (entries, mut table) = entries();
         let packed: Vec<_> = entries.iter().map(PackedEntry::new).collect();
         assert!(packed.is_sorted());
+        for (packed, entry) in packed.iter().zip(&entries) {
+            assert_eq!(packed.unpack(&table).as_ref(), Ok(entry));
+        }
         let bytes = FileLeaf::encode(&packed, &table);
         assert_eq!(FileLeaf::decode(&bytes, &mut table), Ok(FileLeaf { entries }));
         for cut in 0..bytes.len() {

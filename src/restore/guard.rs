@@ -1,0 +1,370 @@
+//! Which directories a restore may write to, and taking them.
+//!
+//! A restore writes into empty directories, or into those of a restore that was interrupted
+//! ([`super::marker`]), and nowhere else: not over a running server, not over any other cluster, not
+//! into the repository it reads. [`Places::check`] only looks. [`Claim::take`] makes and locks the
+//! directories, looks again, and begins: an existing `global/pg_control` is moved away before
+//! anything else, so that from there on nothing can start until [`Claim::finish`].
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
+
+use super::marker::{MARKER, Marker, NEW_MARKER, Phase, sync_directory};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    postgres::control::{CONTROL_FILE, ControlFile},
+};
+
+/// Refuses to restore as root: PostgreSQL doesn't start as root, nor in a directory of root's.
+pub fn refuse_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, "a restore can't run as root, who can't own a cluster")
+        .hint("run it as the user that runs PostgreSQL, as in `sudo -u postgres pgkeep restore …`"))
+}
+
+/// The directories of one restore, absolute and without symbolic links in them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The data directory.
+    pub pgdata: PathBuf,
+    /// The tablespaces' directories, by object id.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+}
+
+impl Places {
+    /// Checks without changing anything that a restore may write to `pgdata` and `tablespaces`.
+    /// `repository` is the directory it reads from, if it is one.
+    pub fn check(
+        pgdata: &Path,
+        tablespaces: &BTreeMap<u32, PathBuf>,
+        repository: Option<&Path>,
+    ) -> Result<Self> {
+        let places = Places {
+            pgdata: resolve(pgdata)?,
+            tablespaces: tablespaces
+                .iter()
+                .map(|(oid, path)| Ok((*oid, resolve(path)?)))
+                .collect::<Result<_>>()?,
+        };
+        let mut taken: Vec<(&str, &Path)> = Vec::new();
+        let repository = repository.map(resolve).transpose()?;
+        taken.extend(repository.as_deref().map(|path| ("the repository", path)));
+        for path in places.all() {
+            for (what, other) in &taken {
+                if path.starts_with(other) || other.starts_with(path) {
+                    return Err(Error::new(
+                        Kind::Usage,
+                        format!(
+                            "can't restore to {}: it and {what} at {} lie one in the other",
+                            path.display(),
+                            other.display()
+                        ),
+                    ));
+                }
+            }
+            taken.push(("another directory of this restore", path));
+        }
+        places.look()?;
+        Ok(places)
+    }
+
+    /// All directories, the data directory first.
+    fn all(&self) -> impl Iterator<Item = &Path> {
+        [&self.pgdata].into_iter().chain(self.tablespaces.values()).map(PathBuf::as_path)
+    }
+
+    /// Looks into the directories. Returns the marker of the data directory, if there is one.
+    fn look(&self) -> Result<Option<Marker>> {
+        let interrupted = look_into(&self.pgdata, None)?;
+        for path in self.tablespaces.values() {
+            look_into(path, interrupted.as_ref().filter(|marker| self.wrote(marker, path)))?;
+        }
+        Ok(interrupted)
+    }
+
+    /// Whether the restore that `marker` in the data directory is of had filled the tablespace at
+    /// `path` and taken its marker away. A marker that came here with a copy of its data directory
+    /// proves nothing about other directories.
+    fn wrote(&self, marker: &Marker, path: &Path) -> bool {
+        marker.phase == Phase::Finishing
+            && marker.data_directory == self.pgdata
+            && marker.tablespaces.values().any(|p| p == path)
+    }
+}
+
+/// `path`, absolute and resolved; its last part may not exist yet.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path)
+        .context(Kind::Usage, || format!("{} is no path", path.display()))?;
+    let name = absolute.file_name().ok_or_else(|| {
+        Error::new(Kind::Usage, format!("can't restore to {}", absolute.display()))
+    })?;
+    match absolute.canonicalize() {
+        Ok(path) => Ok(path),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !absolute.is_symlink() => {
+            let parent = absolute.parent().unwrap_or(Path::new("/"));
+            let parent = parent.canonicalize().context(Kind::Local, || {
+                format!("the directory above {} can't be used", absolute.display())
+            })?;
+            Ok(parent.join(name))
+        }
+        Err(e) => Err(local("use", &absolute, e)),
+    }
+}
+
+fn local(doing: &str, path: &Path, e: io::Error) -> Error {
+    Error::new(Kind::Local, format!("{doing} {}", path.display())).because(e)
+}
+
+fn in_the_way(path: &Path, what: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Conflict, format!("can't restore to {}: {what}", path.display()))
+}
+
+/// Looks whether `path` may be restored to: it isn't there, or it is empty, or it has a marker, or
+/// it is a tablespace that the restore `interrupted` wrote. Returns its own marker.
+fn look_into(path: &Path, interrupted: Option<&Marker>) -> Result<Option<Marker>> {
+    let meta = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result.map_err(|e| local("look at", path, e))?,
+    };
+    if !meta.is_dir() {
+        return Err(in_the_way(path, "it is not a directory"));
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if meta.uid() != user {
+        let owner = meta.uid();
+        return Err(in_the_way(
+            path,
+            format!("it belongs to user id {owner}, this process runs as {user}"),
+        )
+        .hint("run pgkeep as the user that runs PostgreSQL"));
+    }
+    refuse_running(path)?;
+    match Marker::read(path) {
+        Ok(Some(marker)) => {
+            refuse_started(path)?;
+            return Ok(Some(marker));
+        }
+        Ok(None) => {}
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+            return Err(in_the_way(path, format!("its file {MARKER} isn't a restore's marker")));
+        }
+        Err(e) => return Err(local("look into", path, e)),
+    }
+    if interrupted.is_some() {
+        return Ok(None);
+    }
+    for entry in fs::read_dir(path).map_err(|e| local("look into", path, e))? {
+        let name = entry.map_err(|e| local("look into", path, e))?.file_name();
+        if name != NEW_MARKER {
+            let cluster = match ControlFile::read(path) {
+                Ok(control) => format!(
+                    "; it holds the cluster with system identifier {} (in its control file: {:?})",
+                    control.system_identifier, control.state
+                ),
+                Err(_) => String::new(),
+            };
+            return Err(in_the_way(path, format!("it isn't empty{cluster}"))
+                .hint("restore to an empty directory, or move away what is there"));
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses a directory with a server running in it, whatever else is there.
+fn refuse_running(path: &Path) -> Result<()> {
+    let file = path.join("postmaster.pid");
+    let text = match fs::read(&file) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(local("read", &file, e)),
+    };
+    // A single-user backend writes its process id negated.
+    let first = text.lines().next().unwrap_or_default().trim();
+    let Some(pid) = first.parse::<i32>().ok().and_then(|n| Pid::from_raw(n.checked_abs()?)) else {
+        return Err(in_the_way(path, "its postmaster.pid can't be understood"));
+    };
+    match test_kill_process(pid) {
+        Err(Errno::SRCH) => Ok(()),
+        _ => Err(in_the_way(
+            path,
+            format!("a server may be running there, process {}", pid.as_raw_nonzero()),
+        )
+        .hint("stop it first, and restore to an empty directory")),
+    }
+}
+
+/// Refuses a directory that has a marker but in which a server was started since: the restore was
+/// as good as done then, and what is there is in use.
+fn refuse_started(path: &Path) -> Result<()> {
+    for name in ["postmaster.opts", "postmaster.pid"] {
+        if path.join(name).symlink_metadata().is_ok() {
+            return Err(in_the_way(
+                path,
+                "a restore left its marker there, but a server was started there since",
+            )
+            .hint(format!("if this cluster is in use, remove {MARKER} from it"))
+            .hint("to restore over it, move its content away first"));
+        }
+    }
+    Ok(())
+}
+
+/// Directories taken by a restore: locked, marked, and empty but for the marker.
+#[derive(Debug)]
+pub struct Claim {
+    places: Places,
+    marker: Marker,
+    /// Held as long as the restore runs.
+    _locks: Vec<File>,
+}
+
+impl Claim {
+    /// Takes the directories. What an interrupted restore left in them is removed, also from the
+    /// tablespaces it wrote to.
+    ///
+    /// `marker` is the new restore's, its places and phase are set here.
+    pub fn take(places: &Places, marker: Marker) -> Result<Self> {
+        let mut locks = Vec::new();
+        for path in places.all() {
+            make(path)?;
+            locks.push(lock(path)?);
+        }
+        let before = places.look()?;
+        disarm(&places.pgdata)?;
+        if let Some(before) = &before {
+            clear_old_tablespaces(before, places, &mut locks)?;
+        }
+        let marker = Marker {
+            phase: Phase::Writing,
+            data_directory: places.pgdata.clone(),
+            tablespaces: places.tablespaces.clone(),
+            ..marker
+        };
+        // The data directory's last: until then the old one there says which tablespaces are ours.
+        for path in places.tablespaces.values().chain([&places.pgdata]) {
+            marker.write(path).map_err(|e| local("mark", path, e))?;
+        }
+        for path in places.all() {
+            clear(path)?;
+        }
+        Ok(Claim { places: places.clone(), marker, _locks: locks })
+    }
+
+    /// Where to write.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// Says, durably, that all files are: from here on only `pg_control` is missing. Call when they
+    /// are, and before putting it in place.
+    pub fn finishing(&mut self) -> Result<()> {
+        self.marker.phase = Phase::Finishing;
+        let pgdata = &self.places.pgdata;
+        self.marker.write(pgdata).map_err(|e| local("mark", pgdata, e))?;
+        for path in self.places.tablespaces.values() {
+            Marker::remove(path).map_err(|e| local("remove the marker from", path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the restore: removes the marker. Call when `pg_control` is in place, durably.
+    pub fn finish(self) -> Result<()> {
+        let pgdata = &self.places.pgdata;
+        Marker::remove(pgdata).map_err(|e| local("remove the marker from", pgdata, e))
+    }
+}
+
+/// Makes a directory that isn't there, but not those above it: a disk that isn't mounted must be
+/// noticed.
+fn make(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        result => result.map_err(|e| local("make", path, e))?,
+    }
+    match path.parent() {
+        Some(parent) => sync_directory(parent).map_err(|e| local("sync", parent, e)),
+        None => Ok(()),
+    }
+}
+
+/// Locks a directory against another restore, until the file is dropped.
+fn lock(path: &Path) -> Result<File> {
+    let file = File::open(path).map_err(|e| local("open", path, e))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(in_the_way(path, "another restore is writing there")),
+        // Network file systems may not lock directories. The lock is a courtesy to who starts the
+        // same restore twice; nothing else hangs on it.
+        Err(e) => {
+            tracing::debug!("can't lock {}: {e}", path.display());
+            Ok(file)
+        }
+    }
+}
+
+/// Moves an existing `global/pg_control` away, durably: nothing can start here now.
+fn disarm(pgdata: &Path) -> Result<()> {
+    let control = pgdata.join(CONTROL_FILE);
+    let global = pgdata.join("global");
+    if !global.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        return Ok(());
+    }
+    let away = global.join("pg_control.interrupted");
+    match fs::rename(&control, &away) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result
+            .and_then(|()| sync_directory(&global))
+            .map_err(|e| local("move away", &control, e)),
+    }
+}
+
+/// Empties the tablespaces' directories of an interrupted restore that the new one doesn't use.
+fn clear_old_tablespaces(before: &Marker, places: &Places, locks: &mut Vec<File>) -> Result<()> {
+    for path in before.tablespaces.values() {
+        let again = places.all().any(|p| p == path);
+        if again || !path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            continue;
+        }
+        let marked = match Marker::read(path) {
+            Ok(found) => found.is_some_and(|found| found.restore == before.restore),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => false,
+            Err(e) => return Err(local("look into", path, e)),
+        };
+        if marked || places.wrote(before, path) {
+            locks.push(lock(path)?);
+            clear(path)?;
+            Marker::remove(path).map_err(|e| local("remove the marker from", path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything but the marker from a directory. Links are removed, never followed.
+fn clear(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).map_err(|e| local("look into", path, e))? {
+        let entry = entry.map_err(|e| local("look into", path, e))?;
+        if entry.file_name() == MARKER {
+            continue;
+        }
+        let inner = entry.path();
+        let is_directory = entry.file_type().map_err(|e| local("look at", &inner, e))?.is_dir();
+        let removed =
+            if is_directory { fs::remove_dir_all(&inner) } else { fs::remove_file(&inner) };
+        removed.map_err(|e| local("remove", &inner, e))?;
+    }
+    sync_directory(path).map_err(|e| local("sync", path, e))
+}
