@@ -83,10 +83,10 @@ impl TimelineHistory {
             if ancestor.timeline >= timeline {
                 return Err(NotAHistory::NotOlder { timeline, ancestor: ancestor.timeline });
             }
-            if let Some(before) = ancestors.last() {
-                if before.timeline >= ancestor.timeline || before.end > ancestor.end {
-                    return Err(NotAHistory::Order { timeline, line });
-                }
+            if let Some(before) = ancestors.last()
+                && (before.timeline >= ancestor.timeline || before.end > ancestor.end)
+            {
+                return Err(NotAHistory::Order { timeline, line });
             }
             ancestors.push(ancestor);
         }
@@ -154,4 +154,156 @@ fn parse_line(line: &str) -> Option<Ancestor> {
     let end = lsn.parse().ok()?;
     let timeline = (id != 0).then_some(Timeline(id))?;
     Some(Ancestor { timeline, end, reason: reason.trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Three promotions, one timeline skipped, ids past 9.
+    const FILE: &str = "1\t0/3000028\tno recovery target specified\n\n\
+                        2\t0/5000000\tbefore 2026-11-20 20:12:27.425498+00\n\n\
+                        # a comment\n\
+                        17\t1/A0000F8\tat restore point \"x\ty\"\n";
+
+    fn history() -> TimelineHistory {
+        TimelineHistory::parse(Timeline(0x1A), FILE.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_read_as_the_server_writes_it() {
+        let history = history();
+        let lines: Vec<_> = history.ancestors.iter().map(|a| (a.timeline.0, a.end.0)).collect();
+        assert_eq!(lines, [(1, 0x300_0028), (2, 0x500_0000), (17, 0x1_0A00_00F8)]);
+        assert_eq!(history.ancestors[2].reason, "at restore point \"x\ty\"");
+        assert_eq!(history.parent(), Some(Timeline(17)));
+        assert_eq!(TimelineHistory::first().parent(), None);
+    }
+
+    #[test]
+    fn what_the_server_accepts_is_accepted() {
+        let parse = |text: &[u8]| TimelineHistory::parse(Timeline(9), text);
+        for text in
+            ["1\t0/3000028\tx", "1 0/3000028 x\r\n", "  1\t  0/03000028\n", "#\n1\t0/3000028"]
+        {
+            let history = parse(text.as_bytes()).unwrap();
+            assert_eq!(history.end_of(Timeline(1)), Some(Some(Lsn(0x300_0028))), "{text:?}");
+        }
+        assert_eq!(parse(b"").unwrap().ancestors, []);
+        assert_eq!(parse(b"1\t0/1\t\xff\xfe\n").unwrap().ancestors[0].reason, "\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_line() {
+        let error = |text: &str| {
+            TimelineHistory::parse(Timeline(9), text.as_bytes()).unwrap_err().to_string()
+        };
+        for bad in
+            ["x", "1", "1\t", "1\t0", "1\t0/", "0\t0/1", "-1\t0/1", "0x1\t0/1", "99999999999\t0/1"]
+        {
+            let text = error(&format!("\n{bad}\n"));
+            assert!(text.starts_with("line 2 of the history of timeline 9 is not"), "{text}");
+        }
+        assert_eq!(
+            error("2\t0/5\tx\n1\t0/6\tx"),
+            "line 2 of the history of timeline 9 goes back behind the line before"
+        );
+        assert!(error("1\t0/5\n1\t0/6").contains("goes back"));
+        assert!(error("1\t0/6\n2\t0/5").contains("goes back"));
+        for older in [9, 10] {
+            assert_eq!(
+                error(&format!("{older}\t0/5\tx")),
+                format!("the history of timeline 9 names timeline {older}, which is not older")
+            );
+        }
+    }
+
+    #[test]
+    fn a_switch_point_belongs_to_the_next_timeline() {
+        let history = history();
+        for (lsn, timeline) in [
+            (0, 1),
+            (0x300_0027, 1),
+            (0x300_0028, 2),
+            (0x4FF_FFFF, 2),
+            (0x500_0000, 17),
+            (0x1_0A00_00F7, 17),
+            (0x1_0A00_00F8, 26),
+            (u64::MAX, 26),
+        ] {
+            assert_eq!(history.timeline_at(Lsn(lsn)), Timeline(timeline), "{lsn:X}");
+        }
+        assert!(history.includes(Timeline(1), Lsn(0x300_0028)));
+        assert!(!history.includes(Timeline(1), Lsn(0x300_0029)));
+        assert!(history.includes(Timeline(26), Lsn(u64::MAX)));
+        assert!(!history.includes(Timeline(3), Lsn(1)));
+        assert_eq!(history.begin_of(Timeline(1)), Some(Lsn(0)));
+        assert_eq!(history.begin_of(Timeline(26)), Some(Lsn(0x1_0A00_00F8)));
+        assert_eq!(history.begin_of(Timeline(3)), None);
+        assert_eq!(history.end_of(Timeline(26)), Some(None));
+        assert_eq!(history.end_of(Timeline(3)), None);
+    }
+
+    #[test]
+    fn the_segment_of_a_switch_is_read_from_the_child() {
+        let history = history();
+        let size = SegmentSize::DEFAULT;
+        for (number, timeline) in
+            [(0, 1), (2, 1), (3, 2), (4, 2), (5, 17), (0x109, 17), (0x10A, 26), (0x10B, 26)]
+        {
+            let found = history.timeline_of_segment(number, size);
+            assert_eq!(found, Timeline(timeline), "segment {number:X}");
+        }
+        // Twice in one segment: the newest has it all.
+        let twice = TimelineHistory::parse(Timeline(3), b"1\t0/3000028\n2\t0/3000100\n").unwrap();
+        assert_eq!(twice.timeline_of_segment(3, size), Timeline(3));
+        assert_eq!(TimelineHistory::first().timeline_of_segment(0, size), Timeline(1));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = TimelineHistory::parse(Timeline(7), &bytes);
+        }
+
+        #[test]
+        fn near_lines_are_taken(text in "[0-9]{0,11}[ \t\r\n#/A-Fx]{0,3}[0-9A-F]{0,9}/?[0-9A-F]{0,9}[\t\n]?.{0,9}") {
+            let _ = TimelineHistory::parse(Timeline(7), text.as_bytes());
+        }
+
+        #[test]
+        fn questions_about_a_path_agree(
+            steps in prop::collection::vec((1..5_u32, 0..(40_u64 << 20)), 0..6),
+            lsn in 0..(300_u64 << 20),
+            mib in prop::sample::select(vec![1_u64, 16, 64]),
+        ) {
+            let (mut text, mut id, mut end) = (String::new(), 0x0E, 0);
+            for (up, length) in &steps {
+                id += up;
+                end += length;
+                text += &format!("{id}\t{}\tsome reason\n\n", Lsn(end));
+            }
+            let history = TimelineHistory::parse(Timeline(id + 1), text.as_bytes()).unwrap();
+            prop_assert_eq!(history.ancestors.len(), steps.len());
+            let path: Vec<_> = history.path().collect();
+            prop_assert_eq!(path.len(), steps.len() + 1);
+            for pair in path.windows(2) {
+                prop_assert_eq!(pair[0].2, Some(pair[1].1));
+            }
+            let lsn = Lsn(lsn);
+            let at = history.timeline_at(lsn);
+            prop_assert!(history.contains(at) && history.includes(at, lsn));
+            prop_assert!(history.begin_of(at).unwrap() <= lsn);
+            prop_assert!(history.end_of(at).unwrap().is_none_or(|end| lsn < end));
+            // Its segment's file is of the same timeline or of one that begins later in it.
+            let size = SegmentSize::new(mib << 20).unwrap();
+            let number = size.number_at(lsn);
+            let of_file = history.timeline_of_segment(number, size);
+            prop_assert!(of_file >= at);
+            let last = Lsn(size.start_of(number + 1).0 - 1);
+            prop_assert_eq!(of_file, history.timeline_at(last));
+        }
+    }
 }

@@ -232,7 +232,7 @@ impl Assembler {
                 self.state = if left == 0 { State::Between } else { State::Tail(left) };
                 n
             }
-            State::Between if self.position.0 % 8 != 0 => {
+            State::Between if !self.position.0.is_multiple_of(8) => {
                 content.len().min(8 - (self.position.0 % 8) as usize)
             }
             State::Between => {

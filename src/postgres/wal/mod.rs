@@ -32,6 +32,9 @@ mod time;
 mod xact;
 mod xlog;
 
+#[cfg(test)]
+mod tests;
+
 pub use head::{RecordHead, Trailing, trailing_head};
 pub use header::{SegmentHeader, WalError};
 pub use scanner::{Event, SegmentScanner};

@@ -144,7 +144,8 @@ impl SegmentScanner {
 
     /// Ends this segment and goes on with `name`, which usually is the next one, of the same
     /// timeline or a descendant. A record that straddles the two is put together. If `name` isn't
-    /// the next one, or this segment wasn't valid up to its end, it is as if `name` were the first.
+    /// the next one, or this segment wasn't valid up to its end (which the summary says with
+    /// `whole`), it is as if `name` were the first.
     pub fn next_segment(&mut self, name: SegmentName) -> SegmentSummary {
         let start = start_of(name, self.size);
         let summary =
