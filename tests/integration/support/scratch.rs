@@ -21,7 +21,7 @@ impl Scratch {
     pub fn new(what: &str) -> Self {
         let path = tempfile::Builder::new()
             .prefix(&format!("pgkeep-{what}-"))
-            .tempdir_in("/tmp")
+            .tempdir_in(base())
             .expect("make a scratch directory")
             .keep();
         let scratch = Scratch { path };
@@ -48,6 +48,17 @@ impl Scratch {
         write(&path, content);
         path
     }
+}
+
+/// Where scratch directories are made: `PGKEEP_TEST_DIR`, else in memory where there is room (ten
+/// times as fast for the thousand files of a cluster), else `/tmp`.
+fn base() -> PathBuf {
+    if let Some(dir) = std::env::var_os("PGKEEP_TEST_DIR") {
+        return dir.into();
+    }
+    let memory = Path::new("/dev/shm");
+    let room = rustix::fs::statvfs(memory).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
+    if room > 4 << 30 { memory.into() } else { "/tmp".into() }
 }
 
 impl Deref for Scratch {
