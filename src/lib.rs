@@ -10,6 +10,7 @@
 //!   - [`backup`]: the pipeline from a source of files to a committed backup.
 //!   - [`archive`]: pushing WAL into the repositories, getting it back, proving that it works.
 //!   - [`restore`]: choosing a backup and a timeline, planning, writing the data directory.
+//!   - [`info`]: what the repositories hold, and from when until when one can restore.
 //! - [`repo`]: the repository format: sealed objects, keys, packs, the tree, catalog, leases.
 //! - [`storage`]: bytes by name, on a local disk. Knows nothing of what it holds.
 //! - [`postgres`]: what PostgreSQL is: positions, names, file formats, the wire protocol. Knows
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod error;
+pub mod info;
 pub mod postgres;
 pub mod progress;
 pub mod repo;

@@ -61,6 +61,12 @@ impl SegmentSize {
     }
 }
 
+impl Default for SegmentSize {
+    fn default() -> Self {
+        SegmentSize::DEFAULT
+    }
+}
+
 impl TryFrom<u64> for SegmentSize {
     type Error = String;
 

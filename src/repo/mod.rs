@@ -4,7 +4,8 @@
 //! it but `repo.json` and the keys is a *sealed object* ([`sealed`]), named by [`layout`]. A
 //! backup is a tree: [`record`] (the commit object), [`manifest`], file leaves and map leaves
 //! ([`tree`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
-//! the archive, [`timelines`] says what can be reached with it, [`lease`] tells running from crashed.
+//! the archive, [`timelines`] says what can be reached with it, [`replay`] follows recovery through
+//! it before it happens, [`lease`] tells running from crashed.
 
 pub mod catalog;
 pub mod codec;
@@ -15,12 +16,12 @@ pub mod lease;
 pub mod manifest;
 pub mod pack;
 pub mod record;
+pub mod replay;
 pub mod repository;
 pub mod sealed;
 pub mod timelines;
 pub mod tree;
 pub mod wal;
-pub mod wal_index;
 
 pub use id::{BackupId, BackupType, SystemId};
 pub use repository::Repository;

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::id::{BackupId, BackupType, SystemId};
-use crate::postgres::{Lsn, SegmentName, SegmentSize, Timeline};
+use crate::postgres::{Lsn, SegmentName, SegmentSize, Timeline, history::TimelineHistory};
 
 /// What is known of a committed backup without reading its tree.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,6 +69,12 @@ impl BackupRecord {
     /// The last segment without which it isn't consistent.
     pub fn stop_segment(&self) -> SegmentName {
         self.segment_size.name(self.timeline, self.segment_size.number_before(self.stop_lsn))
+    }
+
+    /// Whether recovery along `path` can begin with this backup: its timeline is on the path and
+    /// the path doesn't leave it before the backup stopped.
+    pub fn lies_on(&self, path: &TimelineHistory) -> bool {
+        path.includes(self.timeline, self.stop_lsn)
     }
 }
 

@@ -1,1 +1,266 @@
-//! x
+//! What WAL there is of a system: its timelines, their histories, and rows of segments without a
+//! gap.
+//!
+//! A *path* is a timeline's history: which timeline WAL is read from at each position on the way to
+//! it. Everything that asks "what can be reached" (restore, info, the proof at a backup's end) asks
+//! it of an inventory and a path. An inventory holds ranges, not segments, so that its size depends
+//! on gaps and timelines and not on the length of the archive.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::wal::{WalObject, WalStore};
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{SegmentName, SegmentSize, Timeline, WalFile, history::TimelineHistory},
+};
+
+/// Segments in a row, by number, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentRange {
+    /// The first one's number.
+    pub first: u64,
+    /// The last one's number.
+    pub last: u64,
+}
+
+/// What there is of one timeline.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TimelineWal {
+    /// Its whole segments, in rows without a gap, ascending.
+    pub ranges: Vec<SegmentRange>,
+    /// Segments of which only a partial copy is there.
+    pub partials: BTreeSet<u64>,
+    /// Stored bytes of all its objects.
+    pub stored: u64,
+}
+
+impl TimelineWal {
+    /// The row that holds segment `number`.
+    fn range_of(&self, number: u64) -> Option<SegmentRange> {
+        let after = self.ranges.partition_point(|range| range.first <= number);
+        let range = *self.ranges.get(after.checked_sub(1)?)?;
+        (number <= range.last).then_some(range)
+    }
+
+    fn add(&mut self, number: u64) {
+        match self.ranges.last_mut() {
+            Some(range) if number >= range.first && number <= range.last => {}
+            Some(range) if number == range.last + 1 => range.last = number,
+            _ => self.ranges.push(SegmentRange { first: number, last: number }),
+        }
+    }
+}
+
+/// All WAL of one system in one repository, by timeline.
+#[derive(Debug, Clone)]
+pub struct WalInventory {
+    /// The size of the system's segments.
+    pub segment_size: SegmentSize,
+    timelines: BTreeMap<Timeline, TimelineWal>,
+    histories: BTreeMap<Timeline, TimelineHistory>,
+}
+
+impl WalInventory {
+    /// Lists the archive of a system whose segments have this size.
+    pub async fn read(store: &WalStore, segment_size: SegmentSize) -> Result<Self> {
+        let mut timelines = BTreeMap::new();
+        let mut histories = BTreeMap::from([(Timeline(1), TimelineHistory::first())]);
+        for timeline in store.timelines().await? {
+            let mut wal = TimelineWal::default();
+            let mut after = None;
+            loop {
+                let page = store.page(timeline, after.as_ref()).await?;
+                let Some((_, last, _)) = page.last() else { break };
+                after = Some(last.clone());
+                for (object, name, size) in page {
+                    wal.stored += size;
+                    match object {
+                        WalObject::Plain(WalFile::Segment(segment))
+                        | WalObject::Repair(WalFile::Segment(segment), _) => {
+                            match segment.number(segment_size) {
+                                Some(number) => wal.add(number),
+                                None => {
+                                    tracing::warn!("{name} can't be a segment of {segment_size}")
+                                }
+                            }
+                        }
+                        WalObject::Partial(segment, _) => {
+                            wal.partials.extend(segment.number(segment_size));
+                        }
+                        WalObject::Plain(_) | WalObject::Repair(..) => {}
+                    }
+                }
+            }
+            timelines.insert(timeline, wal);
+            if timeline != Timeline(1)
+                && let Some(history) = read_history(store, timeline).await?
+            {
+                histories.insert(timeline, history);
+            }
+        }
+        Ok(WalInventory { segment_size, timelines, histories })
+    }
+
+    /// The timelines that have WAL or a history, ascending.
+    pub fn timelines(&self) -> impl Iterator<Item = (Timeline, &TimelineWal)> {
+        self.timelines.iter().map(|(timeline, wal)| (*timeline, wal))
+    }
+
+    /// The path to a timeline; `None` when its history file isn't there. Timeline 1 has no file and
+    /// is always known.
+    pub fn path(&self, timeline: Timeline) -> Option<&TimelineHistory> {
+        self.histories.get(&timeline)
+    }
+
+    /// The timelines whose history is known, ascending.
+    pub fn known(&self) -> impl Iterator<Item = &TimelineHistory> {
+        self.histories.values()
+    }
+
+    /// The timelines that have WAL of their own and that no other such timeline comes from: where
+    /// WAL may still be growing.
+    pub fn leaves(&self) -> Vec<Timeline> {
+        let with_wal = |t: &Timeline| {
+            self.timelines.get(t).is_some_and(|w| !w.ranges.is_empty() || !w.partials.is_empty())
+        };
+        let known: Vec<_> = self.known().filter(|path| with_wal(&path.timeline)).collect();
+        known
+            .iter()
+            .map(|path| path.timeline)
+            .filter(|t| !known.iter().any(|other| other.timeline != *t && other.contains(*t)))
+            .collect()
+    }
+
+    /// The file from which recovery along `path` reads segment `number`, if it is there whole.
+    pub fn segment(&self, path: &TimelineHistory, number: u64) -> Option<SegmentName> {
+        let timeline = path.timeline_of_segment(number, self.segment_size);
+        self.timelines.get(&timeline)?.range_of(number)?;
+        Some(self.segment_size.name(timeline, number))
+    }
+
+    /// The first segment from `first` on that isn't there along `path`.
+    pub fn first_missing(&self, path: &TimelineHistory, first: u64) -> SegmentName {
+        let mut number = first;
+        loop {
+            let timeline = path.timeline_of_segment(number, self.segment_size);
+            let range = self.timelines.get(&timeline).and_then(|wal| wal.range_of(number));
+            let Some(range) = range else { return self.segment_size.name(timeline, number) };
+            // A row goes on past the segment in which the path leaves its timeline.
+            number = match path.end_of(timeline).flatten() {
+                Some(end) => (range.last + 1).min(self.segment_size.number_at(end)).max(number + 1),
+                None => range.last + 1,
+            };
+        }
+    }
+
+    /// Whether anything of `path` is there behind segment `number`: whether its absence is a gap
+    /// and not the end.
+    pub fn goes_on_after(&self, path: &TimelineHistory, number: u64) -> bool {
+        let size = self.segment_size;
+        self.timelines.iter().any(|(timeline, wal)| {
+            if !path.contains(*timeline) {
+                return false;
+            }
+            let first = path.begin_of(*timeline).map_or(0, |begin| size.number_at(begin));
+            let last =
+                path.end_of(*timeline).flatten().map_or(u64::MAX, |end| size.number_before(end));
+            let is_behind = |range: &SegmentRange| {
+                range.first.max(first).max(number + 1) <= range.last.min(last)
+            };
+            wal.ranges.iter().any(is_behind)
+                || wal.partials.iter().any(|n| *n > number && (first..=last).contains(n))
+        })
+    }
+
+    /// The timeline whose partial copy recovery along `path` would be served for segment `number`:
+    /// of a timeline's last segment only.
+    pub fn partial(&self, path: &TimelineHistory, number: u64) -> Option<SegmentName> {
+        let begun_by = |t: Timeline| {
+            path.begin_of(t).is_none_or(|begin| self.segment_size.number_at(begin) <= number)
+        };
+        let is_last = |wal: &TimelineWal| wal.ranges.last().is_none_or(|r| r.last < number);
+        self.timelines
+            .iter()
+            .rev()
+            .filter(|(t, wal)| path.contains(**t) && begun_by(**t) && is_last(wal))
+            .find(|(_, wal)| wal.partials.contains(&number))
+            .map(|(timeline, _)| self.segment_size.name(*timeline, number))
+    }
+}
+
+async fn read_history(store: &WalStore, timeline: Timeline) -> Result<Option<TimelineHistory>> {
+    let Some(bytes) = store.history(timeline).await? else { return Ok(None) };
+    TimelineHistory::parse(timeline, &bytes).map(Some).map_err(|e| {
+        let address = store.repository().storage().address();
+        Error::new(
+            Kind::Damaged,
+            format!("{} in {address} is no history file", timeline.history_file()),
+        )
+        .because(e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: SegmentSize = SegmentSize::DEFAULT;
+
+    fn inventory(wal: &[(u32, &[u64])], histories: &[(u32, &str)]) -> WalInventory {
+        let timelines = wal
+            .iter()
+            .map(|(timeline, numbers)| {
+                let mut wal = TimelineWal::default();
+                numbers.iter().for_each(|n| wal.add(*n));
+                (Timeline(*timeline), wal)
+            })
+            .collect();
+        let mut known = BTreeMap::from([(Timeline(1), TimelineHistory::first())]);
+        for (timeline, text) in histories {
+            let timeline = Timeline(*timeline);
+            known.insert(timeline, TimelineHistory::parse(timeline, text.as_bytes()).unwrap());
+        }
+        WalInventory { segment_size: SIZE, timelines, histories: known }
+    }
+
+    #[test]
+    fn a_row_is_followed_over_a_switch_and_ends_at_a_gap() {
+        // Timeline 2 leaves timeline 1 in the middle of segment 5; 1 lived on to segment 8.
+        let there = inventory(
+            &[(1, &[2, 3, 4, 5, 6, 7, 8]), (2, &[5, 6, 9])],
+            &[(2, "1\t0/5800000\tpromoted\n")],
+        );
+        let path = there.path(Timeline(2)).unwrap();
+        assert_eq!(there.first_missing(path, 3), SIZE.name(Timeline(2), 7));
+        assert!(there.goes_on_after(path, 7));
+        assert!(!there.goes_on_after(path, 9));
+        assert_eq!(there.segment(path, 4), Some(SIZE.name(Timeline(1), 4)));
+        assert_eq!(there.segment(path, 5), Some(SIZE.name(Timeline(2), 5)));
+        assert_eq!(there.segment(path, 8), None, "timeline 1's isn't on the path");
+        let old = there.path(Timeline(1)).unwrap();
+        assert_eq!(there.first_missing(old, 2), SIZE.name(Timeline(1), 9));
+        assert!(!there.goes_on_after(old, 9));
+    }
+
+    #[test]
+    fn leaves_are_what_no_other_timeline_with_wal_comes_from() {
+        let there = inventory(
+            &[(1, &[1, 2]), (2, &[2, 3]), (3, &[2]), (4, &[])],
+            &[
+                (2, "1\t0/2800000\tx\n"),
+                (3, "1\t0/2900000\tx\n"),
+                (4, "1\t0/2800000\tx\n2\t0/3100000\tx\n"),
+            ],
+        );
+        assert_eq!(there.leaves(), [Timeline(2), Timeline(3)]);
+    }
+
+    #[test]
+    fn a_partial_counts_only_for_the_last_segment_of_its_timeline() {
+        let mut there = inventory(&[(1, &[1, 2]), (2, &[])], &[(2, "1\t0/3800000\tx\n")]);
+        there.timelines.get_mut(&Timeline(1)).unwrap().partials.extend([1, 3]);
+        let path = there.path(Timeline(2)).unwrap();
+        assert_eq!(there.partial(path, 3), Some(SIZE.name(Timeline(1), 3)));
+        assert_eq!(there.partial(path, 1), None);
+    }
+}

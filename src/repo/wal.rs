@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::{Repository, SystemId, catalog::PAGE, layout::ClusterLayout, sealed::ObjectReader};
 use crate::{
     error::{Context, Error, Kind, Result},
-    postgres::{SegmentName, Timeline, WalFile, wal::SegmentSummary},
+    postgres::{SegmentName, SegmentSize, Timeline, WalFile, wal::SegmentSummary},
     storage::ObjectName,
 };
 
@@ -176,6 +176,25 @@ impl WalStore {
             return Err(self.damaged(name, "its content doesn't fit its checksum"));
         }
         Ok(Some(summary))
+    }
+
+    /// The size of the system's segments, from any one of them; `None` when there is none.
+    pub async fn segment_size(&self) -> Result<Option<SegmentSize>> {
+        for timeline in self.timelines().await? {
+            let mut after = None;
+            loop {
+                let page = self.page(timeline, after.as_ref()).await?;
+                let Some((_, last, _)) = page.last() else { break };
+                after = Some(last.clone());
+                for (object, name, _) in page {
+                    let segment = matches!(object, WalObject::Plain(WalFile::Segment(_)));
+                    if segment && let Ok(Some(summary)) = self.summary(&name).await {
+                        return Ok(SegmentSize::new(summary.size));
+                    }
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The repaired copies of a file.

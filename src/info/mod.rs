@@ -1,0 +1,233 @@
+//! What the repositories hold of a cluster: backups, WAL, and from when until when one can restore.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::{
+    config::ClusterSettings,
+    error::Result,
+    postgres::{Lsn, Timeline, history::TimelineHistory},
+    repo::{
+        BackupId, Repository, SystemId,
+        catalog::{self, BackupState},
+        layout::ClusterLayout,
+        lease,
+        record::BackupRecord,
+        replay::{Reach, Replay},
+        timelines::{TimelineWal, WalInventory},
+        wal::WalStore,
+    },
+};
+
+/// A cluster in one repository.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClusterInfo {
+    /// The repository's name in the configuration.
+    pub repository: String,
+    /// Where it lies.
+    pub address: String,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Its systems; more than one after a major upgrade.
+    pub systems: Vec<SystemInfo>,
+    /// Backups that aren't usable.
+    pub unusable: Vec<UnusableBackup>,
+}
+
+/// One system's backups and WAL.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SystemInfo {
+    /// Major version and system identifier.
+    pub system: SystemId,
+    /// Its backups, in the order in which they stopped.
+    pub backups: Vec<BackupRecord>,
+    /// From when until when one can restore.
+    pub windows: Vec<Window>,
+    /// Its WAL by timeline.
+    pub timelines: Vec<TimelineInfo>,
+}
+
+/// A stretch of time to any point of which one can restore along one timeline.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Window {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The backup it begins with.
+    pub backup: BackupId,
+    /// When that backup was complete: the earliest target time.
+    pub from: DateTime<Utc>,
+    /// The end of the last transaction that can be restored; `None` when there is none after the
+    /// backup.
+    pub until: Option<DateTime<Utc>>,
+    /// How far the WAL goes.
+    pub end_lsn: Lsn,
+    /// The segment whose absence ends the window although there is more WAL behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+}
+
+/// What there is of one timeline.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TimelineInfo {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The timeline it comes from, and where it left that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// Rows of segments without a gap: first and last name.
+    pub ranges: Vec<(String, String)>,
+    /// Segments of which there is only a partial copy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub partials: Vec<String>,
+    /// Whole segments.
+    pub segments: u64,
+    /// Stored bytes.
+    pub stored: u64,
+}
+
+/// Where a timeline comes from.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Parent {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The switch point.
+    pub switch_lsn: Lsn,
+}
+
+/// A backup that can't be restored.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UnusableBackup {
+    /// The backup.
+    pub id: BackupId,
+    /// `running`, `crashed`, `deleted` or `damaged`.
+    pub state: &'static str,
+    /// What more there is to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// Looks at what a repository holds of a cluster.
+pub async fn info(repository: &Repository, cluster: &ClusterSettings) -> Result<ClusterInfo> {
+    let layout = ClusterLayout::new(&cluster.name)?;
+    let (records, unusable) = backups(repository, &layout).await?;
+    let mut ids = catalog::systems(repository, &layout).await?;
+    ids.extend(records.iter().map(|record| record.system));
+    ids.sort();
+    ids.dedup();
+    let mut systems = Vec::new();
+    for system in ids {
+        let backups = records.iter().filter(|r| r.system == system).cloned().collect();
+        systems.push(system_info(repository, &layout, system, backups).await?);
+    }
+    Ok(ClusterInfo {
+        repository: repository.name().to_owned(),
+        address: repository.storage().address().to_owned(),
+        encrypted: repository.keyring().is_encrypted(),
+        cluster: cluster.name.clone(),
+        systems,
+        unusable,
+    })
+}
+
+async fn backups(
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<(Vec<BackupRecord>, Vec<UnusableBackup>)> {
+    let leases = lease::leases(repository, layout).await?;
+    let now = Utc::now();
+    let is_running =
+        |id: &BackupId| leases.iter().any(|l| l.backup.as_ref() == Some(id) && !l.is_expired(now));
+    let (mut records, mut unusable) = (Vec::new(), Vec::new());
+    for entry in catalog::entries(repository, layout).await? {
+        let (state, why) = match entry.state {
+            BackupState::Complete(record) => {
+                records.push(*record);
+                continue;
+            }
+            BackupState::Unfinished if is_running(&entry.id) => ("running", None),
+            BackupState::Unfinished => ("crashed", Some("it was never finished".to_owned())),
+            BackupState::Deleted => ("deleted", None),
+            BackupState::Damaged(e) => ("damaged", Some(e.to_string())),
+        };
+        unusable.push(UnusableBackup { id: entry.id, state, why });
+    }
+    records.sort_by(|a, b| (a.stopped_at, &a.id).cmp(&(b.stopped_at, &b.id)));
+    Ok((records, unusable))
+}
+
+async fn system_info(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    system: SystemId,
+    backups: Vec<BackupRecord>,
+) -> Result<SystemInfo> {
+    let store = WalStore::new(repository, layout, system);
+    let segment_size = match backups.last() {
+        Some(record) => record.segment_size,
+        None => store.segment_size().await?.unwrap_or_default(),
+    };
+    let inventory = WalInventory::read(&store, segment_size).await?;
+    let mut windows = Vec::new();
+    for path in inventory.known() {
+        windows.extend(windows_of(&store, &inventory, path, &backups).await?);
+    }
+    let timelines = inventory.timelines().map(|(t, wal)| timeline_info(&inventory, t, wal));
+    Ok(SystemInfo { system, timelines: timelines.collect(), windows, backups })
+}
+
+/// The windows along one path. Backups whose WAL ends at the same segment share one.
+async fn windows_of(
+    store: &WalStore,
+    inventory: &WalInventory,
+    path: &TimelineHistory,
+    backups: &[BackupRecord],
+) -> Result<Vec<Window>> {
+    let replay = Replay { store, inventory, path };
+    let mut windows: Vec<(Window, Reach)> = Vec::new();
+    for record in backups.iter().filter(|record| record.lies_on(path)) {
+        let first = record.segment_size.number_at(record.start_lsn);
+        let missing = inventory.first_missing(path, first);
+        if windows.last().is_some_and(|(_, reach)| reach.missing == missing) {
+            continue;
+        }
+        let reach = replay.end_from(first).await?;
+        if reach.end < record.stop_lsn {
+            continue;
+        }
+        let until = reach.last_transaction.filter(|t| t.end > record.stop_lsn).map(|t| t.time);
+        let window = Window {
+            timeline: path.timeline,
+            backup: record.id.clone(),
+            from: record.stopped_at,
+            until,
+            end_lsn: reach.end,
+            missing: reach.gap.then(|| reach.missing.to_string()),
+        };
+        windows.push((window, reach));
+    }
+    Ok(windows.into_iter().map(|(window, _)| window).collect())
+}
+
+fn timeline_info(inventory: &WalInventory, timeline: Timeline, wal: &TimelineWal) -> TimelineInfo {
+    let name = |number: u64| inventory.segment_size.name(timeline, number).to_string();
+    let parent = inventory.path(timeline).and_then(|path| {
+        let parent = path.ancestors.last()?;
+        Some(Parent { timeline: parent.timeline, switch_lsn: parent.end })
+    });
+    TimelineInfo {
+        timeline,
+        parent,
+        ranges: wal.ranges.iter().map(|r| (name(r.first), name(r.last))).collect(),
+        partials: wal.partials.iter().map(|n| name(*n)).collect(),
+        segments: wal.ranges.iter().map(|r| r.last - r.first + 1).sum(),
+        stored: wal.stored,
+    }
+}

@@ -1,0 +1,410 @@
+//! Following recovery along a path before it happens: where would it stop, how far can it come?
+//!
+//! PostgreSQL replays records in the order of their positions and stops at the first one that fits
+//! the target (`xlogrecovery.c`, `recoveryStopsBefore` and `recoveryStopsAfter`). Clocks step back
+//! and transaction ids are committed out of order, so this looks at the records in the same order:
+//! summaries tell which segment may hold the one, and that segment alone is read.
+
+use std::collections::VecDeque;
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    timelines::WalInventory,
+    wal::{StoredSummary, WalStore},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{
+        Lsn, SegmentName, Timeline, WalFile,
+        history::TimelineHistory,
+        wal::{Event, SegmentScanner, SegmentSummary, TransactionRange},
+    },
+    storage::ObjectName,
+};
+
+/// Which record ends recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopRule {
+    /// Before the first commit or abort later than this (`exclusive`: not earlier).
+    Time {
+        /// The target.
+        time: DateTime<Utc>,
+        /// Whether a commit at exactly this time is left out.
+        exclusive: bool,
+    },
+    /// After the first record that starts at this position or behind it (`exclusive`: before it).
+    Lsn {
+        /// The target.
+        lsn: Lsn,
+        /// Whether that record is left out.
+        exclusive: bool,
+    },
+    /// After the commit or abort of this transaction (`exclusive`: before it).
+    Xid {
+        /// The target: the 32 bits that records carry.
+        xid: u32,
+        /// Whether that transaction is left out.
+        exclusive: bool,
+    },
+    /// After the first restore point of this name.
+    Name(String),
+}
+
+/// The record that ends recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// How far replay comes: the record's start when it stops before it, else its end.
+    pub position: Lsn,
+    /// The record's start, which tells it from any other.
+    pub record: Lsn,
+    /// The record's own time, if it has one.
+    pub time: Option<DateTime<Utc>>,
+    /// The timeline that the record lies on.
+    pub timeline: Timeline,
+}
+
+/// How far recovery comes when nothing stops it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// The end of the last record.
+    pub end: Lsn,
+    /// The last commit or abort.
+    pub last_transaction: Option<LastTransaction>,
+    /// The first segment that isn't there.
+    pub missing: SegmentName,
+    /// Whether there is more WAL behind the missing segment, so that its absence is a gap.
+    pub gap: bool,
+    /// The last restore points on the way, by name and time: at most [`KEPT_RESTORE_POINTS`].
+    pub restore_points: Vec<(String, DateTime<Utc>)>,
+}
+
+/// The last commit or abort record of a stretch of WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastTransaction {
+    /// Its time.
+    pub time: DateTime<Utc>,
+    /// The record's end.
+    pub end: Lsn,
+    /// The transaction.
+    pub xid: u32,
+}
+
+impl LastTransaction {
+    fn of(range: &TransactionRange) -> Self {
+        LastTransaction { time: range.last_time, end: range.last_commit, xid: range.last_xid }
+    }
+}
+
+/// How many restore points a [`Reach`] names.
+pub const KEPT_RESTORE_POINTS: usize = 10;
+
+/// The answer of [`Replay::find_stop`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Search {
+    /// Recovery stops here. `before` is the last commit or abort that it has replayed.
+    Found {
+        /// Where.
+        stop: Stop,
+        /// The time of the last commit or abort before it in the WAL that was looked at.
+        before: Option<DateTime<Utc>>,
+    },
+    /// It doesn't stop before the WAL ends.
+    NotFound(Reach),
+}
+
+/// Recovery along one path of one system, looked at without doing it.
+#[derive(Debug, Clone, Copy)]
+pub struct Replay<'a> {
+    /// The archive.
+    pub store: &'a WalStore,
+    /// What it holds.
+    pub inventory: &'a WalInventory,
+    /// The path.
+    pub path: &'a TimelineHistory,
+}
+
+/// A segment on the path: the object it is read from, and what that says of it.
+#[derive(Debug, Clone)]
+pub struct PathSegment {
+    /// Whose name it has.
+    pub name: SegmentName,
+    /// The object.
+    pub object: ObjectName,
+    /// Its summary.
+    pub summary: SegmentSummary,
+}
+
+impl Replay<'_> {
+    /// The segment of this number as recovery would be served it: whole, or partial where that is
+    /// all there is and can be. `None` when it isn't there.
+    pub async fn segment(&self, number: u64) -> Result<Option<PathSegment>> {
+        if let Some(name) = self.inventory.segment(self.path, number) {
+            let file = WalFile::Segment(name);
+            let plain = self.store.plain(file);
+            let whole = match self.store.summary(&plain).await {
+                Ok(Some(summary)) => Ok((plain, summary)),
+                other => match self.readable(self.store.repairs(file).await?).await {
+                    Some(repair) => Ok(repair),
+                    None => other.and_then(|_| Err(self.vanished(name))),
+                },
+            };
+            let (object, summary) = whole?;
+            return self.path_segment(name, object, summary).map(Some);
+        }
+        let Some(name) = self.inventory.partial(self.path, number) else { return Ok(None) };
+        let mut best: Option<PathSegment> = None;
+        for object in self.store.partials(name).await? {
+            let Some(summary) = self.store.summary(&object).await? else { continue };
+            let this = self.path_segment(name, object, summary)?;
+            if best.as_ref().is_none_or(|b| this.summary.end > b.summary.end) {
+                best = Some(this);
+            }
+        }
+        Ok(best)
+    }
+
+    /// The first of some copies that can be read.
+    async fn readable(&self, names: Vec<ObjectName>) -> Option<(ObjectName, StoredSummary)> {
+        for name in names {
+            if let Ok(Some(summary)) = self.store.summary(&name).await {
+                return Some((name, summary));
+            }
+        }
+        None
+    }
+
+    fn vanished(&self, name: SegmentName) -> Error {
+        let address = self.store.repository().storage().address();
+        Error::new(Kind::Wal, format!("segment {name} has vanished from {address} just now"))
+    }
+
+    fn path_segment(
+        &self,
+        name: SegmentName,
+        object: ObjectName,
+        stored: StoredSummary,
+    ) -> Result<PathSegment> {
+        let summary = stored.segment.filter(|s| s.parsed).ok_or_else(|| {
+            Error::new(
+                Kind::Wal,
+                format!("the records of segment {name} are of a version that isn't understood"),
+            )
+            .hint("use a newer pgkeep")
+        })?;
+        Ok(PathSegment { name, object, summary })
+    }
+
+    /// What there is to say when the segments from `first` on end before `number`.
+    fn reach(
+        &self,
+        first: u64,
+        number: u64,
+        last: Option<&PathSegment>,
+        last_transaction: Option<LastTransaction>,
+    ) -> Reach {
+        let size = self.inventory.segment_size;
+        let timeline = self.path.timeline_of_segment(number, size);
+        Reach {
+            end: last.map_or(size.start_of(first), |s| s.summary.end),
+            last_transaction,
+            missing: size.name(timeline, number),
+            gap: self.inventory.goes_on_after(self.path, number),
+            restore_points: Vec::new(),
+        }
+    }
+
+    /// Follows recovery from `from` (a record's start) until `rule` stops it, the WAL ends, or
+    /// segment `until` is reached.
+    pub async fn find_stop(
+        &self,
+        from: Lsn,
+        rule: &StopRule,
+        until: Option<u64>,
+    ) -> Result<Search> {
+        let size = self.inventory.segment_size;
+        let first = size.number_at(from);
+        let mut before: Option<PathSegment> = None;
+        let mut last_transaction: Option<LastTransaction> = None;
+        let mut restore_points = VecDeque::new();
+        let mut number = first;
+        while until.is_none_or(|until| number < until)
+            && let Some(segment) = self.segment(number).await?
+        {
+            if may_hold(rule, &segment.summary) {
+                let mut scan = Scan::new(rule, from);
+                self.scan(before.as_ref(), &segment, &mut scan).await?;
+                if let Some((record, position, time)) = scan.found {
+                    let timeline = self.path.timeline_at(record);
+                    let stop = Stop { position, record, time, timeline };
+                    let before = scan.last.or(last_transaction.map(|t| t.time));
+                    return Ok(Search::Found { stop, before });
+                }
+            }
+            if let Some(range) = &segment.summary.transactions
+                && range.last_commit > from
+            {
+                last_transaction = Some(LastTransaction::of(range));
+            }
+            for point in &segment.summary.restore_points {
+                if restore_points.len() >= KEPT_RESTORE_POINTS {
+                    restore_points.pop_front();
+                }
+                restore_points.push_back((point.name.clone(), point.time));
+            }
+            before = Some(segment);
+            number += 1;
+        }
+        let mut reach = self.reach(first, number, before.as_ref(), last_transaction);
+        reach.restore_points = restore_points.into();
+        Ok(Search::NotFound(reach))
+    }
+
+    /// How far recovery comes from segment `first` on. Reads the last summaries only.
+    pub async fn end_from(&self, first: u64) -> Result<Reach> {
+        let size = self.inventory.segment_size;
+        let missing = self.inventory.first_missing(self.path, first);
+        let mut number = missing.number(size).unwrap_or(first);
+        let mut last = None;
+        if self.segment(number).await?.is_some() {
+            number += 1;
+        }
+        let mut transaction = None;
+        for n in (first..number).rev() {
+            let Some(segment) = self.segment(n).await? else { break };
+            transaction = segment.summary.transactions.as_ref().map(LastTransaction::of);
+            last = last.or(Some(segment));
+            if transaction.is_some() {
+                break;
+            }
+        }
+        Ok(self.reach(first, number, last.as_ref(), transaction))
+    }
+
+    /// Feeds a segment to `scan`, behind the one before it when a record that ends in it began
+    /// there.
+    async fn scan(
+        &self,
+        before: Option<&PathSegment>,
+        segment: &PathSegment,
+        scan: &mut Scan<'_>,
+    ) -> Result<()> {
+        let size = self.inventory.segment_size;
+        let begin = |segment: &PathSegment| {
+            let scanner = SegmentScanner::new(segment.name, size, None);
+            if matches!(scan.rule, StopRule::Lsn { .. }) {
+                scanner.report_records()
+            } else {
+                scanner
+            }
+        };
+        let mut scanner = begin(before.unwrap_or(segment));
+        if let Some(before) = before {
+            self.read(before, &mut scanner, &mut |_| {}).await?;
+            scanner.next_segment(segment.name);
+        }
+        self.read(segment, &mut scanner, &mut |event| scan.see(event)).await
+    }
+
+    async fn read(
+        &self,
+        segment: &PathSegment,
+        scanner: &mut SegmentScanner,
+        on_event: &mut (dyn FnMut(&Event) + Send),
+    ) -> Result<()> {
+        let mut sink = ScannerSink { scanner, on_event };
+        match self.store.copy_to(&segment.object, &mut sink).await? {
+            Some(_) => Ok(()),
+            None => Err(self.vanished(segment.name)),
+        }
+    }
+}
+
+/// Whether the record that `rule` stops at may end in this segment.
+fn may_hold(rule: &StopRule, summary: &SegmentSummary) -> bool {
+    let transactions = summary.transactions.as_ref();
+    match rule {
+        StopRule::Time { time, exclusive: false } => {
+            transactions.is_some_and(|t| t.max_time > *time)
+        }
+        StopRule::Time { time, exclusive: true } => {
+            transactions.is_some_and(|t| t.max_time >= *time)
+        }
+        StopRule::Xid { xid, .. } => {
+            transactions.is_some_and(|t| (t.min_xid..=t.max_xid).contains(xid))
+        }
+        StopRule::Lsn { lsn, .. } => summary.end > *lsn,
+        StopRule::Name(name) => summary.restore_points.iter().any(|p| p.name == *name),
+    }
+}
+
+/// Looks at records in order until the rule stops.
+struct Scan<'a> {
+    rule: &'a StopRule,
+    from: Lsn,
+    /// Record, position, time.
+    found: Option<(Lsn, Lsn, Option<DateTime<Utc>>)>,
+    /// The last commit or abort before it.
+    last: Option<DateTime<Utc>>,
+}
+
+impl<'a> Scan<'a> {
+    fn new(rule: &'a StopRule, from: Lsn) -> Self {
+        Scan { rule, from, found: None, last: None }
+    }
+
+    fn see(&mut self, event: &Event) {
+        if self.found.is_some() {
+            return;
+        }
+        let (start, end, time) = match event {
+            Event::Transaction { start, end, time, .. } => (*start, *end, Some(*time)),
+            Event::RestorePoint { start, end, time, .. } => (*start, *end, Some(*time)),
+            Event::Record { start, end, .. } => (*start, *end, None),
+            _ => return,
+        };
+        if start < self.from {
+            return;
+        }
+        let at = |exclusive: bool| (start, if exclusive { start } else { end }, time);
+        self.found = match (self.rule, event) {
+            (StopRule::Time { time: target, exclusive }, Event::Transaction { time, .. })
+                if time > target || (*exclusive && time == target) =>
+            {
+                Some(at(true))
+            }
+            (StopRule::Xid { xid: target, exclusive }, Event::Transaction { xid, .. })
+                if xid == target =>
+            {
+                Some(at(*exclusive))
+            }
+            (StopRule::Name(target), Event::RestorePoint { name, .. }) if name == target => {
+                Some(at(false))
+            }
+            (StopRule::Lsn { lsn, exclusive }, Event::Record { .. }) if start >= *lsn => {
+                Some(at(*exclusive))
+            }
+            _ => None,
+        };
+        let replayed = self.found.is_none_or(|(_, position, _)| position == end);
+        if matches!(event, Event::Transaction { .. }) && replayed {
+            self.last = time;
+        }
+    }
+}
+
+struct ScannerSink<'a> {
+    scanner: &'a mut SegmentScanner,
+    on_event: &'a mut (dyn FnMut(&Event) + Send),
+}
+
+impl std::io::Write for ScannerSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.scanner.feed(bytes, self.on_event);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

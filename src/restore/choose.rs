@@ -1,0 +1,157 @@
+//! Which backup, along which timeline.
+//!
+//! A target is looked for along every timeline that the archive knows (or the one that was asked
+//! for), from the newest backup from which it can be reached. When two timelines that don't come
+//! from one another both contain it, only a person knows which is meant: both are listed and the
+//! restore refused. A target that can't be reached is refused with what is possible instead.
+
+mod refuse;
+mod search;
+
+use chrono::{DateTime, Utc};
+
+use super::{RestoreRequest, Target, TargetTimeline};
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{Lsn, Timeline, history::TimelineHistory},
+    repo::{
+        BackupId, Repository, SystemId, catalog, catalog::BackupState, layout::ClusterLayout,
+        record::BackupRecord, timelines::WalInventory, wal::WalStore,
+    },
+};
+
+/// From which backup, along which timeline, up to where.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// The backup.
+    pub record: BackupRecord,
+    /// The timeline that recovery follows.
+    pub timeline: Timeline,
+    /// How far replay will come, if the target says so.
+    pub stop: Option<Lsn>,
+    /// The time of the last transaction that will have been replayed, as far as it is known.
+    pub last_transaction: Option<DateTime<Utc>>,
+}
+
+/// What one system has in a repository, for choosing from.
+pub(super) struct Holdings {
+    /// The archive.
+    pub store: WalStore,
+    /// What it holds.
+    pub inventory: WalInventory,
+    /// The committed backups that may be taken, in the order in which they stopped.
+    pub records: Vec<BackupRecord>,
+}
+
+impl Holdings {
+    /// The backups that lie on `path`, the last one to stop first.
+    fn on_path<'a>(
+        &'a self,
+        path: &'a TimelineHistory,
+    ) -> impl Iterator<Item = &'a BackupRecord> + 'a {
+        self.records.iter().rev().filter(|record| record.lies_on(path))
+    }
+}
+
+/// Chooses for `request`, or says why nothing can be chosen.
+pub async fn choose(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    request: &RestoreRequest,
+) -> Result<Choice> {
+    let records = candidates(repository, layout, request).await?;
+    let system = system_of(&records, &request.target);
+    let records: Vec<_> = records.into_iter().filter(|r| r.system == system).collect();
+    let segment_size = records.last().map(|r| r.segment_size).unwrap_or_default();
+    let store = WalStore::new(repository, layout, system);
+    let inventory = WalInventory::read(&store, segment_size).await?;
+    let holdings = Holdings { store, inventory, records };
+    let paths = paths(&holdings, request)?;
+    search::search(&holdings, &paths, request).await
+}
+
+/// The backups that may be taken: the one that was asked for, or all.
+async fn candidates(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    request: &RestoreRequest,
+) -> Result<Vec<BackupRecord>> {
+    let address = repository.storage().address();
+    let cluster = layout.cluster();
+    let Some(id) = &request.backup else {
+        let records = catalog::backups(repository, layout).await?;
+        return if records.is_empty() {
+            Err(Error::new(
+                Kind::Target,
+                format!("there is no backup of cluster {cluster} in {address}"),
+            )
+            .hint("`pgkeep info` lists what there is; is --cluster right?"))
+        } else {
+            Ok(records)
+        };
+    };
+    let entries = catalog::entries(repository, layout).await?;
+    let known = |entry: &catalog::CatalogEntry| entry.id == *id;
+    let no = |what: &str| {
+        Error::new(Kind::Target, format!("backup {id} of cluster {cluster} {what} in {address}"))
+            .hint("`pgkeep info` lists the backups that can be restored")
+    };
+    match entries.into_iter().find(known).map(|entry| entry.state) {
+        Some(BackupState::Complete(record)) => Ok(vec![*record]),
+        Some(BackupState::Damaged(e)) => Err(e.while_doing(format!("read backup {id}"))),
+        Some(BackupState::Unfinished) => Err(no("was never finished")),
+        Some(BackupState::Deleted) => Err(no("is deleted")),
+        None => Err(no("doesn't exist")),
+    }
+}
+
+/// After an upgrade a cluster has several systems: the newest one, or for a time the newest one
+/// that had a backup by then.
+fn system_of(records: &[BackupRecord], target: &Target) -> SystemId {
+    let by_then = |record: &&BackupRecord| match target {
+        Target::Time(time) => record.stopped_at <= *time,
+        _ => true,
+    };
+    let newest = records.iter().rev().find(by_then).or(records.last());
+    newest.map_or(SystemId { major: 0, identifier: 0 }, |record| record.system)
+}
+
+/// The paths along which the target is looked for.
+fn paths(holdings: &Holdings, request: &RestoreRequest) -> Result<Vec<TimelineHistory>> {
+    let inventory = &holdings.inventory;
+    let usable = |path: &TimelineHistory| holdings.on_path(path).next().is_some();
+    let of = |timeline: Timeline| -> Result<TimelineHistory> {
+        let path = inventory.path(timeline).cloned();
+        path.ok_or_else(|| refuse::unknown_timeline(holdings, timeline))
+    };
+    let newest = holdings.records.last().map_or(Timeline(1), |record| record.timeline);
+    match request.timeline {
+        TargetTimeline::Id(timeline) => {
+            let path = of(timeline)?;
+            if usable(&path) {
+                Ok(vec![path])
+            } else {
+                Err(refuse::no_backup_on(holdings, timeline))
+            }
+        }
+        TargetTimeline::Current => Ok(vec![of(newest)?]),
+        TargetTimeline::Latest => {
+            let leaves = inventory.leaves().into_iter().filter_map(|t| inventory.path(t));
+            let latest = leaves.filter(|path| usable(path)).max_by_key(|path| path.timeline);
+            Ok(vec![latest.cloned().map_or_else(|| of(newest), Ok)?])
+        }
+        // A backup says nothing about what came after it on other timelines than its own.
+        TargetTimeline::Unspecified if request.target == Target::Immediate => Ok(vec![of(newest)?]),
+        TargetTimeline::Unspecified => {
+            let with_wal = inventory.timelines().filter_map(|(t, _)| inventory.path(t));
+            let paths: Vec<_> = with_wal.filter(|path| usable(path)).cloned().collect();
+            if paths.is_empty() { Ok(vec![of(newest)?]) } else { Ok(paths) }
+        }
+    }
+}
+
+/// The backup's id and when it was complete, for people.
+pub(super) fn described(record: &BackupRecord) -> String {
+    let id: &BackupId = &record.id;
+    format!("{id} (complete at {})", super::plan::server_time(record.stopped_at))
+}

@@ -1,0 +1,173 @@
+//! Refusals: each says why the target can't be reached and what can.
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    Holdings, described,
+    search::{Found, Missed},
+};
+use crate::{
+    error::{Error, Kind},
+    postgres::{Timeline, history::TimelineHistory},
+    repo::{record::BackupRecord, replay::Reach},
+    restore::{Target, plan::server_time},
+};
+
+/// The timeline that was asked for has no history here.
+pub(super) fn unknown_timeline(holdings: &Holdings, timeline: Timeline) -> Error {
+    let known: Vec<_> = holdings.inventory.known().map(|p| p.timeline.to_string()).collect();
+    let address = holdings.store.repository().storage().address();
+    Error::new(
+        Kind::Target,
+        format!(
+            "timeline {timeline} is not known in {address}: there is no {}",
+            timeline.history_file()
+        ),
+    )
+    .hint(format!("known timelines: {}", known.join(", ")))
+}
+
+/// No backup lies on the timeline that was asked for.
+pub(super) fn no_backup_on(holdings: &Holdings, timeline: Timeline) -> Error {
+    let error = Error::new(
+        Kind::Target,
+        format!("no backup that may be taken lies on the way to timeline {timeline}"),
+    );
+    match holdings.records.first() {
+        Some(record) => error.hint(format!(
+            "the oldest one is {}, of timeline {}; `pgkeep info` lists them all",
+            described(record),
+            record.timeline
+        )),
+        None => error.hint("take a backup first"),
+    }
+}
+
+/// Nothing at all to go by.
+pub(super) fn nothing(holdings: &Holdings) -> Error {
+    no_backup_on(holdings, Timeline(1))
+}
+
+/// The target lies before the first backup on the path was complete.
+pub(super) fn before_first(holdings: &Holdings, path: &TimelineHistory, target: &Target) -> Missed {
+    let first = holdings.on_path(path).last();
+    let error = match first {
+        None => no_backup_on(holdings, path.timeline),
+        Some(record) => {
+            let possible = match target {
+                Target::Lsn(_) => {
+                    format!("the earliest possible target is LSN {}", record.stop_lsn)
+                }
+                _ => format!("the earliest possible target is {}", server_time(record.stopped_at)),
+            };
+            Error::new(
+                Kind::Target,
+                format!(
+                    "{target} comes before the first backup was complete: {}",
+                    described(record)
+                ),
+            )
+            .hint(possible)
+            .hint(format!(
+                "--target-immediate --backup {} brings the state at that backup's end",
+                record.id
+            ))
+        }
+    };
+    Missed { error, until: None }
+}
+
+/// The WAL that the backup itself needs isn't all there.
+pub(super) fn not_consistent(record: &BackupRecord, reach: &Reach) -> Missed {
+    let error = Error::new(
+        Kind::Wal,
+        format!(
+            "segment {} is missing, which backup {} needs: its WAL goes from {} to {}",
+            reach.missing,
+            record.id,
+            record.start_segment(),
+            record.stop_segment()
+        ),
+    )
+    .hint(format!(
+        "if it is still in a server's pg_wal: pgkeep archive-push pg_wal/{}",
+        reach.missing
+    ))
+    .hint("another backup may be whole: `pgkeep info` lists them; choose it with --backup");
+    Missed { error, until: None }
+}
+
+/// The WAL ends, or has a gap, before the target.
+pub(super) fn beyond(record: &BackupRecord, target: &Target, reach: &Reach) -> Missed {
+    let timeline = reach.missing.timeline;
+    let last = reach.last_transaction.map(|last| last.time);
+    let until = last.unwrap_or(record.stopped_at);
+    let known = match last {
+        Some(last) => {
+            format!("the last transaction that can be restored ended at {}", server_time(last))
+        }
+        None => format!("there is no transaction after backup {}", described(record)),
+    };
+    let what = match target {
+        Target::Latest => "the WAL has a gap".to_owned(),
+        Target::Name(_) | Target::Xid(_) => {
+            format!("{target} is not in the WAL on timeline {timeline}")
+        }
+        _ => format!("{target} comes after the end of the WAL on timeline {timeline}"),
+    };
+    let place = if reach.gap {
+        format!("segment {} is missing and there is more WAL behind it", reach.missing)
+    } else {
+        format!("the WAL ends at LSN {}, before segment {}", reach.end, reach.missing)
+    };
+    let kind = if reach.gap { Kind::Wal } else { Kind::Target };
+    let mut error = Error::new(kind, format!("{what}: {place}; {known}"));
+    if matches!(target, Target::Name(_)) && !reach.restore_points.is_empty() {
+        let named: Vec<_> = reach
+            .restore_points
+            .iter()
+            .map(|(name, time)| format!("{name:?} ({})", server_time(*time)))
+            .collect();
+        error = error.hint(format!("restore points there are: {}", named.join(", ")));
+    }
+    if reach.gap {
+        error = error.hint(format!(
+            "if it is still in a server's pg_wal: pgkeep archive-push pg_wal/{}",
+            reach.missing
+        ));
+        if let Some(last) = reach.last_transaction {
+            error = error.hint(format!(
+                "to restore up to the gap: --target-xid {}, its last transaction, or an earlier target",
+                last.xid
+            ));
+        }
+    } else {
+        error = error.hint("leave the target out to restore to the end of the WAL");
+        if !matches!(target, Target::Name(_) | Target::Xid(_)) {
+            error = error.hint(
+                "if the server still runs, `SELECT pg_switch_wal()` brings its newest WAL into the \
+                 archive",
+            );
+        }
+    }
+    Missed { error, until: Some(until) }
+}
+
+/// Several timelines contain the target.
+pub(super) fn ambiguous(target: &Target, found: &[Found]) -> Error {
+    let mut error = Error::new(
+        Kind::Target,
+        format!("{} timelines that don't come from one another contain {target}", found.len()),
+    );
+    for this in found {
+        let timeline = this.stop.as_ref().map_or(this.timeline, |stop| stop.timeline);
+        let until =
+            |time: DateTime<Utc>| format!(", last transaction then at {}", server_time(time));
+        error = error.hint(format!(
+            "--target-timeline {timeline}: from backup {}{}",
+            this.record.id,
+            this.last_transaction.map(until).unwrap_or_default()
+        ));
+    }
+    error
+}

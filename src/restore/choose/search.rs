@@ -1,0 +1,262 @@
+//! Looking for the target along each path, and telling the answers apart.
+
+use chrono::{DateTime, Utc};
+
+use super::{Choice, Holdings, refuse};
+use crate::{
+    error::{Error, Result},
+    postgres::{Timeline, history::TimelineHistory},
+    repo::{
+        record::BackupRecord,
+        replay::{Reach, Replay, Search, Stop, StopRule},
+    },
+    restore::{RestoreRequest, Target, TargetTimeline},
+};
+
+/// The target was found along a path.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    /// From this backup.
+    pub record: BackupRecord,
+    /// On this timeline.
+    pub timeline: Timeline,
+    /// Where recovery stops; `None` when it goes to the end of the WAL or stops at consistency.
+    pub stop: Option<Stop>,
+    /// The last transaction that will have been replayed.
+    pub last_transaction: Option<DateTime<Utc>>,
+}
+
+/// The target wasn't found along a path.
+pub(super) struct Missed {
+    /// Why, and what is possible instead.
+    pub error: Error,
+    /// How far the path leads.
+    pub until: Option<DateTime<Utc>>,
+}
+
+type Outcome = Result<Found, Missed>;
+
+/// Looks along `paths` and decides.
+pub(super) async fn search(
+    holdings: &Holdings,
+    paths: &[TimelineHistory],
+    request: &RestoreRequest,
+) -> Result<Choice> {
+    let leaves = holdings.inventory.leaves();
+    let to_the_end = request.target == Target::Latest
+        && request.timeline == TargetTimeline::Unspecified
+        && paths.iter().any(|path| leaves.contains(&path.timeline));
+    let (mut found, mut missed) = (Vec::<Found>::new(), Vec::new());
+    for path in paths.iter().filter(|path| !to_the_end || leaves.contains(&path.timeline)) {
+        match along(holdings, path, request).await? {
+            Ok(this) if !found.iter().any(|other| same(other, &this)) => found.push(this),
+            Ok(_) => {}
+            Err(miss) => missed.push(miss),
+        }
+    }
+    if let Target::Time(time) = &request.target {
+        found = alive_at(holdings, found, *time).await?;
+    }
+    match found.len() {
+        0 => Err(missed
+            .into_iter()
+            .max_by_key(|miss| miss.until)
+            .map_or_else(|| refuse::nothing(holdings), |miss| miss.error)),
+        1 => Ok(found.remove(0).into_choice(&request.timeline)),
+        _ => Err(refuse::ambiguous(&request.target, &found)),
+    }
+}
+
+impl Found {
+    fn into_choice(self, asked: &TargetTimeline) -> Choice {
+        // The timeline on which the record lies is enough, unless another was asked for.
+        let timeline = match (asked, &self.stop) {
+            (TargetTimeline::Unspecified, Some(stop)) => stop.timeline,
+            _ => self.timeline,
+        };
+        Choice {
+            record: self.record,
+            timeline,
+            stop: self.stop.map(|stop| stop.position),
+            last_transaction: self.last_transaction,
+        }
+    }
+}
+
+/// Whether two paths lead to the same record.
+fn same(a: &Found, b: &Found) -> bool {
+    match (&a.stop, &b.stop) {
+        (Some(a), Some(b)) => (a.timeline, a.record) == (b.timeline, b.record),
+        _ => a.timeline == b.timeline,
+    }
+}
+
+/// A commit later than the target, on a timeline that began only after the target, says that its
+/// parent's end contains the target. That is an answer only when no timeline lived at that time.
+async fn alive_at(
+    holdings: &Holdings,
+    found: Vec<Found>,
+    time: DateTime<Utc>,
+) -> Result<Vec<Found>> {
+    if found.len() < 2 {
+        return Ok(found);
+    }
+    let mut alive = Vec::new();
+    for this in &found {
+        let timeline = this.stop.as_ref().map_or(this.timeline, |stop| stop.timeline);
+        if begun_at(holdings, timeline).await?.is_none_or(|begun| begun <= time) {
+            alive.push(this.clone());
+        }
+    }
+    Ok(if alive.is_empty() { found } else { alive })
+}
+
+/// When a timeline was begun, by the record of the promotion, if that is in its first segment.
+async fn begun_at(holdings: &Holdings, timeline: Timeline) -> Result<Option<DateTime<Utc>>> {
+    let inventory = &holdings.inventory;
+    let Some(path) = inventory.path(timeline) else { return Ok(None) };
+    let Some(begin) = path.begin_of(timeline).filter(|lsn| lsn.is_valid()) else { return Ok(None) };
+    let replay = Replay { store: &holdings.store, inventory, path };
+    let first = replay.segment(inventory.segment_size.number_at(begin)).await?;
+    Ok(first.and_then(|segment| {
+        let promotions = segment.summary.end_of_recovery;
+        promotions.iter().find(|p| p.timeline == timeline).map(|p| p.time)
+    }))
+}
+
+/// Looks for the target along one path.
+async fn along(
+    holdings: &Holdings,
+    path: &TimelineHistory,
+    request: &RestoreRequest,
+) -> Result<Outcome> {
+    let replay = Replay { store: &holdings.store, inventory: &holdings.inventory, path };
+    let exclusive = request.exclusive;
+    match &request.target {
+        Target::Latest | Target::Immediate => to_the_end(holdings, &replay, &request.target).await,
+        Target::Time(time) => {
+            let rule = StopRule::Time { time: *time, exclusive };
+            let usable = |record: &BackupRecord| record.stopped_at <= *time;
+            forward(holdings, &replay, &request.target, &rule, usable).await
+        }
+        Target::Lsn(lsn) => {
+            let rule = StopRule::Lsn { lsn: *lsn, exclusive };
+            let usable = |record: &BackupRecord| record.stop_lsn <= *lsn;
+            forward(holdings, &replay, &request.target, &rule, usable).await
+        }
+        Target::Xid(xid) => {
+            let rule = StopRule::Xid { xid: *xid, exclusive };
+            backward(holdings, &replay, &request.target, &rule).await
+        }
+        Target::Name(name) => {
+            backward(holdings, &replay, &request.target, &StopRule::Name(name.clone())).await
+        }
+    }
+}
+
+/// The newest backup on the path, to its own end or to that of the WAL.
+async fn to_the_end(holdings: &Holdings, replay: &Replay<'_>, target: &Target) -> Result<Outcome> {
+    let Some(record) = holdings.on_path(replay.path).next() else {
+        return Ok(Err(refuse::before_first(holdings, replay.path, target)));
+    };
+    let first = record.segment_size.number_at(record.start_lsn);
+    let reach = replay.end_from(first).await?;
+    if reach.end < record.stop_lsn {
+        return Ok(Err(refuse::not_consistent(record, &reach)));
+    }
+    if *target == Target::Latest && reach.gap {
+        return Ok(Err(refuse::beyond(record, target, &reach)));
+    }
+    let last_transaction = match target {
+        Target::Latest => reach.last_transaction.map(|last| last.time),
+        _ => None,
+    };
+    Ok(Ok(Found {
+        record: record.clone(),
+        timeline: replay.path.timeline,
+        stop: None,
+        last_transaction,
+    }))
+}
+
+/// A target whose side of a backup is known beforehand: from the newest backup that is `usable`
+/// for it.
+async fn forward(
+    holdings: &Holdings,
+    replay: &Replay<'_>,
+    target: &Target,
+    rule: &StopRule,
+    usable: impl Fn(&BackupRecord) -> bool,
+) -> Result<Outcome> {
+    for record in holdings.on_path(replay.path).filter(|record| usable(record)) {
+        match replay.find_stop(record.start_lsn, rule, None).await? {
+            Search::Found { stop, before } if stop.position >= record.stop_lsn => {
+                return Ok(Ok(found(record, replay, stop, before)));
+            }
+            // A clock stepped back: this backup already has something later than the target.
+            Search::Found { .. } => {}
+            Search::NotFound(reach) => {
+                return Ok(Err(if reach.end < record.stop_lsn {
+                    refuse::not_consistent(record, &reach)
+                } else {
+                    refuse::beyond(record, target, &reach)
+                }));
+            }
+        }
+    }
+    Ok(Err(refuse::before_first(holdings, replay.path, target)))
+}
+
+/// A target whose place is unknown: looked for from the newest backup to the oldest, each time up
+/// to where the search before began.
+async fn backward(
+    holdings: &Holdings,
+    replay: &Replay<'_>,
+    target: &Target,
+    rule: &StopRule,
+) -> Result<Outcome> {
+    let mut until = None;
+    let mut behind: Option<(Stop, Option<DateTime<Utc>>)> = None;
+    let mut end: Option<(&BackupRecord, Reach)> = None;
+    for record in holdings.on_path(replay.path) {
+        match replay.find_stop(record.start_lsn, rule, until).await? {
+            Search::Found { stop, before } => behind = Some((stop, before)),
+            Search::NotFound(reach) if until.is_none() => {
+                if reach.end < record.stop_lsn {
+                    return Ok(Err(refuse::not_consistent(record, &reach)));
+                }
+                end = Some((record, reach));
+            }
+            Search::NotFound(reach) => {
+                // The row ended before the newer backup's: nothing behind can be reached from here.
+                if until.is_some_and(|n| reach.missing.number(record.segment_size) < Some(n)) {
+                    break;
+                }
+            }
+        }
+        if let Some((stop, before)) = &behind
+            && stop.position >= record.stop_lsn
+        {
+            return Ok(Ok(found(record, replay, stop.clone(), *before)));
+        }
+        until = Some(record.segment_size.number_at(record.start_lsn));
+    }
+    Ok(Err(match (behind, end) {
+        (None, Some((record, reach))) => refuse::beyond(record, target, &reach),
+        _ => refuse::before_first(holdings, replay.path, target),
+    }))
+}
+
+fn found(
+    record: &BackupRecord,
+    replay: &Replay<'_>,
+    stop: Stop,
+    before: Option<DateTime<Utc>>,
+) -> Found {
+    Found {
+        record: record.clone(),
+        timeline: replay.path.timeline,
+        stop: Some(stop),
+        last_transaction: before,
+    }
+}

@@ -1,0 +1,249 @@
+//! The plan of a restore: what is written where, and what PostgreSQL is told.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    RestoreReport, RestoreRequest, Target, TargetAction,
+    choose::{Choice, choose},
+    settings::{RecoverySettings, Signal},
+    write::{WriteRequest, write},
+};
+use crate::{
+    config::ClusterSettings,
+    error::{Error, Kind, Result},
+    progress::Progress,
+    repo::{
+        Repository,
+        layout::ClusterLayout,
+        lease::{HeldLease, Lease},
+        record::{BackupRecord, Tablespace},
+    },
+};
+
+/// A restore that can be carried out.
+pub struct Plan {
+    repository: Repository,
+    layout: ClusterLayout,
+    choice: Choice,
+    tablespaces: BTreeMap<u32, PathBuf>,
+    settings: RecoverySettings,
+    archives: bool,
+}
+
+/// A time as PostgreSQL reads it whatever its zone is: with microseconds and a numeric offset.
+pub fn server_time(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%d %H:%M:%S%.6f+00").to_string()
+}
+
+/// Plans a restore from one repository. Reads it only.
+pub async fn plan(
+    repository: &Repository,
+    cluster: &ClusterSettings,
+    request: &RestoreRequest,
+) -> Result<Plan> {
+    check_request(request)?;
+    let layout = ClusterLayout::new(&cluster.name)?;
+    let choice = choose(repository, &layout, request).await?;
+    let tablespaces = place_tablespaces(&choice.record, request)?;
+    let archives = request.keep_archive_mode && !sets(request, "archive_mode");
+    let settings = recovery_settings(&choice, request);
+    Ok(Plan { repository: repository.clone(), layout, choice, tablespaces, settings, archives })
+}
+
+fn sets(request: &RestoreRequest, name: &str) -> bool {
+    request.set.iter().any(|(set, _)| set.eq_ignore_ascii_case(name))
+}
+
+/// What can be said to be impossible without looking at a repository.
+fn check_request(request: &RestoreRequest) -> Result<()> {
+    let usage = |message: &str| Err(Error::new(Kind::Usage, message));
+    if !request.pgdata.is_absolute() {
+        return usage("--pgdata has to be an absolute path");
+    }
+    if request.standby && request.target != Target::Latest {
+        return usage("a standby replays for ever: --standby and a target exclude each other");
+    }
+    if request.exclusive
+        && !matches!(request.target, Target::Time(_) | Target::Lsn(_) | Target::Xid(_))
+    {
+        return usage("--target-exclusive is for --target-time, --target-lsn and --target-xid");
+    }
+    if request.action.is_some() && request.target == Target::Latest {
+        return usage("--target-action needs a target: at the end of the WAL the server promotes");
+    }
+    if let Target::Name(name) = &request.target
+        && !(1..=63).contains(&name.len())
+    {
+        return usage("a restore point's name has 1 to 63 bytes");
+    }
+    for (name, value) in &request.set {
+        let is_name = !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
+        if !is_name || value.contains(['\n', '\r', '\0']) {
+            return usage(&format!("--set {name}=… is not a setting of one line"));
+        }
+        if name.to_ascii_lowercase().starts_with("recovery_target")
+            || name.eq_ignore_ascii_case("restore_command")
+        {
+            return Err(Error::new(Kind::Usage, format!("--set can't give {name}"))
+                .hint("it follows from the target; use the --target-… options"));
+        }
+    }
+    Ok(())
+}
+
+/// Where each tablespace goes: to its original place, unless the map says otherwise.
+fn place_tablespaces(
+    record: &BackupRecord,
+    request: &RestoreRequest,
+) -> Result<BTreeMap<u32, PathBuf>> {
+    let outside = || record.tablespaces.iter().filter(|t| !t.in_place);
+    let named = |which: &str, t: &&Tablespace| {
+        t.oid.to_string() == which
+            || t.location.trim_end_matches('/') == which.trim_end_matches('/')
+    };
+    let mut places: BTreeMap<u32, PathBuf> =
+        outside().map(|t| (t.oid, PathBuf::from(&t.location))).collect();
+    for (which, new) in &request.tablespace_map {
+        let Some(tablespace) = outside().find(|t| named(which, t)) else {
+            let known: Vec<_> = outside().map(|t| format!("{} ({})", t.oid, t.location)).collect();
+            return Err(Error::new(
+                Kind::Usage,
+                format!("--tablespace-map: backup {} has no tablespace {which}", record.id),
+            )
+            .hint(match known.is_empty() {
+                true => "it has no tablespaces outside the data directory".to_owned(),
+                false => format!("it has {}", known.join(", ")),
+            }));
+        };
+        if !new.is_absolute() {
+            let message =
+                format!("--tablespace-map {which}={}: not an absolute path", new.display());
+            return Err(Error::new(Kind::Usage, message));
+        }
+        places.insert(tablespace.oid, new.clone());
+    }
+    let mut taken: Vec<&Path> = vec![&request.pgdata];
+    for place in places.values() {
+        if let Some(other) = taken.iter().find(|t| place == *t || t.starts_with(place)) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!(
+                    "a tablespace can't go to {}: {} is there",
+                    place.display(),
+                    other.display()
+                ),
+            ));
+        }
+        taken.push(place);
+    }
+    Ok(places)
+}
+
+/// What is written to `postgresql.auto.conf`, and which signal file.
+fn recovery_settings(choice: &Choice, request: &RestoreRequest) -> RecoverySettings {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    let mut set = |name: &str, value: &str| lines.push((name.to_owned(), value.to_owned()));
+    set("restore_command", &request.restore_command);
+    let signal = if request.standby {
+        set("recovery_target_timeline", "latest");
+        Signal::Standby
+    } else {
+        set("recovery_target_timeline", &choice.timeline.to_string());
+        match &request.target {
+            Target::Latest => {}
+            Target::Immediate => set("recovery_target", "immediate"),
+            Target::Time(time) => set("recovery_target_time", &server_time(*time)),
+            Target::Lsn(lsn) => set("recovery_target_lsn", &lsn.to_string()),
+            Target::Xid(xid) => set("recovery_target_xid", &xid.to_string()),
+            Target::Name(name) => set("recovery_target_name", name),
+        }
+        if request.exclusive {
+            set("recovery_target_inclusive", "off");
+        }
+        if request.target != Target::Latest {
+            let action = request.action.unwrap_or(TargetAction::Pause);
+            set("recovery_target_action", action.as_str());
+        }
+        Signal::Recovery
+    };
+    if !request.keep_archive_mode {
+        set("archive_mode", "off");
+    }
+    for (name, value) in &request.set {
+        set(name, value);
+    }
+    RecoverySettings { signal, lines }
+}
+
+impl Plan {
+    /// Writes the data directory.
+    pub(super) async fn carry_out(
+        self,
+        request: &RestoreRequest,
+        progress: Arc<dyn Progress>,
+    ) -> Result<RestoreReport> {
+        let record = &self.choice.record;
+        let target = match request.standby {
+            true => "none: it follows the newest timeline as a standby".to_owned(),
+            false => format!("{} on timeline {}", request.target, self.choice.timeline),
+        };
+        progress.step(&format!("restoring backup {}, recovery to {target}", record.id));
+        if self.archives {
+            progress.warn(
+                "the restored cluster keeps its archive_mode: once promoted it archives into the \
+                 same repository as the original, under a new timeline; for a copy to look at, \
+                 restore with --archive-mode off",
+            );
+        }
+        let lease = self.lease().await;
+        let written = write(
+            WriteRequest {
+                repository: &self.repository,
+                layout: &self.layout,
+                record,
+                pgdata: &request.pgdata,
+                tablespaces: &self.tablespaces,
+                settings: self.settings.clone(),
+                threads: request.threads,
+            },
+            progress,
+        )
+        .await;
+        if let Some(lease) = lease {
+            lease.release().await;
+        }
+        let written = written?;
+        Ok(RestoreReport {
+            repository: self.repository.name().to_owned(),
+            backup: record.id.clone(),
+            system: record.system,
+            timeline: (!request.standby).then_some(self.choice.timeline),
+            target,
+            stop_lsn: self.choice.stop,
+            last_transaction: self.choice.last_transaction,
+            pgdata: request.pgdata.clone(),
+            files: written.files,
+            bytes: written.bytes,
+        })
+    }
+
+    /// A lease makes an expire wait politely; a repository that can't be written to has no expire
+    /// from here, so doing without is no failure.
+    async fn lease(&self) -> Option<HeldLease> {
+        let lease = Lease::new("restore", Some(self.choice.record.id.clone())).ok()?;
+        match HeldLease::take(&self.repository, &self.layout, lease).await {
+            Ok(lease) => Some(lease),
+            Err(e) => {
+                tracing::info!("no lease for this restore: {e}");
+                None
+            }
+        }
+    }
+}
