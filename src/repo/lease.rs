@@ -95,6 +95,17 @@ impl HeldLease {
         Ok(HeldLease { repository: repository.clone(), layout: layout.clone(), lease, renewing })
     }
 
+    /// Says from where on WAL is needed.
+    pub async fn needs_wal_from(&mut self, lsn: Lsn) -> Result<()> {
+        self.renewing.abort();
+        self.lease.start_lsn = Some(lsn);
+        self.lease.renewed = Utc::now();
+        self.lease.store(&self.repository, &self.layout).await?;
+        let (repository, layout) = (self.repository.clone(), self.layout.clone());
+        self.renewing = tokio::spawn(renew(repository, layout, self.lease.clone()));
+        Ok(())
+    }
+
     /// Gives it back. A lease that can't be removed expires by itself.
     pub async fn release(self) {
         self.renewing.abort();

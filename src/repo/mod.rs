@@ -22,6 +22,9 @@ pub mod sealed;
 pub mod timelines;
 pub mod tree;
 pub mod wal;
+pub mod wal_floor;
+pub mod wal_small;
+pub mod wal_wait;
 
 pub use id::{BackupId, BackupType, SystemId};
 pub use repository::Repository;

@@ -95,6 +95,11 @@ impl FrameFiller {
         full
     }
 
+    /// The frame being filled, as far as it is, if anything is in it.
+    pub fn cut(&mut self) -> Option<FullFrame> {
+        (!self.filling.is_empty()).then(|| self.next_frame())
+    }
+
     /// The last frame, if anything is in it.
     pub fn finish(mut self) -> Option<FullFrame> {
         (!self.filling.is_empty()).then(|| FullFrame { ends_pack: true, ..self.next_frame() })

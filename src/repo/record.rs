@@ -51,6 +51,9 @@ pub struct BackupRecord {
     /// Pages whose checksum was wrong in the stream.
     #[serde(default)]
     pub bad_pages: BadPages,
+    /// What the server warned of while it was taken, the first hundred.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// What it weighs.
     pub sizes: Sizes,
     /// Tablespaces but the default ones.

@@ -88,6 +88,16 @@ impl PackedEntry {
         (&self.0[..end], self.0.get(end + 1..).unwrap_or_default())
     }
 
+    /// How long it is, in bytes: about what it takes in a leaf.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Never: an entry has at least a path.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The path.
     pub fn path(&self) -> &[u8] {
         self.split().0

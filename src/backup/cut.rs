@@ -1,0 +1,240 @@
+//! Files cut into blocks, and blocks put into frames.
+//!
+//! [`Cutter`] is the sink that a source fills. What comes out of it are [`Batch`]es in the order of
+//! the stream: a full frame with the list of what it holds, so that a worker can hash and check the
+//! blocks in it, and the tree can be put together from the batches in the same order. Blocks of
+//! zeros are in the list and in no frame.
+//!
+//! This runs on the one thread that reads, so it does nothing but copy each block once.
+
+use super::source::FileSink;
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::page::RelationFile,
+    repo::{
+        pack::{FrameFiller, FullFrame},
+        tree::{BLOCK, Place},
+    },
+};
+
+/// How many items are collected before they are passed on, with a frame that isn't full or none: a
+/// directory of a million empty files must not pile up.
+const MAX_ITEMS: usize = 8192;
+
+/// One thing of the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A directory.
+    Directory {
+        /// Relative to the data directory.
+        path: Vec<u8>,
+        /// The permission bits.
+        mode: u32,
+    },
+    /// A file begins; what follows up to [`Item::EndFile`] are its blocks.
+    BeginFile {
+        /// Relative to the data directory.
+        path: Vec<u8>,
+        /// The permission bits.
+        mode: u32,
+        /// In bytes.
+        size: u64,
+    },
+    /// So many whole blocks of zeros.
+    Zeros(u64),
+    /// Blocks that lie one after the other in this batch's frame.
+    Stored {
+        /// Where the first one lies.
+        place: Place,
+        /// Their length: whole blocks, but for a file's last one.
+        len: usize,
+        /// The first one's number in its relation fork, when the blocks are pages.
+        page: Option<u32>,
+    },
+    /// The file is complete.
+    EndFile,
+}
+
+/// A piece of the stream: what happened, and the frame that the stored blocks of it are in.
+#[derive(Debug)]
+pub struct Batch {
+    /// The frame. None when there was much to say and nothing to store.
+    pub frame: Option<FullFrame>,
+    /// What happened, in order.
+    pub items: Vec<Item>,
+}
+
+/// The file that is being cut.
+#[derive(Debug)]
+struct OpenFile {
+    path: Vec<u8>,
+    left: u64,
+    /// The number of the next block in its relation fork.
+    page: Option<u32>,
+}
+
+/// Cuts a stream of files into batches.
+#[derive(Debug)]
+pub struct Cutter {
+    filler: FrameFiller,
+    items: Vec<Item>,
+    ready: Vec<Batch>,
+    /// The beginning of a block whose rest hasn't come yet.
+    partial: Vec<u8>,
+    file: Option<OpenFile>,
+    /// Blocks in a relation's file segment, when pages are to be checked.
+    segment_blocks: Option<u32>,
+    warnings: Vec<String>,
+}
+
+impl Cutter {
+    /// A cutter that fills packs with `filler`. `segment_blocks` is how many blocks a relation's
+    /// file has at most, in a cluster with data checksums; `None` where pages have none.
+    pub fn new(filler: FrameFiller, segment_blocks: Option<u32>) -> Self {
+        Cutter {
+            filler,
+            items: Vec::new(),
+            ready: Vec::new(),
+            partial: Vec::with_capacity(BLOCK),
+            file: None,
+            segment_blocks,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The batches that are complete, in order.
+    pub fn take_ready(&mut self) -> Vec<Batch> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// What the source had to say since the last time.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// The last batches.
+    pub fn finish(mut self) -> Result<Vec<Batch>> {
+        if let Some(file) = &self.file {
+            return Err(broken(&file.path, "it was not complete when the stream ended"));
+        }
+        let frame = self.filler.finish();
+        if frame.is_some() || !self.items.is_empty() {
+            self.ready.push(Batch { frame, items: self.items });
+        }
+        Ok(self.ready)
+    }
+
+    fn push(&mut self, item: Item) {
+        self.items.push(item);
+        if self.items.len() >= MAX_ITEMS {
+            let frame = self.filler.cut();
+            self.ready.push(Batch { frame, items: std::mem::take(&mut self.items) });
+        }
+    }
+
+    /// The file's next block, whole or the last one.
+    fn block(&mut self, block: &[u8]) {
+        let page = self.file.as_mut().and_then(|file| {
+            let page = file.page;
+            file.page = page.map(|n| n.wrapping_add(1));
+            page
+        });
+        if block.len() == BLOCK && is_zero(block) {
+            match self.items.last_mut() {
+                Some(Item::Zeros(count)) => *count += 1,
+                _ => self.push(Item::Zeros(1)),
+            }
+            return;
+        }
+        let (place, full) = self.filler.add(block);
+        if let Some(frame) = full {
+            let items = std::mem::take(&mut self.items);
+            self.ready.push(Batch { frame: Some(frame), items });
+        }
+        match self.items.last_mut() {
+            // The file's last block may be short, so nothing of this file follows that one.
+            Some(Item::Stored { place: first, len, .. })
+                if first.frame == place.frame
+                    && first.pack == place.pack
+                    && first.offset as usize + *len == place.offset as usize =>
+            {
+                *len += block.len();
+            }
+            _ => self.push(Item::Stored { place, len: block.len(), page }),
+        }
+    }
+}
+
+fn broken(path: &[u8], what: &str) -> Error {
+    let path = String::from_utf8_lossy(path);
+    Error::new(Kind::Postgres, format!("the backup stream is broken at {path}: {what}"))
+}
+
+/// Whether a block has only zeros. Most others show within the first 64 bytes that they don't.
+fn is_zero(block: &[u8]) -> bool {
+    let (chunks, rest) = block.as_chunks::<64>();
+    let zero = |bytes: &[u8]| bytes.iter().fold(0, |all, b| all | b) == 0;
+    chunks.iter().all(|chunk| zero(chunk)) && zero(rest)
+}
+
+impl FileSink for Cutter {
+    fn directory(&mut self, path: &[u8], mode: u32) -> Result<()> {
+        self.push(Item::Directory { path: path.to_vec(), mode });
+        Ok(())
+    }
+
+    fn begin_file(&mut self, path: &[u8], mode: u32, size: u64) -> Result<()> {
+        if let Some(file) = &self.file {
+            return Err(broken(&file.path, "another file begins before its end"));
+        }
+        let page = self.segment_blocks.and_then(|blocks| {
+            let file = RelationFile::parse(std::str::from_utf8(path).ok()?)?;
+            Some(file.first_block(blocks))
+        });
+        self.file = Some(OpenFile { path: path.to_vec(), left: size, page });
+        self.push(Item::BeginFile { path: path.to_vec(), mode, size });
+        Ok(())
+    }
+
+    fn data(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let file = self.file.as_mut().ok_or_else(|| broken(b"", "data outside of a file"))?;
+        file.left = (file.left.checked_sub(bytes.len() as u64))
+            .ok_or_else(|| broken(&file.path, "it is longer than was said"))?;
+        if !self.partial.is_empty() {
+            let (more, rest) = bytes.split_at(bytes.len().min(BLOCK - self.partial.len()));
+            self.partial.extend_from_slice(more);
+            bytes = rest;
+            if self.partial.len() == BLOCK {
+                let mut whole = std::mem::take(&mut self.partial);
+                self.block(&whole);
+                whole.clear();
+                self.partial = whole;
+            }
+        }
+        let (blocks, rest) = bytes.as_chunks::<BLOCK>();
+        for block in blocks {
+            self.block(block);
+        }
+        self.partial.extend_from_slice(rest);
+        Ok(())
+    }
+
+    fn end_file(&mut self) -> Result<()> {
+        if !self.partial.is_empty() {
+            let mut last = std::mem::take(&mut self.partial);
+            self.block(&last);
+            last.clear();
+            self.partial = last;
+        }
+        let file = self.file.take().ok_or_else(|| broken(b"", "the end of no file"))?;
+        if file.left != 0 {
+            return Err(broken(&file.path, "it is shorter than was said"));
+        }
+        self.push(Item::EndFile);
+        Ok(())
+    }
+
+    fn warning(&mut self, message: String) {
+        self.warnings.push(message);
+    }
+}

@@ -1,0 +1,98 @@
+//! Proofs that a backup's WAL is in the repository: one before much is read, one at the end.
+
+use std::time::Duration;
+
+use super::server::Server;
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{Lsn, Timeline},
+    progress::Progress,
+    repo::{
+        record::Source,
+        wal::WalStore,
+        wal_wait::{wait_for_range, wait_for_segment},
+    },
+};
+
+/// What is to be proven, and how patiently.
+pub struct Proof<'a> {
+    /// The archive.
+    pub store: &'a WalStore,
+    /// Whose WAL it is, and who is asked why it doesn't arrive.
+    pub server: &'a mut Server,
+    /// The backup's timeline.
+    pub timeline: Timeline,
+    /// Where its replay begins.
+    pub start_lsn: Lsn,
+    /// How long an arrival may take.
+    pub within: Duration,
+    /// Hears what is waited for.
+    pub progress: &'a dyn Progress,
+}
+
+impl Proof<'_> {
+    /// Proves, before much is read, that archiving works.
+    ///
+    /// On a primary the backup has just switched WAL: the segment before the one it starts in is
+    /// closed and must arrive. On a standby nothing can be switched, but what lies between the start
+    /// and `received`, where its WAL has come to, is closed on the primary.
+    pub async fn early(&mut self, received: Lsn) -> Result<()> {
+        let size = self.server.facts.segment_size;
+        let first = size.number_at(self.start_lsn);
+        if self.server.facts.source == Source::Standby {
+            let Some(last) = size.number_at(received).checked_sub(1).filter(|n| *n >= first) else {
+                return Ok(());
+            };
+            self.progress.step("waiting for the WAL that the standby has received");
+            return self.range(first, last).await;
+        }
+        let Some(before) = first.checked_sub(1) else { return Ok(()) };
+        let segment = size.name(self.timeline, before);
+        self.progress.step(&format!("waiting for WAL segment {segment} to be archived"));
+        match wait_for_segment(self.store, segment, self.within).await {
+            Ok(_) => {
+                self.progress.step(&format!("archiving is proven: segment {segment} arrived"));
+                Ok(())
+            }
+            Err(e) => Err(self.explained(e).await),
+        }
+    }
+
+    /// Proves that all WAL from the start to `stop_lsn` is there.
+    pub async fn whole(&mut self, stop_lsn: Lsn) -> Result<()> {
+        let size = self.server.facts.segment_size;
+        self.progress.step(&format!("waiting for the WAL from {} to {stop_lsn}", self.start_lsn));
+        self.range(size.number_at(self.start_lsn), size.number_before(stop_lsn)).await
+    }
+
+    async fn range(&mut self, first: u64, last: u64) -> Result<()> {
+        let size = self.server.facts.segment_size;
+        let progress = self.progress;
+        let mut on_wait =
+            |segment| progress.step(&format!("waiting for WAL segment {segment} to be archived"));
+        let (timeline, within) = (self.timeline, self.within);
+        let arrived =
+            wait_for_range(self.store, timeline, first, last, size, within, &mut on_wait).await;
+        match arrived {
+            Ok(()) => Ok(()),
+            Err(e) => Err(self.explained(e).await),
+        }
+    }
+
+    /// The error, with what can be known about why WAL is missing.
+    async fn explained(&mut self, mut e: Error) -> Error {
+        if e.kind() != Kind::Wal {
+            return e;
+        }
+        if self.server.facts.source == Source::Standby {
+            return e.hint(
+                "the segment may still be open on the primary: run `SELECT pg_switch_wal()` there, \
+                 or set archive_timeout, and run the backup again",
+            );
+        }
+        for hint in self.server.archiver_says().await {
+            e = e.hint(hint);
+        }
+        e
+    }
+}

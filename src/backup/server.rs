@@ -1,0 +1,358 @@
+//! What is asked of the server beside the backup itself, over an ordinary connection.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{
+        SegmentSize,
+        client::{Client, ConnInfo, Mode, PgError},
+    },
+    repo::{record::Source, tree::BLOCK},
+};
+
+/// The major versions whose `BASE_BACKUP` is spoken here.
+pub const SUPPORTED: std::ops::RangeInclusive<u32> = 15..=18;
+
+/// How often a standby is asked whether it still is one.
+const STANDBY_WATCH: Duration = Duration::from_secs(5);
+
+/// A connection for questions, and what was asked first.
+pub struct Server {
+    conninfo: ConnInfo,
+    client: Client,
+    /// What it is.
+    pub facts: Facts,
+}
+
+/// What a backup has to know of the server.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The major version.
+    pub major: u32,
+    /// `server_version` as it says it.
+    pub version: String,
+    /// Primary or standby.
+    pub source: Source,
+    /// The WAL segment size.
+    pub segment_size: SegmentSize,
+    /// Blocks in one file of a relation.
+    pub segment_blocks: u32,
+    /// Whether pages carry checksums.
+    pub data_checksums: bool,
+    /// The data directory's permission bits.
+    pub directory_mode: u32,
+    /// Tablespaces but the default ones: object id and name.
+    pub tablespaces: BTreeMap<u32, String>,
+    /// Configuration files outside the data directory, as far as this role may see them.
+    pub outside: Vec<String>,
+}
+
+/// Turns what PostgreSQL answered, or the way to it, into an error of ours.
+pub fn server_error(doing: &str, e: PgError) -> Error {
+    let hint = e.hint().map(str::to_owned);
+    let error = Error::new(Kind::Postgres, doing).because(e);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+impl Server {
+    /// Connects, looks, and refuses what can't be backed up.
+    pub async fn connect(conninfo: &ConnInfo) -> Result<Self> {
+        let client = connect(conninfo, Mode::Sql).await?;
+        let major = client.server_version().major();
+        let version = client.server_version().text.clone();
+        if !SUPPORTED.contains(&major) {
+            let message = format!(
+                "PostgreSQL {version} can't be backed up by this pgkeep: it knows versions {} to {}",
+                SUPPORTED.start(),
+                SUPPORTED.end()
+            );
+            return Err(Error::new(Kind::Postgres, message));
+        }
+        let mut server = Server { conninfo: conninfo.clone(), client, facts: Facts::none() };
+        // A backup takes longer than any limit that is meant for queries.
+        for limit in ["statement_timeout", "lock_timeout", "idle_session_timeout"] {
+            server.execute(&format!("SET {limit} = 0")).await?;
+        }
+        server.facts = server.ask(major, version).await?;
+        Ok(server)
+    }
+
+    async fn ask(&mut self, major: u32, version: String) -> Result<Facts> {
+        let settings = self.settings().await?;
+        let setting = |name: &str| settings.get(name).map(String::as_str);
+        let number = |name: &str| setting(name).and_then(|text| text.parse::<u64>().ok());
+        let unknown = |name: &str| {
+            Error::new(Kind::Postgres, format!("the server doesn't say what {name} is"))
+        };
+        let block_size = number("block_size").ok_or_else(|| unknown("block_size"))?;
+        if block_size != BLOCK as u64 {
+            let message = format!(
+                "the cluster has pages of {block_size} bytes; pgkeep backs up clusters with {BLOCK}"
+            );
+            return Err(Error::new(Kind::Postgres, message));
+        }
+        let segment_size = number("wal_segment_size")
+            .and_then(SegmentSize::new)
+            .ok_or_else(|| unknown("wal_segment_size"))?;
+        let segment_blocks = number("segment_size")
+            .and_then(|blocks| u32::try_from(blocks).ok())
+            .ok_or_else(|| unknown("segment_size"))?;
+        let directory_mode = setting("data_directory_mode")
+            .and_then(|mode| u32::from_str_radix(mode, 8).ok())
+            .ok_or_else(|| unknown("data_directory_mode"))?;
+        let source = if self.in_recovery().await? { Source::Standby } else { Source::Primary };
+        check_wal_settings(source, &settings)?;
+        Ok(Facts {
+            major,
+            version,
+            source,
+            segment_size,
+            segment_blocks,
+            data_checksums: setting("data_checksums") == Some("on"),
+            directory_mode,
+            tablespaces: self.tablespaces().await?,
+            outside: outside(&settings),
+        })
+    }
+
+    /// The settings that matter here, in their base units. Those that this role may not see are
+    /// missing.
+    async fn settings(&mut self) -> Result<BTreeMap<String, String>> {
+        let rows = self
+            .query(
+                "SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('block_size', \
+                 'wal_segment_size', 'segment_size', 'data_checksums', 'data_directory_mode', \
+                 'wal_level', 'archive_mode', 'archive_command', 'archive_library', \
+                 'data_directory', 'config_file', 'hba_file', 'ident_file')",
+            )
+            .await?;
+        Ok(rows.into_iter().filter_map(|row| pair(&row)).collect())
+    }
+
+    /// Tablespaces but the default ones: object id and name.
+    pub async fn tablespaces(&mut self) -> Result<BTreeMap<u32, String>> {
+        let sql = "SELECT oid, spcname FROM pg_catalog.pg_tablespace \
+                   WHERE spcname NOT IN ('pg_default', 'pg_global')";
+        let rows = self.query(sql).await?;
+        let named = rows.into_iter().filter_map(|row| pair(&row));
+        Ok(named.filter_map(|(oid, name)| Some((oid.parse().ok()?, name))).collect())
+    }
+
+    /// The time by the server's clock, to the microsecond.
+    pub async fn now(&mut self) -> Result<DateTime<Utc>> {
+        let sql = "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint";
+        let text = self.value(sql).await?;
+        text.parse()
+            .ok()
+            .and_then(DateTime::from_timestamp_micros)
+            .ok_or_else(|| Error::new(Kind::Postgres, format!("the server's clock says {text}")))
+    }
+
+    async fn in_recovery(&mut self) -> Result<bool> {
+        Ok(self.value("SELECT pg_catalog.pg_is_in_recovery()").await? == "t")
+    }
+
+    /// Makes sure that the WAL switch at the start of a backup closes a segment: right behind a
+    /// switch it would do nothing, and nothing new would be archived. Best effort.
+    pub async fn write_a_record(&mut self) {
+        let sql = "SELECT pg_catalog.pg_logical_emit_message(false, 'pgkeep', '')";
+        if let Err(e) = self.query(sql).await {
+            tracing::debug!("{e}");
+        }
+    }
+
+    /// Returns once a standby has been promoted, with the error to fail with; never otherwise. A
+    /// connection that breaks ends the watch: the server checks once more at the end.
+    pub async fn watch_standby(&mut self) -> Error {
+        loop {
+            tokio::time::sleep(STANDBY_WATCH).await;
+            match self.in_recovery().await {
+                Ok(true) => {}
+                Ok(false) => return promoted(),
+                Err(e) => {
+                    tracing::warn!("ask the standby whether it still is one: {e}");
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// What is known about why WAL doesn't arrive: one sentence each.
+    pub async fn archiver_says(&mut self) -> Vec<String> {
+        let mut hints = Vec::new();
+        let sql = "SELECT last_failed_wal, failed_count, last_archived_wal, \
+                   last_failed_time > coalesce(last_archived_time, '-infinity') \
+                   FROM pg_catalog.pg_stat_archiver";
+        let Ok(rows) = self.query(sql).await else { return hints };
+        if let Some(row) = rows.first() {
+            if row.get(3) == Some("t") {
+                hints.push(format!(
+                    "the archiver failed last with {} ({} failures so far); the reason is in \
+                     PostgreSQL's log",
+                    row.get(0).unwrap_or("a file"),
+                    row.get(1).unwrap_or("?")
+                ));
+            } else if let Some(last) = row.get(2) {
+                hints.push(format!(
+                    "the archiver reports no failure, the last file it archived is {last}: does it \
+                     archive into this repository?"
+                ));
+            } else {
+                hints.push("the archiver hasn't archived anything yet".into());
+            }
+        }
+        if let Ok(settings) = self.settings().await {
+            let set = |name: &str| settings.get(name).filter(|value| !value.is_empty());
+            match (set("archive_library"), set("archive_command")) {
+                (Some(library), _) => hints.push(format!("archive_library is {library:?}")),
+                (None, Some(command)) => hints.push(format!("archive_command is {command:?}")),
+                (None, None) => hints.push("archive_command is empty".into()),
+            }
+        }
+        hints
+    }
+
+    async fn value(&mut self, sql: &str) -> Result<String> {
+        let rows = self.query(sql).await?;
+        let value = rows.first().and_then(|row| row.get(0)).map(str::to_owned);
+        value.ok_or_else(|| Error::new(Kind::Postgres, format!("{sql}: no answer")))
+    }
+
+    async fn execute(&mut self, sql: &str) -> Result<()> {
+        self.client.execute(sql).await.map_err(|e| server_error(sql, e))
+    }
+
+    /// Asks, on a new connection when the old one is gone: it is idle for as long as a backup
+    /// takes.
+    async fn query(&mut self, sql: &str) -> Result<Vec<crate::postgres::client::Row>> {
+        match self.client.query(sql).await {
+            Err(PgError::Closed) => {
+                self.client = connect(&self.conninfo, Mode::Sql).await?;
+                self.client.query(sql).await.map_err(|e| server_error("ask the server", e))
+            }
+            result => result.map_err(|e| server_error("ask the server", e)),
+        }
+    }
+
+    /// Ends the connection.
+    pub async fn close(self) {
+        self.client.close().await;
+    }
+}
+
+impl Facts {
+    /// Nothing known yet.
+    fn none() -> Self {
+        Facts {
+            major: 0,
+            version: String::new(),
+            source: Source::Primary,
+            segment_size: SegmentSize::DEFAULT,
+            segment_blocks: 0,
+            data_checksums: false,
+            directory_mode: 0o700,
+            tablespaces: BTreeMap::new(),
+            outside: Vec::new(),
+        }
+    }
+}
+
+/// Opens a connection of the cluster's.
+pub async fn connect(conninfo: &ConnInfo, mode: Mode) -> Result<Client> {
+    Client::connect(conninfo, mode).await.map_err(|e| server_error("connect to PostgreSQL", e))
+}
+
+/// The error that a promotion during a backup ends in.
+pub fn promoted() -> Error {
+    Error::new(Kind::Postgres, "the standby was promoted during the backup")
+        .hint("run the backup again: it is one of the new primary then")
+}
+
+fn pair(row: &crate::postgres::client::Row) -> Option<(String, String)> {
+    Some((row.get(0)?.to_owned(), row.get(1)?.to_owned()))
+}
+
+/// That the server writes and archives what a backup needs to be restored.
+fn check_wal_settings(source: Source, settings: &BTreeMap<String, String>) -> Result<()> {
+    let is = |name: &str, value: &str| settings.get(name).is_some_and(|v| v == value);
+    if is("wal_level", "minimal") {
+        let message = "wal_level is minimal: the server doesn't write the WAL that a backup needs";
+        return Err(Error::new(Kind::Postgres, message)
+            .hint("set wal_level = replica in postgresql.conf and restart the server"));
+    }
+    if source == Source::Standby {
+        // Its WAL is archived by the primary.
+        return Ok(());
+    }
+    const SET: &str = "set archive_mode = on and archive_command = 'pgkeep archive-push %p' in \
+                       postgresql.conf and restart the server; then run `pgkeep check`";
+    if is("archive_mode", "off") {
+        let message = "archive_mode is off: the WAL that the backup needs wouldn't be archived";
+        return Err(Error::new(Kind::Wal, message).hint(SET));
+    }
+    let empty = |name| settings.get(name).is_none_or(String::is_empty);
+    if is("archive_command", "") && empty("archive_library") {
+        let message = "archive_command is empty: the WAL that the backup needs isn't archived";
+        return Err(Error::new(Kind::Wal, message).hint(
+            "set archive_command = 'pgkeep archive-push %p' and reload the server; then run \
+             `pgkeep check`",
+        ));
+    }
+    Ok(())
+}
+
+fn outside(settings: &BTreeMap<String, String>) -> Vec<String> {
+    let Some(data_directory) = settings.get("data_directory") else { return Vec::new() };
+    ["config_file", "hba_file", "ident_file"]
+        .iter()
+        .filter_map(|name| settings.get(*name))
+        .filter(|file| !file.is_empty() && !Path::new(file).starts_with(data_directory))
+        .cloned()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_primary_that_does_not_archive_is_refused() {
+        let check = |source, pairs: &[(&str, &str)]| check_wal_settings(source, &settings(pairs));
+        let on = ("archive_mode", "on");
+        assert!(check(Source::Primary, &[("wal_level", "minimal"), on]).is_err());
+        assert!(check(Source::Primary, &[("archive_mode", "off")]).is_err());
+        assert!(check(Source::Primary, &[on, ("archive_command", "")]).is_err());
+        let library = ("archive_library", "basic_archive");
+        assert!(check(Source::Primary, &[on, ("archive_command", ""), library]).is_ok());
+        assert!(check(Source::Primary, &[on, ("archive_command", "x")]).is_ok());
+        assert!(check(Source::Standby, &[("archive_mode", "off")]).is_ok());
+    }
+
+    #[test]
+    fn configuration_outside_the_data_directory_is_noticed() {
+        let debian = settings(&[
+            ("data_directory", "/var/lib/postgresql/15/main"),
+            ("config_file", "/etc/postgresql/15/main/postgresql.conf"),
+            ("hba_file", "/var/lib/postgresql/15/main/pg_hba.conf"),
+            ("ident_file", "/var/lib/postgresql/15/main2/pg_ident.conf"),
+        ]);
+        assert_eq!(
+            outside(&debian),
+            [
+                "/etc/postgresql/15/main/postgresql.conf",
+                "/var/lib/postgresql/15/main2/pg_ident.conf"
+            ]
+        );
+        assert!(outside(&settings(&[("config_file", "/etc/x")])).is_empty());
+    }
+}

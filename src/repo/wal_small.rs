@@ -1,0 +1,45 @@
+//! Storing a small file of the archive from memory: a timeline's history.
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    sealed::SealedWriter,
+    wal::{StoredSummary, WalStore},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{Timeline, WalFile},
+};
+
+impl WalStore {
+    /// Stores a timeline's history file, in the form in which `archive-push` stores it. Storing the
+    /// same content twice succeeds; other content under the same name is a conflict.
+    pub async fn store_history(&self, timeline: Timeline, content: &[u8]) -> Result<()> {
+        let name = self.plain(WalFile::History(timeline));
+        let summary = StoredSummary {
+            size: content.len() as u64,
+            sha256: hex::encode(Sha256::digest(content)),
+            segment: None,
+        };
+        let store = async {
+            let mut writer = SealedWriter::create(self.repository(), &name).await?;
+            writer.seal(content).await?;
+            writer.finish(&summary.to_bytes()?).await
+        };
+        match store.await {
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() != Kind::Conflict => return Err(e),
+            Err(_) => {}
+        }
+        match self.history(timeline).await? {
+            Some(stored) if stored == content => {
+                Ok(self.repository().storage().ensure_durable(&name).await?)
+            }
+            _ => Err(Error::new(
+                Kind::Conflict,
+                format!("{name} in the repository {} differs from the server's", self.repository().name()),
+            )
+            .hint("two servers went separate ways under one timeline id; give one of them another cluster name")),
+        }
+    }
+}
