@@ -1,1 +1,19 @@
-//! (to be written)
+//! The archive of WAL: pushing it into the repositories, getting it back, proving that it works.
+//!
+//! [`push`] is PostgreSQL's `archive_command`, [`get`] its `restore_command`, [`check`] what a
+//! person runs to know that both will do. Nothing here ever writes below a data directory, but for
+//! the one path that `restore_command` names.
+
+pub mod check;
+mod data_directory;
+mod destination;
+mod diagnose;
+pub mod get;
+mod partial;
+pub mod push;
+mod source;
+mod store;
+
+pub use check::{CheckOptions, CheckReport, CheckStep, StepState, check};
+pub use get::{Got, get};
+pub use push::{PushOutcome, Stored, push};

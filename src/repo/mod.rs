@@ -14,6 +14,7 @@ pub mod keys;
 pub mod layout;
 pub mod lease;
 pub mod manifest;
+pub mod open;
 pub mod pack;
 pub mod record;
 pub mod replay;

@@ -111,9 +111,14 @@ impl WalStore {
         self.layout.wal_variant(self.system, file, summary.short_checksum())
     }
 
-    /// The object of a repaired copy with this content.
-    pub fn repair(&self, file: WalFile, summary: &StoredSummary) -> ObjectName {
-        let suffix = format!("repair.{}", summary.short_checksum());
+    /// The object of a repaired copy with this content. A repaired copy may be damaged in its turn:
+    /// `attempt` counts from 0, and those after the first have `-<attempt>` behind the checksum.
+    pub fn repair(&self, file: WalFile, summary: &StoredSummary, attempt: u32) -> ObjectName {
+        let checksum = summary.short_checksum();
+        let suffix = match attempt {
+            0 => format!("repair.{checksum}"),
+            n => format!("repair.{checksum}-{n}"),
+        };
         self.layout.wal_variant(self.system, file, &suffix)
     }
 

@@ -1,0 +1,7 @@
+//! stub
+#![allow(missing_docs)]
+pub struct CheckOptions;
+pub struct CheckReport;
+pub struct CheckStep;
+pub struct StepState;
+pub fn check() {}

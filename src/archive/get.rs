@@ -1,0 +1,272 @@
+//! `archive-get`: one file from the repositories to where PostgreSQL asked for it.
+//!
+//! For PostgreSQL "not there" means that recovery ends here: it promotes, and what came after is
+//! lost. So that answer is given only when every configured repository has proven, in this process,
+//! that it is there and itself and has no such file. Everything else that isn't the file is an
+//! error. What passes by itself, a disk that isn't mounted yet, is tried again for a while.
+
+use std::{
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    data_directory::DataDirectory, destination::Destination, partial, source::check_header,
+};
+use crate::{
+    config::{ClusterSettings, RepositorySettings},
+    error::{Context, Error, Kind, Result},
+    postgres::{SegmentName, WalFile, wal::SegmentHeader},
+    repo::{
+        Repository,
+        catalog::exists,
+        layout::ClusterLayout,
+        open::open,
+        wal::{StoredSummary, WalStore},
+    },
+    storage::ObjectName,
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a get came to, when it could tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Got {
+    /// The file is where it was asked for.
+    Served {
+        /// The repository it came from.
+        repository: String,
+        /// The object it came from.
+        object: String,
+    },
+    /// It is certainly in none of the repositories.
+    Absent,
+}
+
+/// Writes `file` to `destination`, the path that PostgreSQL gives for `%p`.
+///
+/// A repository that can't be reached (an error of [`Kind::Repository`]) is tried again until
+/// [`ClusterSettings::outage_wait`] has passed. A damaged file is looked for in the other
+/// repositories and is then [`Kind::Damaged`], never [`Got::Absent`].
+pub async fn get(
+    repositories: &[&RepositorySettings],
+    cluster: &ClusterSettings,
+    file: WalFile,
+    destination: &Path,
+) -> Result<Got> {
+    if repositories.is_empty() {
+        return Err(Error::new(Kind::Usage, "no repository is configured"));
+    }
+    let directory = DataDirectory::of_wal_path(destination, cluster)?;
+    let layout = ClusterLayout::new(&cluster.name)?;
+    let request = Request { file, destination, directory: &directory };
+    let mut opened: Vec<Option<Repository>> = vec![None; repositories.len()];
+    let deadline = Instant::now() + cluster.outage_wait;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let failure = match request.attempt(repositories, &layout, &mut opened).await? {
+            Ok(got) => return Ok(got),
+            Err(failure) => failure,
+        };
+        if !failure.may_pass || Instant::now() >= deadline {
+            return Err(failure.error);
+        }
+        tracing::warn!("{}; trying again", failure.error);
+        tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// What is asked for, and for whom.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub file: WalFile,
+    pub destination: &'a Path,
+    pub directory: &'a DataDirectory,
+}
+
+/// Not all repositories could tell.
+struct Failure {
+    error: Error,
+    /// Whether one of them may be able to later.
+    may_pass: bool,
+}
+
+impl Request<'_> {
+    /// Asks each repository once. The outer error is about the destination.
+    async fn attempt(
+        &self,
+        repositories: &[&RepositorySettings],
+        layout: &ClusterLayout,
+        opened: &mut [Option<Repository>],
+    ) -> Result<Result<Got, Failure>> {
+        let mut without = Vec::new();
+        let mut errors = Vec::new();
+        for (settings, opened) in repositories.iter().zip(opened) {
+            match self.ask(settings, layout, opened).await {
+                Ok(Answer::Served(object)) => {
+                    for e in &errors {
+                        tracing::warn!("{e}");
+                    }
+                    return Ok(Ok(served(settings.name.clone(), &object)));
+                }
+                Ok(Answer::Absent(store)) => without.push(store),
+                Err(e) if e.kind() == Kind::Local => return Err(e),
+                Err(e) => errors.push(e),
+            }
+        }
+        if errors.is_empty()
+            && let WalFile::Segment(segment) = self.file
+        {
+            match partial::serve_as_segment(self, &without, segment).await {
+                Ok(None) => {}
+                Ok(Some((store, object))) => {
+                    return Ok(Ok(served(store.repository().name().to_owned(), &object)));
+                }
+                Err(e) if e.kind() == Kind::Local => return Err(e),
+                Err(e) => errors.push(e),
+            }
+        }
+        let may_pass = errors.iter().any(|e| e.kind() == Kind::Repository);
+        // A damaged copy counts more than a repository that can't be reached: it is never taken
+        // for an outage that a standby may sit out.
+        let rank = |e: &Error| match e.kind() {
+            Kind::Damaged => 0,
+            Kind::Repository => 2,
+            _ => 1,
+        };
+        Ok(match errors.into_iter().min_by_key(rank) {
+            Some(error) => Err(Failure { error, may_pass }),
+            None => Ok(Got::Absent),
+        })
+    }
+
+    async fn ask(
+        &self,
+        settings: &RepositorySettings,
+        layout: &ClusterLayout,
+        opened: &mut Option<Repository>,
+    ) -> Result<Answer> {
+        let doing = || format!("get {} from repository {}", self.file, settings.name);
+        let repository = match opened {
+            Some(repository) => repository,
+            None => opened.insert(open(settings).await.map_err(|e| e.while_doing(doing()))?),
+        };
+        let store = WalStore::new(repository, layout, self.directory.system);
+        let answer = async {
+            if let Some(object) = self.serve(&store).await? {
+                return Ok(Answer::Served(object));
+            }
+            prove_absence(&store).await?;
+            Ok(Answer::Absent(store.clone()))
+        };
+        answer.await.map_err(|e: Error| e.while_doing(doing()))
+    }
+
+    /// Serves the file from one repository: the object of its name, or a repaired copy. `None` when
+    /// there is neither.
+    async fn serve(&self, store: &WalStore) -> Result<Option<ObjectName>> {
+        if let WalFile::Partial(segment) = self.file {
+            return partial::serve_partial(self, store, segment).await;
+        }
+        let plain = store.plain(self.file);
+        let damage = match self.fetch(store, &plain).await {
+            Ok(true) => return Ok(Some(plain)),
+            Ok(false) => None,
+            Err(e) if e.kind() == Kind::Damaged => Some(e),
+            Err(e) => return Err(e),
+        };
+        for repair in store.repairs(self.file).await? {
+            match self.fetch(store, &repair).await {
+                Ok(true) => return Ok(Some(repair)),
+                Err(e) if e.kind() != Kind::Damaged => return Err(e),
+                Ok(false) => {}
+                Err(e) => {
+                    tracing::warn!("{e}");
+                    if damage.is_none() {
+                        return Err(e);
+                    }
+                }
+            }
+        }
+        match damage {
+            Some(e) => Err(
+                e.hint("another push of the same file, from a server that still has it, heals it")
+            ),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes one object to the destination, if it exists and is what was asked for.
+    pub(super) async fn fetch(&self, store: &WalStore, name: &ObjectName) -> Result<bool> {
+        if !exists(store.repository(), name).await? {
+            return Ok(false);
+        }
+        let mut destination = Destination::create(self.destination)?;
+        let Some(summary) = store.copy_to(name, destination.file()).await? else {
+            return Ok(false);
+        };
+        if let WalFile::Segment(segment) = self.file {
+            self.check_segment(&mut destination, segment, name, &summary)?;
+        }
+        destination.finish()?;
+        Ok(true)
+    }
+
+    /// Checks that what was fetched is this segment of this system, and fills up a partial one that
+    /// came short, as `pg_receivewal` may leave it.
+    fn check_segment(
+        &self,
+        destination: &mut Destination,
+        segment: SegmentName,
+        name: &ObjectName,
+        summary: &StoredSummary,
+    ) -> Result<()> {
+        let wrong = |why: String| Error::new(Kind::Damaged, format!("{name} {why}"));
+        let size = self.directory.control.segment_size.bytes();
+        let is_partial = name.file_name().contains(".partial.");
+        if summary.size > size || (summary.size < size && !is_partial) {
+            return Err(wrong(format!("has {} bytes, a segment has {size}", summary.size)));
+        }
+        let what = || format!("write {}", self.destination.display());
+        let file = destination.file();
+        let mut page = Vec::new();
+        file.seek(SeekFrom::Start(0)).context(Kind::Local, what)?;
+        file.take(SegmentHeader::LEN as u64).read_to_end(&mut page).context(Kind::Local, what)?;
+        let header =
+            SegmentHeader::parse(&page).map_err(|e| wrong("isn't a segment".into()).because(e))?;
+        check_header(&header, segment, self.directory).map_err(|e| e.of(name.as_str()))?;
+        file.set_len(size).context(Kind::Local, what)
+    }
+}
+
+enum Answer {
+    Served(ObjectName),
+    Absent(WalStore),
+}
+
+fn served(repository: String, object: &ObjectName) -> Got {
+    Got::Served { repository, object: object.to_string() }
+}
+
+/// After a miss: that the repository is still there and itself, and has WAL of this system. An
+/// unmounted disk leaves an empty directory that has nothing, either.
+async fn prove_absence(store: &WalStore) -> Result<()> {
+    if store.timelines().await?.is_empty() {
+        return Err(Error::new(
+            Kind::Repository,
+            format!(
+                "{} has no WAL of the system {} for cluster {}",
+                store.repository().storage().address(),
+                store.system(),
+                store.layout().cluster()
+            ),
+        )
+        .hint("is the url right, and the cluster's name?"));
+    }
+    store.repository().prove_present().await
+}

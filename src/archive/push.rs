@@ -1,0 +1,176 @@
+//! `archive-push`: one file of `pg_wal` into every repository.
+//!
+//! Success means that each of them holds the file durably. Nothing is queued, nothing below the
+//! data directory is touched. A file that was stored before is a success again, since PostgreSQL
+//! offers a file once more after a crash, and since the push before may have been killed after
+//! storing it; to be sure that what is there is the file and durable, all of it is read. Other
+//! content under the same name is refused and the stored one stays.
+
+use std::path::Path;
+
+pub use super::store::Stored;
+use super::{
+    data_directory::DataDirectory,
+    source::Source,
+    store::{create_in_all, object_name, settle},
+};
+use crate::{
+    config::{ClusterSettings, RepositorySettings},
+    error::{Error, Kind, Result},
+    postgres::WalFile,
+    repo::{
+        SystemId,
+        catalog::{exists, systems},
+        layout::ClusterLayout,
+        open::open,
+        sealed::read_whole,
+        wal::WalStore,
+    },
+};
+
+/// What a push did.
+#[derive(Debug, Clone)]
+pub struct PushOutcome {
+    /// The file.
+    pub file: WalFile,
+    /// Its length in bytes.
+    pub size: u64,
+    /// The system it is of.
+    pub system: SystemId,
+    /// The repositories by name, and what became of it there.
+    pub stored: Vec<(String, Stored)>,
+}
+
+/// Stores the file at `path` in every repository. `path` is as PostgreSQL gives it: `pg_wal/NAME`
+/// in the data directory, or absolute.
+///
+/// Fails with [`Kind::Conflict`] when the file is of another system than the data directory, when
+/// the system isn't registered in a repository, or when other content is stored under the name.
+pub async fn push(
+    repositories: &[&RepositorySettings],
+    cluster: &ClusterSettings,
+    path: &Path,
+) -> Result<PushOutcome> {
+    if repositories.is_empty() {
+        return Err(Error::new(Kind::Usage, "no repository is configured"));
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let wal: WalFile = name
+        .parse()
+        .map_err(|e| Error::new(Kind::Usage, format!("push {}", path.display())).because(e))?;
+    let directory = DataDirectory::of_wal_path(path, cluster)?;
+    directory.check_configured(cluster)?;
+    let mut source = Source::open(path, wal, &directory)?;
+    let layout = ClusterLayout::new(&cluster.name)?;
+    let system = directory.system;
+
+    let mut stores = Vec::with_capacity(repositories.len());
+    for settings in repositories {
+        stores.push(open_store(settings, &layout, system).await);
+    }
+    let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
+    source.check_ancestry(&open).await?;
+    let results = store_in_all(&mut source, &open).await?;
+
+    let mut results = results.into_iter();
+    let mut stored = Vec::with_capacity(repositories.len());
+    let mut failed = Vec::new();
+    for (settings, store) in repositories.iter().zip(stores) {
+        match store.and_then(|_| results.next().unwrap_or_else(|| Err(lost_result()))) {
+            Ok(what) => stored.push((settings.name.clone(), what)),
+            Err(e) => {
+                failed.push(e.while_doing(format!("push {wal} to repository {}", settings.name)));
+            }
+        }
+    }
+    match merge(failed) {
+        Some(e) => Err(e),
+        None => Ok(PushOutcome { file: wal, size: source.size(), system, stored }),
+    }
+}
+
+fn lost_result() -> Error {
+    Error::new(Kind::Internal, "a repository has no result")
+}
+
+/// Opens a repository and makes sure that the system is one of the cluster's there.
+async fn open_store(
+    settings: &RepositorySettings,
+    layout: &ClusterLayout,
+    system: SystemId,
+) -> Result<WalStore> {
+    let repository = open(settings).await?;
+    let registration = layout.system(system);
+    if !exists(&repository, &registration).await? {
+        let others: Vec<_> =
+            systems(&repository, layout).await?.iter().map(ToString::to_string).collect();
+        let message = match others.as_slice() {
+            [] => format!("the system {system} isn't registered for cluster {}", layout.cluster()),
+            others => format!(
+                "the system {system} isn't registered for cluster {}, which has {}",
+                layout.cluster(),
+                others.join(", ")
+            ),
+        };
+        let hint = match others.as_slice() {
+            [] => "run `pgkeep check` once: it registers the system",
+            _ => {
+                "run `pgkeep check --new-system` if this is the same cluster after pg_upgrade or \
+                 initdb; give another cluster a name of its own"
+            }
+        };
+        return Err(Error::new(Kind::Conflict, message).hint(hint));
+    }
+    read_whole(&repository, &registration).await?;
+    Ok(WalStore::new(&repository, layout, system))
+}
+
+/// The results are in the order of `stores`.
+async fn store_in_all(source: &mut Source, stores: &[&WalStore]) -> Result<Vec<Result<Stored>>> {
+    let wal = source.wal();
+    // A partial one's name has its checksum, so it is read twice; it comes once a promotion.
+    let mut summary = None;
+    if matches!(wal, WalFile::Partial(_)) {
+        let mut pass = source.pass()?;
+        while pass.next()?.is_some() {}
+        summary = Some(pass.finish());
+    }
+    let mut results = Vec::with_capacity(stores.len());
+    let (mut missing, mut names) = (Vec::new(), Vec::new());
+    for (index, store) in stores.iter().enumerate() {
+        let name =
+            summary.as_ref().map_or_else(|| store.plain(wal), |s| object_name(store, wal, s));
+        let there = exists(store.repository(), &name).await;
+        if matches!(there, Ok(false)) {
+            missing.push(index);
+            names.push((*store, name));
+        }
+        results.push(there.map(|_| Stored::Already));
+    }
+    // Also where nothing is missing: the file's checksum is needed to compare.
+    let (summary, created) = create_in_all(source, &names, summary.as_ref()).await?;
+    for (index, result) in missing.into_iter().zip(created) {
+        results[index] = result;
+    }
+    for (store, result) in stores.iter().zip(&mut results) {
+        if matches!(result, Ok(Stored::Already)) {
+            *result = settle(source, store, &summary).await;
+        }
+    }
+    Ok(results)
+}
+
+/// One error that says them all, of the first one's kind.
+fn merge(errors: Vec<Error>) -> Option<Error> {
+    let mut errors = errors.into_iter();
+    let first = errors.next()?;
+    Some(errors.fold(first, |all, next| {
+        let mut merged = Error::new(all.kind(), format!("{all}; {next}"));
+        for hint in all.hints().iter().chain(next.hints()) {
+            if !merged.hints().contains(hint) {
+                merged = merged.hint(hint);
+            }
+        }
+        merged
+    }))
+}

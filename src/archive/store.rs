@@ -1,0 +1,171 @@
+//! Putting one file into one repository: new, already there, or there and damaged.
+
+use std::io;
+
+use super::source::Source;
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::WalFile,
+    repo::{
+        catalog::exists,
+        sealed::SealedWriter,
+        wal::{StoredSummary, WalStore},
+    },
+    storage::ObjectName,
+};
+
+/// What became of a file in one repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It was stored now.
+    New,
+    /// The same content was there, and is durable.
+    Already,
+    /// What was there is damaged, so it was stored again beside it.
+    Repaired,
+}
+
+/// The name under which a file with this content lies.
+pub fn object_name(store: &WalStore, wal: WalFile, summary: &StoredSummary) -> ObjectName {
+    match wal {
+        WalFile::Partial(segment) => store.partial(segment, summary),
+        _ => store.plain(wal),
+    }
+}
+
+/// Reads the source once and creates its object in each of `targets`. The outer error is about the
+/// source, the inner ones about a repository; one repository's failure doesn't keep the others
+/// from getting theirs. [`Stored::Already`] here means only that the name is taken.
+pub async fn create_in_all(
+    source: &mut Source,
+    targets: &[(&WalStore, ObjectName)],
+    expected: Option<&StoredSummary>,
+) -> Result<(StoredSummary, Vec<Result<Stored>>)> {
+    let mut writers = Vec::with_capacity(targets.len());
+    for (store, name) in targets {
+        writers.push(SealedWriter::create(store.repository(), name).await);
+    }
+    let mut pass = source.pass()?;
+    while let Some(chunk) = pass.next()? {
+        for slot in &mut writers {
+            if let Ok(writer) = slot
+                && let Err(e) = writer.seal(chunk).await
+            {
+                *slot = Err(e);
+            }
+        }
+    }
+    let summary = pass.finish();
+    if let Some(expected) = expected.filter(|e| e.sha256 != summary.sha256) {
+        return Err(Error::new(
+            Kind::Local,
+            format!(
+                "the file changed while it was read: its SHA-256 was {}, then {}",
+                expected.sha256, summary.sha256
+            ),
+        ));
+    }
+    let end = summary.to_bytes()?;
+    let mut results = Vec::with_capacity(writers.len());
+    for writer in writers {
+        let finished = match writer {
+            Ok(writer) => writer.finish(&end).await.map(drop),
+            Err(e) => Err(e),
+        };
+        results.push(match finished {
+            Ok(()) => Ok(Stored::New),
+            Err(e) if e.kind() == Kind::Conflict => Ok(Stored::Already),
+            Err(e) => Err(e),
+        });
+    }
+    Ok((summary, results))
+}
+
+/// Deals with a name that is taken: by the same content, by another, or by something damaged.
+pub async fn settle(
+    source: &mut Source,
+    store: &WalStore,
+    summary: &StoredSummary,
+) -> Result<Stored> {
+    let wal = source.wal();
+    let name = object_name(store, wal, summary);
+    let damage = match confirm(store, &name, summary).await {
+        Ok(()) => return Ok(Stored::Already),
+        Err(e) if e.kind() == Kind::Damaged => e,
+        Err(e) => return Err(e),
+    };
+    // What doesn't answer as it should may be the repository and not the object.
+    store.repository().prove_present().await?;
+    for repair in store.repairs(wal).await? {
+        match confirm(store, &repair, summary).await {
+            Ok(()) => return Ok(Stored::Already),
+            Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),
+            Err(e) => return Err(e),
+        }
+    }
+    repair(source, store, summary).await?;
+    tracing::warn!("{damage}; stored {wal} once more beside it");
+    Ok(Stored::Repaired)
+}
+
+/// Makes sure that an object has this content, to the last byte, and that it is durable. Whoever
+/// wrote it may have been killed before it was.
+async fn confirm(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -> Result<()> {
+    let differs = |stored: &StoredSummary| {
+        Error::new(
+            Kind::Conflict,
+            format!(
+                "{name} in {} has other content: SHA-256 {} is stored, {} was given",
+                store.repository().storage().address(),
+                stored.sha256,
+                summary.sha256
+            ),
+        )
+        .hint("the stored one was left as it is")
+        .hint(
+            "two servers archive into the same place, or a server went back in time on the same \
+             timeline: give a copy a cluster name or a repository of its own",
+        )
+    };
+    let vanished =
+        || Error::new(Kind::Repository, format!("{name} vanished while it was looked at"));
+    let same = |stored: &StoredSummary| stored.sha256 == summary.sha256;
+    match store.summary(name).await? {
+        None => return Err(vanished()),
+        Some(stored) if !same(&stored) => return Err(differs(&stored)),
+        Some(_) => {}
+    }
+    match store.copy_to(name, &mut io::sink()).await? {
+        None => return Err(vanished()),
+        Some(stored) if !same(&stored) => return Err(differs(&stored)),
+        Some(_) => {}
+    }
+    Ok(store.repository().storage().ensure_durable(name).await?)
+}
+
+/// Stores the source under the first free repair name. A repaired copy may be damaged as well, so
+/// there may be several.
+async fn repair(source: &mut Source, store: &WalStore, summary: &StoredSummary) -> Result<()> {
+    let wal = source.wal();
+    for attempt in 0..100 {
+        let name = store.repair(wal, summary, attempt);
+        if exists(store.repository(), &name).await? {
+            continue;
+        }
+        let (_, results) = create_in_all(source, &[(store, name)], Some(summary)).await?;
+        for result in results {
+            match result? {
+                Stored::New => return Ok(()),
+                Stored::Already | Stored::Repaired => {}
+            }
+        }
+    }
+    Err(Error::new(
+        Kind::Damaged,
+        format!(
+            "every stored copy of {wal} in {} is damaged",
+            store.repository().storage().address()
+        ),
+    )
+    .hint("check the disk under the repository"))
+}

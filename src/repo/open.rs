@@ -1,0 +1,235 @@
+//! From a repository's settings to an open [`Repository`], and the making of a new one.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use zeroize::Zeroizing;
+
+use super::{
+    Repository,
+    id::RandomId,
+    keys::{KeyMaterial, read_key_file, write_key_file},
+    layout,
+};
+use crate::{
+    config::{KeySource, Location, RepositorySettings},
+    error::{Context, Error, Kind, Result},
+    storage::{Storage, local::Local},
+};
+
+/// How long a passphrase command may take. Archiving waits for it, so it is bounded.
+const PASSPHRASE_COMMAND_TIME: Duration = Duration::from_secs(60);
+
+/// Opens a configured repository: reads its key, opens the place, and checks that what is there is
+/// a repository that the key opens. A user who isn't its owner is refused.
+pub async fn open(settings: &RepositorySettings) -> Result<Repository> {
+    let storage = match &settings.location {
+        Location::Directory(root) => Local::open(root)?,
+    };
+    let material = key_material(settings).await?;
+    Repository::open(&settings.name, Arc::new(storage), &material, settings.compression_level).await
+}
+
+/// What [`init`] made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRepository {
+    /// The new repository's id.
+    pub id: RandomId,
+    /// The key file, if `init` made one. An existing one is used as it is.
+    pub key_file: Option<PathBuf>,
+}
+
+/// Makes a repository, and its key file unless that is there.
+///
+/// The key file is durable before anything is sealed with it, and `repo.json` comes last, so an
+/// `init` that was killed is just run again. Where there is a repository already, nothing is made.
+pub async fn init(settings: &RepositorySettings) -> Result<NewRepository> {
+    let storage = match &settings.location {
+        Location::Directory(root) => Local::open_or_make(root)?,
+    };
+    // Asked before a key is made that wouldn't open what is there.
+    match storage.size(&layout::repository_file()).await {
+        Err(e) if e.is_not_found() => {}
+        Err(e) => return Err(e.into()),
+        Ok(_) => {
+            let message = format!("there is a repository at {} already", storage.address());
+            return Err(Error::new(Kind::Conflict, message));
+        }
+    }
+    let key_file = match &settings.key {
+        KeySource::File(path) => make_key_file(path)?.then(|| path.clone()),
+        _ => None,
+    };
+    let material = key_material(settings).await?;
+    let id = Repository::init(&storage, &material).await?;
+    Ok(NewRepository { id, key_file })
+}
+
+/// Makes the key file unless it is there; whether it did.
+fn make_key_file(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(false),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            write_key_file(path).map_err(|e| {
+                e.hint(
+                    "the folder of the key file must be there, and this user must be able to \
+                     write to it",
+                )
+            })?;
+            Ok(true)
+        }
+        Err(e) => {
+            Err(Error::new(Kind::Key, format!("look at the key file {}", path.display()))
+                .because(e))
+        }
+    }
+}
+
+async fn key_material(settings: &RepositorySettings) -> Result<KeyMaterial> {
+    match &settings.key {
+        KeySource::File(path) => read_key_file(path).map(KeyMaterial::KeyFile),
+        KeySource::PassphraseFile(path) => passphrase_file(path).map(KeyMaterial::Passphrase),
+        KeySource::PassphraseCommand(command) => {
+            passphrase_command(&settings.name, command).await.map(KeyMaterial::Passphrase)
+        }
+        KeySource::Unencrypted => Ok(KeyMaterial::None),
+    }
+}
+
+/// The content of a passphrase file, without the newline at its end.
+fn passphrase_file(path: &Path) -> Result<Zeroizing<String>> {
+    let refuse =
+        |why: &str| Error::new(Kind::Key, format!("the passphrase file {} {why}", path.display()));
+    let meta = fs::metadata(path).map_err(|e| refuse("can't be read").because(e))?;
+    if meta.mode() & 0o007 != 0 {
+        return Err(refuse("may be used by everybody on this host").hint("chmod 600 it"));
+    }
+    let text =
+        Zeroizing::new(fs::read_to_string(path).map_err(|e| refuse("can't be read").because(e))?);
+    let phrase = text.strip_suffix('\n').unwrap_or(&text);
+    let phrase = phrase.strip_suffix('\r').unwrap_or(phrase);
+    if phrase.is_empty() {
+        return Err(refuse("is empty"));
+    }
+    Ok(Zeroizing::new(phrase.to_owned()))
+}
+
+/// The first line that a shell command writes. What it says on standard error goes to ours.
+async fn passphrase_command(repository: &str, command: &str) -> Result<Zeroizing<String>> {
+    // The command itself may hold a secret, so errors name the setting and not its value.
+    let refuse = |why: String| {
+        Error::new(Kind::Key, format!("passphrase-command of [repository.{repository}] {why}"))
+    };
+    let child = tokio::process::Command::new("/bin/sh")
+        .arg("-c")
+        .arg(command)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()
+        .context(Kind::Local, || "run /bin/sh for passphrase-command")?;
+    let output = tokio::time::timeout(PASSPHRASE_COMMAND_TIME, child.wait_with_output())
+        .await
+        .map_err(|_| refuse(format!("took more than {} s", PASSPHRASE_COMMAND_TIME.as_secs())))?
+        .map_err(|e| refuse("can't be run".into()).because(e))?;
+    let stdout = Zeroizing::new(output.stdout);
+    if !output.status.success() {
+        return Err(refuse(format!("failed: {}", output.status)));
+    }
+    let line = stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    match std::str::from_utf8(line) {
+        Ok("") => Err(refuse("wrote nothing".into()).hint("it must write the passphrase")),
+        Ok(phrase) => Ok(Zeroizing::new(phrase.to_owned())),
+        Err(_) => Err(refuse("wrote something that isn't UTF-8".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn settings(folder: &Path, key: KeySource) -> RepositorySettings {
+        RepositorySettings {
+            name: "main".into(),
+            location: Location::Directory(folder.join("repo")),
+            key,
+            compression_level: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn init_makes_a_key_file_once_and_open_uses_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("main.key");
+        let settings = settings(folder.path(), KeySource::File(key.clone()));
+        assert_eq!(open(&settings).await.unwrap_err().kind(), Kind::Repository);
+
+        let made = init(&settings).await.unwrap();
+        assert_eq!(made.key_file.as_deref(), Some(key.as_path()));
+        let repository = open(&settings).await.unwrap();
+        assert_eq!(repository.keyring().repository(), made.id);
+        assert!(repository.keyring().is_encrypted());
+
+        let again = init(&settings).await.unwrap_err();
+        assert_eq!(again.kind(), Kind::Conflict);
+        assert!(open(&settings).await.is_ok(), "the first one is untouched");
+    }
+
+    #[tokio::test]
+    async fn init_of_an_existing_repository_makes_no_key() {
+        let folder = tempfile::tempdir().unwrap();
+        init(&settings(folder.path(), KeySource::Unencrypted)).await.unwrap();
+        let key = folder.path().join("other.key");
+        let other = settings(folder.path(), KeySource::File(key.clone()));
+        assert_eq!(init(&other).await.unwrap_err().kind(), Kind::Conflict);
+        assert!(!key.exists());
+    }
+
+    #[tokio::test]
+    async fn init_that_was_killed_after_the_key_is_run_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("main.key");
+        let settings = settings(folder.path(), KeySource::File(key.clone()));
+        init(&settings).await.unwrap();
+        // All but the last step was done.
+        fs::remove_file(folder.path().join("repo/repo.json")).unwrap();
+        let made = init(&settings).await.unwrap();
+        assert_eq!(made.key_file, None, "the existing key is used as it is");
+        assert_eq!(open(&settings).await.unwrap().keyring().repository(), made.id);
+    }
+
+    #[tokio::test]
+    async fn passphrases_come_from_a_private_file_or_a_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("phrase");
+        fs::write(&path, "correct horse battery\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let from_file = settings(folder.path(), KeySource::PassphraseFile(path.clone()));
+        assert_eq!(init(&from_file).await.unwrap_err().kind(), Kind::Key);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        init(&from_file).await.unwrap();
+
+        let command = |c: &str| {
+            settings(
+                folder.path(),
+                KeySource::PassphraseCommand(c.replace("PATH", &path.to_string_lossy())),
+            )
+        };
+        open(&command("cat PATH; echo more")).await.unwrap();
+        for bad in ["cat PATH; exit 3", "true", "echo wrong horse battery", "printf '\\377\\n'"] {
+            let e = open(&command(bad)).await.unwrap_err();
+            assert_eq!(e.kind(), Kind::Key, "{bad}");
+            assert!(!e.to_string().contains("horse"), "{e}");
+        }
+    }
+}
