@@ -1,0 +1,124 @@
+//! `pgkeep archive-get`, PostgreSQL's `restore_command`. The exit codes are the point of it: see
+//! [`super::exit`].
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Global, runtime, wal_path};
+use crate::{
+    archive::{self, Got},
+    config::{ClusterSettings, StandbyOutage},
+    error::{Context, Error, Kind, Result},
+    postgres::WalFile,
+};
+
+/// Fetch a file from the archive: PostgreSQL's restore_command
+///
+/// Exit codes:
+///
+///   0    the file is there
+///   1    it is certainly in no repository: each of them was read and said so
+///   126  everything else, wrong usage included: PostgreSQL stops
+///
+/// PostgreSQL takes 1 for the end of the archive: it ends recovery and promotes. So an outage must
+/// never look like it. On a standby (standby.signal is in the data directory) stopping would end a
+/// server that may still stream: there an outage is 1, after retrying for outage-timeout, unless
+/// the cluster has standby-outage = "stop". A damaged file is 126 everywhere.
+///
+/// With --repo only that repository is asked, and it alone decides.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "\
+Example, in postgresql.conf (pgkeep restore writes it):
+  restore_command = 'pgkeep archive-get %f %p'",
+    verbatim_doc_comment
+)]
+pub(super) struct ArchiveGet {
+    /// The file's name, as PostgreSQL gives it for %f
+    name: String,
+    /// Where to write it, as PostgreSQL gives it for %p
+    path: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    file: &'a str,
+    /// Null when it is certainly not there.
+    repository: Option<&'a str>,
+    object: Option<&'a str>,
+}
+
+impl ArchiveGet {
+    pub fn run(&self, global: &Global) -> Result<u8> {
+        // Signals are watched first: death by SIGTERM would be taken for a shutdown.
+        let got = runtime::alone(runtime::until_signal(self.get(global)))?;
+        let answer = match &got {
+            Got::Served { repository, object } => {
+                Answer { file: &self.name, repository: Some(repository), object: Some(object) }
+            }
+            Got::Absent => Answer { file: &self.name, repository: None, object: None },
+        };
+        match answer.repository {
+            Some(repository) => tracing::info!("{} served from repository {repository}", self.name),
+            None => tracing::info!("{} is in no repository", self.name),
+        }
+        global.output.result(&answer, String::new)?;
+        Ok(match got {
+            Got::Served { .. } => 0,
+            Got::Absent => 1,
+        })
+    }
+
+    async fn get(&self, global: &Global) -> Result<Got> {
+        let file: WalFile =
+            self.name.parse().context(Kind::Usage, || format!("get {}", self.name))?;
+        let settings = global.settings()?;
+        let repositories = settings.selected_repositories(global.repo.as_deref())?;
+        let cluster = wal_path::cluster(global, &settings, &self.path)?;
+        match archive::get(&repositories, cluster, file, &self.path).await {
+            Err(e) if outage_is_absence(&e, cluster, &self.path) => {
+                tracing::warn!(
+                    "{e}; this is a standby and standby-outage is continue, so {} is said to be \
+                     absent",
+                    self.name
+                );
+                Ok(Got::Absent)
+            }
+            result => result,
+        }
+    }
+}
+
+/// Whether this failure is an outage that a standby may sit out: it goes on streaming, and asks
+/// again. What is damaged, or wrongly set up, is none.
+fn outage_is_absence(error: &Error, cluster: &ClusterSettings, path: &Path) -> bool {
+    error.kind() == Kind::Repository
+        && cluster.standby_outage == StandbyOutage::Continue
+        && wal_path::data_directory(path).join("standby.signal").exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_outage_and_only_on_a_standby_may_look_like_absence() {
+        let data = tempfile::tempdir().unwrap();
+        std::fs::write(data.path().join("PG_VERSION"), "17\n").unwrap();
+        let path = data.path().join("pg_wal/RECOVERYXLOG");
+        let mut cluster = ClusterSettings::named("main");
+        let outage = |cluster: &ClusterSettings, kind| {
+            outage_is_absence(&Error::new(kind, "x"), cluster, &path)
+        };
+        assert!(!outage(&cluster, Kind::Repository), "recovery, not a standby");
+        std::fs::write(data.path().join("standby.signal"), "").unwrap();
+        assert!(outage(&cluster, Kind::Repository));
+        for kind in [Kind::Damaged, Kind::Usage, Kind::Key, Kind::Internal, Kind::Interrupted] {
+            assert!(!outage(&cluster, kind), "{kind:?}");
+        }
+        cluster.standby_outage = StandbyOutage::Stop;
+        assert!(!outage(&cluster, Kind::Repository));
+    }
+}

@@ -1,0 +1,147 @@
+//! `pgkeep backup`.
+
+use clap::{Args, ValueEnum};
+
+use super::{Global, human, runtime, table};
+use crate::{
+    backup::{self, BackupOptions},
+    error::Result,
+    repo::{
+        self, BackupType,
+        record::{BackupRecord, Source},
+    },
+};
+
+/// Take a backup
+///
+/// The server sends its files over a replication connection, so pgkeep may run on another host. A
+/// backup is there when everything it needs is in the repository, its WAL included; one that can't
+/// be finished is removed again. Archiving has to work: a backup that would fail at its end for want
+/// of WAL fails at its beginning.
+///
+/// With several repositories, --repo says which one.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  pgkeep backup
+  pgkeep backup --checkpoint spread --max-rate 50M
+  pgkeep --repo offsite --cluster billing --quiet backup --label nightly")]
+pub(super) struct Backup {
+    /// What to store: full stores everything
+    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
+    kind: Type,
+    /// Do the checkpoint it begins with at once, or spread over the checkpoint interval
+    #[arg(long, value_name = "HOW", default_value = "fast")]
+    checkpoint: Checkpoint,
+    /// The most that the server shall send a second: a number in kB, or with k or M (32k to 1024M)
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    max_rate: Option<u32>,
+    /// A label for PostgreSQL's backup_label
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Type {
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Checkpoint {
+    Fast,
+    Spread,
+}
+
+/// In kB a second, within what `BASE_BACKUP` takes.
+fn rate(text: &str) -> Result<u32, String> {
+    let (digits, factor) = match text.strip_suffix('M') {
+        Some(digits) => (digits, 1024),
+        None => (text.strip_suffix('k').unwrap_or(text), 1),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    plain
+        .then(|| digits.parse::<u32>().ok()?.checked_mul(factor))
+        .flatten()
+        .filter(|rate| (32..=1_048_576).contains(rate))
+        .ok_or_else(|| "expected a number of kB from 32 to 1048576, or as in 512k or 50M".into())
+}
+
+impl Backup {
+    pub fn run(&self, global: &Global) -> Result<u8> {
+        let settings = global.settings()?;
+        let repository = settings.repository(global.repo.as_deref())?;
+        let cluster = settings.cluster(global.cluster.as_deref())?;
+        let Type::Full = self.kind;
+        let options = BackupOptions {
+            kind: BackupType::Full,
+            fast_checkpoint: self.checkpoint == Checkpoint::Fast,
+            max_rate: self.max_rate,
+            threads: settings.threads,
+            label: self.label.clone(),
+        };
+        let record = runtime::together(settings.threads, async {
+            let repository = runtime::until_signal(repo::open::open(repository)).await?;
+            // It watches for signals itself, to undo what it has stored.
+            backup::backup(&repository, cluster, &options, global.progress()).await
+        })?;
+        global.output.result(&record, || text(&record, &repository.name))?;
+        Ok(0)
+    }
+}
+
+fn text(record: &BackupRecord, repository: &str) -> String {
+    let source = match record.source {
+        Source::Primary => "primary",
+        Source::Standby => "standby",
+    };
+    let took = (record.stopped_at - record.started_at).to_std().unwrap_or_default();
+    let sizes = &record.sizes;
+    let rows = [
+        (
+            "source",
+            format!("{source}, PostgreSQL {}, system {}", record.server_version, record.system),
+        ),
+        ("time", format!("{}, took {}", human::time(record.stopped_at), human::duration(took))),
+        (
+            "WAL",
+            format!("{} to {} on timeline {}", record.start_lsn, record.stop_lsn, record.timeline),
+        ),
+        (
+            "size",
+            format!(
+                "{} in {} files, stored as {}",
+                human::bytes(sizes.cluster),
+                human::count(sizes.files),
+                human::bytes(sizes.stored)
+            ),
+        ),
+    ];
+    let mut out =
+        format!("backup {} of cluster {} in repository {repository}\n", record.id, record.cluster);
+    out += &table::pairs(2, &rows);
+    if record.bad_pages.count > 0 {
+        let first = record.bad_pages.pages.first();
+        let first = first.map(|p| format!(", the first is page {} of {}", p.page, p.path));
+        out += &format!(
+            "{} pages have a wrong checksum{}\n",
+            human::count(record.bad_pages.count),
+            first.unwrap_or_default()
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_within_what_the_server_takes() {
+        for (text, kb) in [("32", 32), ("512k", 512), ("50M", 51_200), ("1024M", 1_048_576)] {
+            assert_eq!(rate(text), Ok(kb), "{text}");
+        }
+        for bad in ["", "31", "1025M", "1G", "-40", "+40", "4294967297", "M", "50 M"] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `pgkeep info`.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Global, human, runtime,
+    table::{Align, Table},
+};
+use crate::{
+    error::Result,
+    info::{ClusterInfo, SystemInfo, Window, info},
+    repo,
+};
+
+/// Show backups, recovery windows, WAL ranges and gaps
+///
+/// A recovery window says from when until when one can restore: from the end of a backup to the last
+/// transaction that was archived without a gap. It is shown for each timeline.
+///
+/// All repositories are shown, or the one that --repo names.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  pgkeep info
+  pgkeep --cluster billing --output json info")]
+pub(super) struct Info {}
+
+#[derive(Serialize)]
+struct Infos {
+    repositories: Vec<ClusterInfo>,
+}
+
+impl Info {
+    pub fn run(&self, global: &Global) -> Result<u8> {
+        let settings = global.settings()?;
+        let selected = settings.selected_repositories(global.repo.as_deref())?;
+        let cluster = settings.cluster(global.cluster.as_deref())?;
+        let infos = runtime::alone(runtime::until_signal(async {
+            let mut repositories = Vec::new();
+            for repository in selected {
+                let repository = repo::open::open(repository).await?;
+                repositories.push(info(&repository, cluster).await?);
+            }
+            Ok(Infos { repositories })
+        }))?;
+        global.output.result(&infos, || {
+            infos.repositories.iter().map(text).collect::<Vec<_>>().join("\n")
+        })?;
+        Ok(0)
+    }
+}
+
+fn text(info: &ClusterInfo) -> String {
+    let encryption = if info.encrypted { "encrypted" } else { "not encrypted" };
+    let mut out = format!(
+        "cluster {} in repository {} ({}, {encryption})\n",
+        info.cluster, info.repository, info.address
+    );
+    if info.systems.is_empty() {
+        out += "  nothing is stored yet: `pgkeep check` and `pgkeep backup` begin\n";
+    }
+    for system in &info.systems {
+        out += &system_text(system);
+    }
+    if !info.unusable.is_empty() {
+        out += "\n  not usable\n";
+        let mut table = Table::new(&[("backup", Align::Left), ("state", Align::Left)]);
+        for backup in &info.unusable {
+            let why = backup.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            table.row([backup.id.to_string(), format!("{}{why}", backup.state)]);
+        }
+        out += &table.show(4);
+    }
+    out
+}
+
+fn system_text(system: &SystemInfo) -> String {
+    let mut out =
+        format!("\n  PostgreSQL {}, system {}\n", system.system.major, system.system.identifier);
+    out += "\n  backups\n";
+    if system.backups.is_empty() {
+        out += "    none\n";
+    } else {
+        let mut table = Table::new(&[
+            ("backup", Align::Left),
+            ("complete at", Align::Left),
+            ("timeline", Align::Right),
+            ("start", Align::Left),
+            ("stop", Align::Left),
+            ("cluster", Align::Right),
+            ("stored", Align::Right),
+        ]);
+        for backup in &system.backups {
+            table.row([
+                backup.id.to_string(),
+                human::time(backup.stopped_at),
+                backup.timeline.to_string(),
+                backup.start_lsn.to_string(),
+                backup.stop_lsn.to_string(),
+                human::bytes(backup.sizes.cluster),
+                human::bytes(backup.sizes.stored),
+            ]);
+        }
+        out += &table.show(4);
+    }
+    out += "\n  can be restored to any time\n";
+    if system.windows.is_empty() {
+        out += "    none\n";
+    } else {
+        let mut table = Table::new(&[
+            ("timeline", Align::Right),
+            ("from", Align::Left),
+            ("until", Align::Left),
+            ("LSN", Align::Left),
+            ("", Align::Left),
+        ]);
+        for window in &system.windows {
+            table.row(window_cells(window));
+        }
+        out += &table.show(4);
+    }
+    out += "\n  WAL\n";
+    let mut table = Table::new(&[
+        ("timeline", Align::Right),
+        ("first", Align::Left),
+        ("last", Align::Left),
+        ("segments", Align::Right),
+        ("stored", Align::Right),
+        ("", Align::Left),
+    ]);
+    for timeline in &system.timelines {
+        let origin = timeline
+            .parent
+            .as_ref()
+            .map(|parent| format!("left timeline {} at {}", parent.timeline, parent.switch_lsn));
+        let mut numbers = (
+            timeline.timeline.to_string(),
+            timeline.segments.to_string(),
+            human::bytes(timeline.stored),
+            origin.unwrap_or_default(),
+        );
+        for (i, (first, last)) in timeline.ranges.iter().enumerate() {
+            let (id, segments, stored, note) = std::mem::take(&mut numbers);
+            let note = if i > 0 { "after a gap".to_owned() } else { note };
+            table.row([id, first.clone(), last.clone(), segments, stored, note]);
+        }
+        for partial in &timeline.partials {
+            let (id, segments, stored, _) = std::mem::take(&mut numbers);
+            table.row([id, partial.clone(), String::new(), segments, stored, "partial".into()]);
+        }
+    }
+    out += &table.show(4);
+    out
+}
+
+fn window_cells(window: &Window) -> [String; 5] {
+    let until = match window.until {
+        Some(until) => human::exact_time(until),
+        None => "no transaction since".to_owned(),
+    };
+    let gap = window.missing.as_ref().map(|missing| format!("gap: {missing} is missing"));
+    [
+        window.timeline.to_string(),
+        human::exact_time(window.from),
+        until,
+        format!("to {}", window.end_lsn),
+        gap.unwrap_or_default(),
+    ]
+}

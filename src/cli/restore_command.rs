@@ -1,0 +1,48 @@
+//! The `restore_command` that a restored server gets: this program, with this configuration.
+
+use super::Global;
+use crate::{
+    config::{DEFAULT_PATH, Settings},
+    error::{Context, Kind, Result},
+};
+
+/// The command, ready for `restore_command`: quoted for the shell, `%` doubled for PostgreSQL.
+pub(super) fn for_server(global: &Global, settings: &Settings, cluster: &str) -> Result<String> {
+    let program = std::env::current_exe().context(Kind::Local, || "find this program")?;
+    let mut words = vec![program.display().to_string()];
+    if let Some(file) = settings.file.as_ref().filter(|f| f.as_os_str() != DEFAULT_PATH) {
+        words.extend(["--config".into(), file.display().to_string()]);
+    }
+    words.extend(["--cluster".into(), cluster.to_owned()]);
+    if let Some(repository) = &global.repo {
+        words.extend(["--repo".into(), repository.clone()]);
+    }
+    words.push("archive-get".into());
+    Ok(command(&words))
+}
+
+fn command(words: &[String]) -> String {
+    let quoted: Vec<_> = words.iter().map(|word| quote(word).replace('%', "%%")).collect();
+    format!("{} %f %p", quoted.join(" "))
+}
+
+/// A word for a POSIX shell.
+fn quote(word: &str) -> String {
+    let plain = !word.is_empty()
+        && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./=:,+@%".contains(&b));
+    if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_shell_and_postgresql() {
+        let words = ["/usr/bin/pgkeep", "--config", "/my dir/it's 100%.toml", "archive-get"];
+        assert_eq!(
+            command(&words.map(String::from)),
+            r"/usr/bin/pgkeep --config '/my dir/it'\''s 100%%.toml' archive-get %f %p"
+        );
+    }
+}
