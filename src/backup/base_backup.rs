@@ -95,9 +95,11 @@ impl<'a> BaseBackupSource<'a> {
         if name != "base.tar" {
             let oid = name.trim_end_matches(".tar");
             prefix = format!("pg_tblspc/{oid}/").into_bytes();
-            let row = self.stream.tablespaces().iter().find(|row| {
-                row.oid.is_some_and(|number| number.to_string() == oid)
-            });
+            let row = self
+                .stream
+                .tablespaces()
+                .iter()
+                .find(|row| row.oid.is_some_and(|number| number.to_string() == oid));
             // One that lies in pg_tblspc itself is a directory there; others are links, which a
             // restore makes where it is told to.
             if row.and_then(|row| row.location.as_deref()).is_some_and(is_in_place) {
@@ -169,7 +171,8 @@ impl<'a> BaseBackupSource<'a> {
         if !self.has_control_file {
             return Err(broken("global/pg_control is missing".into()));
         }
-        let label = self.label.as_deref().ok_or_else(|| broken("backup_label is missing".into()))?;
+        let label =
+            self.label.as_deref().ok_or_else(|| broken("backup_label is missing".into()))?;
         let label =
             BackupLabel::parse(label).context(Kind::Postgres, || "read the backup's label")?;
         if label.start_lsn != self.start_lsn || label.timeline != self.timeline {

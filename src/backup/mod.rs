@@ -76,7 +76,8 @@ pub async fn backup(
         return Err(Error::new(Kind::Usage, message).hint("use --type full"));
     }
     if options.label.as_ref().is_some_and(|label| label.contains(char::is_control)) {
-        let message = "a backup's label can't have control characters: it is a line of backup_label";
+        let message =
+            "a backup's label can't have control characters: it is a line of backup_label";
         return Err(Error::new(Kind::Usage, message));
     }
     let mut run = run::Run::new(repository, cluster, options, progress)?;

@@ -91,15 +91,15 @@ impl<'a> Run<'a> {
         let identity = replication::identify_system(&mut client)
             .await
             .map_err(|e| server_error("ask which system this is", e))?;
-        let system =
-            SystemId { major: server.facts.major, identifier: identity.system_identifier };
+        let system = SystemId { major: server.facts.major, identifier: identity.system_identifier };
         self.register(system).await?;
         self.say_what_is_outside(&server.facts);
         let store = WalStore::new(self.repository, &self.layout, system);
         store_history(&store, &mut client, identity.timeline).await?;
 
         let repositories = [self.repository.clone()];
-        let id = catalog::reserve(&repositories, &self.layout, self.options.kind, Utc::now()).await?;
+        let id =
+            catalog::reserve(&repositories, &self.layout, self.options.kind, Utc::now()).await?;
         self.id = Some(id.clone());
         let lease = Lease::new("backup", Some(id.clone()))?;
         self.lease = Some(HeldLease::take(self.repository, &self.layout, lease).await?);
@@ -184,9 +184,7 @@ impl<'a> Run<'a> {
             wait_for_archive: false,
             verify_checksums: true,
         };
-        BaseBackup::start(client, &options)
-            .await
-            .map_err(|e| server_error("start the backup", e))
+        BaseBackup::start(client, &options).await.map_err(|e| server_error("start the backup", e))
     }
 
     fn proof<'p>(
@@ -245,8 +243,7 @@ impl<'a> Run<'a> {
     ) -> Result<BackupRecord> {
         let Stored { tree, packs, stored, warnings } = stored;
         // What the server read twice and found good was only being written.
-        let bad_pages =
-            if end.checksum_failures { tree.suspects } else { BadPages::default() };
+        let bad_pages = if end.checksum_failures { tree.suspects } else { BadPages::default() };
         self.warn_of(&bad_pages, end.checksum_failures);
         let raw = packs.values().sum();
         let references = packs
@@ -308,8 +305,12 @@ impl<'a> Run<'a> {
         if !failures {
             return;
         }
-        let some: Vec<String> =
-            bad.pages.iter().take(3).map(|page| format!("{} page {}", page.path, page.page)).collect();
+        let some: Vec<String> = bad
+            .pages
+            .iter()
+            .take(3)
+            .map(|page| format!("{} page {}", page.path, page.page))
+            .collect();
         self.progress.warn(&format!(
             "{} pages of the cluster have a wrong checksum ({}{}); they are in the backup as they \
              are, and its record lists them",

@@ -7,6 +7,7 @@
 mod archive_get;
 mod archive_push;
 mod backup;
+mod demo;
 mod exit;
 mod human;
 mod info;
@@ -133,6 +134,7 @@ enum Command {
     Backup(backup::Backup),
     Restore(restore::Restore),
     Info(info::Info),
+    Demo(demo::Demo),
 }
 
 impl Command {
@@ -154,6 +156,7 @@ impl Command {
             Command::Backup(command) => command.run(global),
             Command::Restore(command) => command.run(global),
             Command::Info(command) => command.run(global),
+            Command::Demo(command) => command.run(global),
         }
     }
 }
