@@ -100,6 +100,11 @@ impl Local {
         let kind = match e.kind() {
             Io::NotFound if self.root.is_dir() => ErrorKind::NotFound,
             Io::NotFound => ErrorKind::RootMissing,
+            // A name "below" an object isn't there; only making one there is impossible.
+            Io::NotADirectory if !self.root.is_dir() => ErrorKind::RootMissing,
+            Io::NotADirectory if matches!(operation, "read" | "look at" | "sync") => {
+                ErrorKind::NotFound
+            }
             Io::AlreadyExists => ErrorKind::AlreadyExists,
             Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
             Io::StorageFull | Io::QuotaExceeded => ErrorKind::Full,
@@ -127,7 +132,7 @@ impl Local {
         if self.root.is_dir() { make_folders(folder) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
-    fn temporary(&self) -> io::Result<(PathBuf, File)> {
+    fn temporary(&self) -> io::Result<Temporary> {
         let folder = self.root.join(TEMPORARY);
         self.make_folders(&folder)?;
         self.swept.call_once(|| sweep(&folder));
@@ -136,8 +141,9 @@ impl Local {
         let path = folder.join(hex::encode(random));
         let file =
             OpenOptions::new().write(true).read(true).create_new(true).mode(0o600).open(&path)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok((path, file))
+        let temporary = Temporary { path, file, renamed: false };
+        flock(&temporary.file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(temporary)
     }
 
     fn read_now(&self, name: &ObjectName, range: Range) -> io::Result<Bytes> {
@@ -206,44 +212,51 @@ fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// A file being written, locked, which goes unless it got its final name.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+    renamed: bool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.renamed {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 struct LocalWriter {
     storage: Local,
     name: ObjectName,
-    temporary: PathBuf,
-    file: File,
-    renamed: bool,
+    temporary: Temporary,
 }
 
 impl LocalWriter {
     fn finish_now(&mut self) -> io::Result<()> {
         let path = self.storage.path(&self.name);
         let folder = path.parent().ok_or(io::ErrorKind::NotFound)?;
-        self.file.sync_all()?;
+        let temporary = &mut self.temporary;
+        temporary.file.sync_all()?;
         loop {
             self.storage.make_folders(folder)?;
-            match rename_no_replace(&self.temporary, &path) {
+            match rename_no_replace(&temporary.path, &path) {
                 // A delete beside us may remove the folder while it is still empty.
-                Err(e) if e.kind() == io::ErrorKind::NotFound && self.temporary.exists() => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound && temporary.path.exists() => {}
                 result => break result?,
             }
         }
-        self.renamed = true;
+        temporary.renamed = true;
         self.storage.sync_folders(folder)
-    }
-}
-
-impl Drop for LocalWriter {
-    fn drop(&mut self) {
-        if !self.renamed {
-            let _ = fs::remove_file(&self.temporary);
-        }
     }
 }
 
 #[async_trait]
 impl ObjectWriter for LocalWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        self.file.write_all(&bytes).map_err(|e| self.storage.error("write", &self.name, e))
+        let written = self.temporary.file.write_all(&bytes);
+        written.map_err(|e| self.storage.error("write", &self.name, e))
     }
 
     async fn finish(mut self: Box<Self>) -> Result<()> {
@@ -262,9 +275,9 @@ impl Storage for Local {
     }
 
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
-        let (temporary, file) = self.temporary().map_err(|e| self.error("create", name, e))?;
+        let temporary = self.temporary().map_err(|e| self.error("create", name, e))?;
         let storage = Local::at(&self.root);
-        Ok(Box::new(LocalWriter { storage, name: name.clone(), temporary, file, renamed: false }))
+        Ok(Box::new(LocalWriter { storage, name: name.clone(), temporary }))
     }
 
     async fn read(&self, name: &ObjectName, range: Range) -> Result<Bytes> {
@@ -303,9 +316,7 @@ impl Storage for Local {
         let path = self.path(name);
         let remove = || -> io::Result<()> {
             match fs::remove_file(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound && self.root.is_dir() => {
-                    return Ok(());
-                }
+                Err(e) if is_nothing(&e) && self.root.is_dir() => return Ok(()),
                 result => result?,
             }
             // Folders are only there for the objects in them: an empty one goes too.
@@ -324,13 +335,14 @@ impl Storage for Local {
 
     async fn replace(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
         let write = || -> io::Result<()> {
-            let (temporary, mut file) = self.temporary()?;
+            let mut temporary = self.temporary()?;
             let path = self.path(name);
             let folder = path.parent().ok_or(io::ErrorKind::NotFound)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
+            temporary.file.write_all(&bytes)?;
+            temporary.file.sync_all()?;
             self.make_folders(folder)?;
-            fs::rename(&temporary, &path)?;
+            fs::rename(&temporary.path, &path)?;
+            temporary.renamed = true;
             self.sync_folders(folder)
         };
         write().map_err(|e| self.error("replace", name, e))
@@ -346,6 +358,11 @@ impl Storage for Local {
     }
 }
 
+/// Whether nothing has this name: no such file, or a file where the name has a folder.
+fn is_nothing(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// The entries of a folder that may be part of an object's name, and whether each is a folder.
 /// A folder that isn't there has none, as long as the root is.
 fn entries(
@@ -353,7 +370,7 @@ fn entries(
     root: &Path,
 ) -> io::Result<impl Iterator<Item = io::Result<(String, bool)>>> {
     let read = match fs::read_dir(folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound && root.is_dir() => None,
+        Err(e) if is_nothing(&e) && root.is_dir() => None,
         result => Some(result?),
     };
     Ok(read.into_iter().flatten().filter_map(|entry| {
@@ -381,10 +398,11 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn folder(&self, folder: &str, found: &mut Vec<Listed>) -> io::Result<()> {
-        let mut after = self.after.to_owned();
+        let mut done = None;
         loop {
-            let (smallest, more) = self.smallest(folder, &after, self.limit - found.len())?;
-            after = smallest.last().cloned().unwrap_or_default();
+            let limit = self.limit - found.len();
+            let (smallest, more) = self.smallest(folder, done.as_deref(), limit)?;
+            done = smallest.last().cloned();
             for full in smallest {
                 if found.len() >= self.limit {
                     return Ok(());
@@ -401,9 +419,14 @@ impl Walk<'_> {
         }
     }
 
-    /// The first `limit` entries of a folder that may lead to matches, folders with a slash at
-    /// their end, and whether there are more.
-    fn smallest(&self, folder: &str, after: &str, limit: usize) -> io::Result<(Vec<String>, bool)> {
+    /// The first `limit` entries of a folder that may lead to matches, from the first one after the
+    /// entry `done` on, folders with a slash at their end; and whether there are more.
+    fn smallest(
+        &self,
+        folder: &str,
+        done: Option<&str>,
+        limit: usize,
+    ) -> io::Result<(Vec<String>, bool)> {
         let mut smallest = BinaryHeap::new();
         let mut more = false;
         for entry in entries(&self.root.join(folder), self.root)? {
@@ -415,8 +438,8 @@ impl Walk<'_> {
             }
             let may_match = full.starts_with(self.prefix)
                 || (is_folder && self.prefix.starts_with(full.as_str()));
-            let begun = is_folder && after != full && after.starts_with(&full);
-            if may_match && (full.as_str() > after || begun) {
+            let ahead = full.as_str() > self.after || (is_folder && self.after.starts_with(&full));
+            if may_match && ahead && done.is_none_or(|done| full.as_str() > done) {
                 smallest.push(full);
                 if smallest.len() > limit {
                     smallest.pop();

@@ -3,5 +3,6 @@
 
 mod formats_oracle;
 mod house;
+mod storage;
 mod support;
 mod test_house;

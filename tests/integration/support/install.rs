@@ -102,27 +102,27 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The pgkeep binary under test, at a path that [`user`] can reach: the build directory may lie
-/// below one that only root can enter.
+/// The pgkeep binary under test, at a path that [`user`] can reach.
 pub fn pgkeep_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let built = Path::new(env!("CARGO_BIN_EXE_pgkeep"));
-        let reachable =
-            command(built).arg("--version").output().is_ok_and(|output| output.status.success());
-        if reachable {
-            return built.to_owned();
-        }
-        sweep_binaries();
-        let folder = PathBuf::from(format!("{BINARY_FOLDER}{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("make a folder for the binary");
-        let copy = folder.join("pgkeep");
-        let _ = fs::remove_file(&copy);
-        if fs::hard_link(built, &copy).is_err() {
-            fs::copy(built, &copy).expect("copy the binary");
-        }
-        copy
-    })
+    BINARY.get_or_init(|| reachable(Path::new(env!("CARGO_BIN_EXE_pgkeep")), "--version"))
+}
+
+/// A program at a path that [`user`] can reach, tried with `argument`: the build directory may lie
+/// below one that only root can enter, and then it is a copy.
+pub fn reachable(built: &Path, argument: &str) -> PathBuf {
+    if command(built).arg(argument).output().is_ok() {
+        return built.to_owned();
+    }
+    sweep_binaries();
+    let folder = PathBuf::from(format!("{BINARY_FOLDER}{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("make a folder for the program");
+    let copy = folder.join(built.file_name().expect("a program has a name"));
+    let _ = fs::remove_file(&copy);
+    if fs::hard_link(built, &copy).is_err() {
+        fs::copy(built, &copy).expect("copy the program");
+    }
+    copy
 }
 
 const BINARY_FOLDER: &str = "/tmp/pgkeep-test-binary-";

@@ -1,7 +1,9 @@
 //! What the tests stand on: real PostgreSQL clusters, the program under test, and ways to break
 //! things.
 
+pub mod child;
 pub mod cluster;
+pub mod faulty;
 pub mod install;
 pub mod objects;
 pub mod pgkeep;

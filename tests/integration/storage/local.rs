@@ -1,0 +1,280 @@
+//! What a directory adds to the suite: modes, owners, missing roots, full disks, killed writers.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use pgkeep::storage::{ErrorKind, Range, Storage, StorageError, local::Local};
+
+use super::{content, name};
+use crate::support::{
+    Scratch,
+    child::{self, child},
+    install::{is_root, user},
+    wait_until,
+};
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("metadata").permissions().mode() & 0o7777
+}
+
+/// Everything below a directory, folders too.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("read a folder").flatten() {
+        if entry.path().is_dir() {
+            found.extend(walk(&entry.path()));
+        }
+        found.push(entry.path());
+    }
+    found
+}
+
+#[tokio::test]
+async fn only_the_owner_can_read() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let root = folder.path().join("made/here");
+    let storage = Local::open_or_make(&root).expect("make it");
+    storage.put(&name("a/b/c"), "secret".into()).await.expect("put");
+    storage.replace(&name("leases/x"), "lease".into()).await.expect("replace");
+    assert_eq!(mode(&root), 0o700);
+    assert_eq!(mode(&folder.path().join("made")), 0o700);
+    let mut files = 0;
+    for path in walk(&root) {
+        let expected = if path.is_dir() { 0o700 } else { 0o600 };
+        files += u32::from(path.is_file());
+        assert_eq!(mode(&path), expected, "{}", path.display());
+    }
+    assert_eq!(files, 2);
+}
+
+#[tokio::test]
+async fn a_root_that_is_gone_is_not_an_empty_one() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let root = folder.path().join("disk");
+    fs::create_dir(&root).expect("make it");
+    let storage = Local::open(&root).expect("open it");
+    storage.put(&name("a/b"), "x".into()).await.expect("put");
+    // The disk goes away under a running process.
+    fs::rename(&root, folder.path().join("unplugged")).expect("unplug");
+    let object = name("a/b");
+    let kinds = [
+        storage.read(&object, Range::All).await.map(|_| ()),
+        storage.size(&object).await.map(|_| ()),
+        storage.list("", None, 10).await.map(|_| ()),
+        storage.list("a/", None, 10).await.map(|_| ()),
+        storage.folders("").await.map(|_| ()),
+        storage.delete(&object).await,
+        storage.put(&name("a/c"), "x".into()).await,
+        storage.replace(&name("l"), "x".into()).await,
+        storage.ensure_durable(&object).await,
+    ]
+    .map(|result| result.expect_err("the root is gone").kind);
+    assert_eq!(kinds, [ErrorKind::RootMissing; 9]);
+    assert!(!root.exists(), "a missing root is never made");
+    let error = Local::open(&root).expect_err("open a root that is gone");
+    assert_eq!(error.kind, ErrorKind::RootMissing);
+    // Plugged in again, all works, also through the same handle.
+    fs::rename(folder.path().join("unplugged"), &root).expect("plug in");
+    assert_eq!(storage.read(&object, Range::All).await.expect("read"), "x");
+    let file = folder.path().join("file");
+    fs::write(&file, "").expect("write");
+    assert_eq!(Local::open(&file).expect_err("a file").kind, ErrorKind::RootMissing);
+}
+
+#[tokio::test]
+async fn foreign_files_in_the_directory_are_left_alone() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let storage = Local::open(folder.path()).expect("open it");
+    fs::create_dir(folder.path().join("lost+found")).expect("make");
+    fs::write(folder.path().join("not a name"), "x").expect("write");
+    fs::write(folder.path().join(".hidden"), "x").expect("write");
+    storage.put(&name("a"), "x".into()).await.expect("put");
+    let listed = storage.list("", None, 10).await.expect("list");
+    assert_eq!(listed.len(), 1);
+    storage.delete(&name("a")).await.expect("delete");
+    assert!(folder.path().join("lost+found").exists());
+}
+
+/// Does in a process of its own what the tests below ask for: `verb:directory`.
+#[tokio::test]
+async fn in_a_child() {
+    let Some(task) = child::task() else { return };
+    let (verb, root) = task.split_once(':').expect("verb:directory");
+    let root = Path::new(root);
+    let show = |result: Result<(), StorageError>| match result {
+        Ok(()) => println!("{verb}: worked"),
+        Err(e) => println!("{verb}: {:?}: {e}", e.kind),
+    };
+    match verb {
+        "open" => show(Local::open(root).map(|_| ())),
+        "put" => {
+            let storage = Local::open(root).expect("open");
+            show(storage.put(&name("folder/new"), content(1, 3000)).await);
+        }
+        "read" => {
+            let storage = Local::open(root).expect("open");
+            show(storage.read(&name("folder/object"), Range::All).await.map(|_| ()));
+        }
+        "fill" => {
+            let storage = Local::open(root).expect("open");
+            storage.put(&name("small"), content(1, 10_000)).await.expect("there is room");
+            show(storage.put(&name("big"), content(2, 2_000_000)).await);
+            show(storage.replace(&name("lease"), content(3, 2_000_000)).await);
+            let small = storage.read(&name("small"), Range::All).await.expect("read");
+            assert_eq!(small, content(1, 10_000));
+            let left = storage.list("", None, 10).await.expect("list");
+            assert_eq!(left.len(), 1, "{left:?}");
+            storage.put(&name("after"), content(4, 50_000)).await.expect("the room is free again");
+        }
+        "write" => {
+            let storage = Local::open(root).expect("open");
+            for number in 0.. {
+                let object = name(&format!("folder{}/{number}", number % 3));
+                let mut writer = storage.create(&object).await.expect("create");
+                for piece in 0..5 {
+                    writer.write(content(number * 5 + piece, 20_000)).await.expect("write");
+                }
+                writer.finish().await.expect("finish");
+                println!("made {number}");
+            }
+        }
+        other => panic!("nobody knows how to {other}"),
+    }
+}
+
+const IN_A_CHILD: &str = "storage::local::in_a_child";
+
+fn said(command: &mut Command) -> String {
+    let output = command.output().expect("run a child");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+#[tokio::test]
+async fn no_permission_is_not_absence() {
+    let scratch = Scratch::new("denied");
+    let root = scratch.folder("repository");
+    scratch.folder("repository/folder");
+    scratch.file("repository/folder/object", "x");
+    let ask = |verb: &str| said(&mut child(IN_A_CHILD, &format!("{verb}:{}", root.display())));
+    assert!(ask("read").contains("read: worked"));
+    let permit = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+    permit(&root.join("folder"), 0o000);
+    assert!(ask("read").contains("read: Denied"), "{}", ask("read"));
+    assert!(ask("put").contains("put: Denied"), "{}", ask("put"));
+    permit(&root.join("folder"), 0o500);
+    assert!(ask("put").contains("put: Denied"), "{}", ask("put"));
+    permit(&root.join("folder"), 0o700);
+    assert!(ask("put").contains("put: worked"));
+    if is_root() {
+        // Another user's repository is refused before anything is written into it.
+        let theirs = tempfile::tempdir().expect("a directory of root");
+        permit(theirs.path(), 0o777);
+        let output = said(&mut child(IN_A_CHILD, &format!("open:{}", theirs.path().display())));
+        assert!(output.contains("open: Denied"), "{output}");
+        assert!(output.contains(&format!("runs as {}", user().uid)), "{output}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_leaves_nothing_half() {
+    let scratch = Scratch::new("full");
+    let disk = scratch.folder("disk");
+    let work = child(IN_A_CHILD, &format!("fill:{}", disk.display()));
+    // The mount is in a namespace of the child's own and goes with it.
+    let mut command = crate::support::install::command("unshare");
+    command.args(["--mount", "--map-root-user", "sh", "-c"]);
+    command.arg("mount -t tmpfs -o size=256k none \"$0\" && echo mounted && exec \"$@\"");
+    command.arg(&disk).arg(work.get_program()).args(work.get_args());
+    for (key, value) in work.get_envs() {
+        command.env(key, value.expect("a value"));
+    }
+    let output = command.output().expect("run a child");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !text.contains("mounted") {
+        // Containers may forbid it. Nothing else makes a disk full on every machine.
+        eprintln!(
+            "SKIPPED a_full_disk_is_told: no user namespace to mount a small disk in: {errors}"
+        );
+        return;
+    }
+    assert!(output.status.success(), "{text}{errors}");
+    assert_eq!(text.matches("fill: Full").count(), 2, "{text}");
+}
+
+#[tokio::test]
+async fn a_killed_writer_leaves_no_half_file_and_its_rest_is_swept() {
+    let scratch = Scratch::new("killed");
+    let root = scratch.folder("repository");
+    for round in 0..12_u64 {
+        let mut writer = child(IN_A_CHILD, &format!("write:{}", root.display()))
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("start a writer");
+        // It needs a moment to start; then at a point that differs from round to round.
+        let made = root.join("folder0/0");
+        wait_until("the writer has begun", 30, || made.exists());
+        std::thread::sleep(Duration::from_micros(1700 * round));
+        writer.kill().expect("kill");
+        writer.wait().expect("wait");
+
+        let found: Vec<PathBuf> = walk(&root)
+            .into_iter()
+            .filter(|path| path.is_file() && !path.starts_with(root.join(".tmp")))
+            .collect();
+        assert!(!found.is_empty());
+        for path in found {
+            let number: u64 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            let whole: Vec<u8> = (0..5).flat_map(|p| content(number * 5 + p, 20_000)).collect();
+            assert!(fs::read(&path).expect("read") == whole, "{} is damaged", path.display());
+        }
+        fs::remove_dir_all(root.join("folder0")).expect("clean up");
+        let _ = fs::remove_dir_all(root.join("folder1"));
+        let _ = fs::remove_dir_all(root.join("folder2"));
+    }
+
+    // A rest is swept by the next writer once it is a minute old.
+    let rest = scratch.file("repository/.tmp/0123456789abcdef", "half an object");
+    let output = said(&mut child(IN_A_CHILD, &format!("put:{}", root.display())));
+    assert!(output.contains("put: worked") && rest.exists(), "{output}");
+    for path in walk(&root.join(".tmp")) {
+        let file = fs::File::options().append(true).open(path).expect("open");
+        file.set_modified(SystemTime::now() - Duration::from_secs(120)).expect("age it");
+    }
+    storage_of_the_same_user(&root);
+    assert!(walk(&root.join(".tmp")).is_empty(), "{:?}", walk(&root.join(".tmp")));
+}
+
+/// Writes one more object, as the owner of the directory.
+fn storage_of_the_same_user(root: &Path) {
+    fs::remove_dir_all(root.join("folder")).expect("free the name");
+    let output = said(&mut child(IN_A_CHILD, &format!("put:{}", root.display())));
+    assert!(output.contains("put: worked"), "{output}");
+}
+
+#[tokio::test]
+async fn the_file_of_a_living_writer_is_not_swept() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let storage = Local::open(folder.path()).expect("open it");
+    let mut writer = storage.create(&name("slow")).await.expect("create");
+    writer.write("half".into()).await.expect("write");
+    for path in walk(&folder.path().join(".tmp")) {
+        let file = fs::File::options().append(true).open(path).expect("open");
+        file.set_modified(SystemTime::now() - Duration::from_secs(600)).expect("age it");
+    }
+    let other = Local::open(folder.path()).expect("open it again");
+    other.put(&name("other"), "x".into()).await.expect("put");
+    writer.write(" and half".into()).await.expect("write");
+    writer.finish().await.expect("the file is still there");
+    let bytes = storage.read(&name("slow"), Range::All).await.expect("read");
+    assert_eq!(bytes, "half and half");
+}

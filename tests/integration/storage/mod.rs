@@ -1,0 +1,85 @@
+//! Storage: one suite for every back end, and what only a directory has.
+
+mod conformance;
+mod faulty;
+mod local;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pgkeep::storage::{ObjectName, Storage, local::Local};
+
+use crate::support::faulty::Faulty;
+
+/// A storage to test, and what has to live as long as it does.
+struct Place {
+    storage: Arc<dyn Storage>,
+    _folder: tempfile::TempDir,
+}
+
+/// A directory of this process's user.
+fn directory() -> Place {
+    let folder = tempfile::tempdir().expect("make a directory");
+    let storage = Local::open(folder.path()).expect("open it");
+    Place { storage: Arc::new(storage), _folder: folder }
+}
+
+/// The wrapper that injects faults has to keep the contract while it injects none.
+fn wrapped() -> Place {
+    let Place { storage, _folder } = directory();
+    Place { storage: Arc::new(Faulty::new(storage)), _folder }
+}
+
+fn name(text: &str) -> ObjectName {
+    ObjectName::new(text).expect("a good name")
+}
+
+/// Bytes that differ from place to place, and by `seed`.
+fn content(seed: u64, len: usize) -> Bytes {
+    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+/// The suite as tests, for each back end.
+macro_rules! conform {
+    ($($back_end:ident),*: $checks:tt) => {
+        $(conform!(@one $back_end $checks);)*
+    };
+    (@one $back_end:ident [$($check:ident),* $(,)?]) => {
+        mod $back_end {
+            $(
+                #[tokio::test]
+                async fn $check() {
+                    let place = super::$back_end();
+                    super::conformance::$check(&place.storage).await;
+                }
+            )*
+        }
+    };
+}
+
+conform!(directory, wrapped: [
+    what_is_put_can_be_read_and_sized,
+    a_taken_name_is_refused_and_keeps_its_content,
+    of_racing_creators_exactly_one_wins,
+    nothing_is_visible_before_finish,
+    a_dropped_writer_leaves_nothing,
+    ranges_are_exact,
+    a_range_past_the_end_is_an_error,
+    what_is_not_there_is_not_found,
+    listings_are_in_byte_order_and_by_prefix,
+    listings_go_on_after_a_name,
+    a_listing_in_pages_is_the_same_listing,
+    folders_are_told,
+    deleting_can_be_repeated,
+    a_deleted_name_can_be_used_again,
+    replacing_is_all_or_nothing,
+    durability_of_what_is_there_can_be_asked_for,
+]);
