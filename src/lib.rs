@@ -1,7 +1,7 @@
 //! pgkeep: PostgreSQL backup and point-in-time recovery.
 //!
 //! The map of the house. Imports go one way, from the top of this list to its end, and
-//! `tests/house.rs` fails on an edge that isn't allowed:
+//! `tests/integration/house` fails on an edge that isn't allowed:
 //!
 //! - [`cli`]: one file a command: its arguments, and what it prints. No logic.
 //! - [`demo`]: the whole story on a throwaway cluster, told by calling the operations below.

@@ -3,6 +3,6 @@
 
 mod formats_oracle;
 mod house;
+mod self_test;
 mod storage;
 mod support;
-mod test_house;

@@ -12,20 +12,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "demo", "backup", "archive", "restore", "repo", "storage", "postgres", "config",
-            "progress", "error",
+            "demo", "backup", "archive", "restore", "info", "repo", "storage", "postgres",
+            "config", "progress", "error",
         ],
     ),
     (
         "demo",
         &[
-            "backup", "archive", "restore", "repo", "storage", "postgres", "config", "progress",
-            "error",
+            "backup", "archive", "restore", "info", "repo", "storage", "postgres", "config",
+            "progress", "error",
         ],
     ),
     ("backup", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("archive", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("restore", &["repo", "storage", "postgres", "config", "progress", "error"]),
+    ("info", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("repo", &["storage", "postgres", "config", "progress", "error"]),
     ("config", &["postgres", "error"]),
     ("error", &["storage", "postgres"]),

@@ -1,3 +1,5 @@
+//! Connection strings as libpq reads them.
+
 use super::*;
 
 fn parse(text: &str) -> ConnInfo {

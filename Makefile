@@ -1,0 +1,36 @@
+# The commands of this project. `make` alone lists them.
+
+# Compiled by `make test` where cargo has no `deny` yet.
+DENY_VERSION := 0.20.2
+
+.PHONY: help demo test check build install-demo install-test deny
+
+help:
+	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
+	@echo "make test    install what is missing, and run every check and test"
+	@echo "make check   format, lints and the quick tests, without any server"
+	@echo "make build   the release binary, target/release/pgkeep"
+
+install-demo:
+	@tools/install.sh demo
+
+install-test:
+	@tools/install.sh test
+
+build:
+	cargo build --release --locked
+
+demo: install-demo build
+	@tools/as-unprivileged.sh pgkeep demo
+
+test: install-test
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@tools/deny.sh $(DENY_VERSION)
+	cargo test --locked
+
+check:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked --lib
+	cargo test --locked --test integration -- house:: storage::
