@@ -13,6 +13,8 @@ mod prove;
 mod run;
 mod server;
 mod source;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod work;
 
