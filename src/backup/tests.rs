@@ -113,6 +113,7 @@ async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Ve
     let packs = PackReader::new(&house.setup.repository, &house.setup.layout);
     let hasher = BlockHasher::new(house.setup.repository.keyring());
     let mut leaves = LeafReader::new(&packs);
+    let mut frame = (None, Vec::new());
     let mut table = stored.tree.table.clone();
     let mut found = BTreeMap::new();
     for extent in &stored.tree.leaves {
@@ -146,8 +147,11 @@ async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Ve
                         content.resize(content.len() + len, 0);
                     }
                     Block::Stored { place, hash } => {
-                        let frame = packs.frame(&table, place).await.unwrap();
-                        let bytes = &frame[place.offset as usize..][..len];
+                        let key = Some((place.pack, place.frame));
+                        if frame.0 != key {
+                            frame = (key, packs.frame(&table, place).await.unwrap());
+                        }
+                        let bytes = &frame.1[place.offset as usize..][..len];
                         assert_eq!(hasher.block(bytes), hash);
                         builder.add(hash);
                         content.extend_from_slice(bytes);
