@@ -200,7 +200,8 @@ impl TreeBuilder {
             return Err(lost());
         }
         self.entries.sort_unstable();
-        if let Some([twice, _]) = self.entries.array_windows().find(|[a, b]| a.path() == b.path()) {
+        let twice = self.entries.windows(2).find(|two| two[0].path() == two[1].path());
+        if let Some([twice, _]) = twice {
             let path = String::from_utf8_lossy(twice.path()).into_owned();
             let message = format!("the backup stream has {path} twice");
             return Err(Error::new(Kind::Postgres, message));

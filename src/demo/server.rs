@@ -76,7 +76,8 @@ impl Binaries {
 
 /// A server of the demo. It is stopped at once when this is dropped.
 pub(super) struct Server {
-    stop: Box<dyn Fn(&str) -> Result<()> + Send + Sync>,
+    pg_ctl: PathBuf,
+    data: PathBuf,
     conninfo: String,
     stopped: bool,
 }
@@ -111,14 +112,10 @@ impl Server {
         let log = home.path().join(format!("{name}.log"));
         let mut start = binaries.program("pg_ctl");
         start.arg("-D").arg(&data).arg("-l").arg(&log).args(["-w", "-o", &options, "start"]);
-        let folder = binaries.folder.clone();
-        let stop = move |mode: &str| {
-            let mut command = Command::new(folder.join("pg_ctl"));
-            finish(command.arg("-D").arg(&data).args(["-w", "-m", mode, "stop"]))
-        };
         let conninfo =
             format!("host={} port={port} user={ROLE} dbname=postgres", home.path().display());
-        let server = Server { stop: Box::new(stop), conninfo, stopped: false };
+        let pg_ctl = binaries.folder.join("pg_ctl");
+        let server = Server { pg_ctl, data, conninfo, stopped: false };
         let log_hint = || format!("its log: {}", tail(&log));
         run(&mut start).await.map_err(|e| e.hint(log_hint()))?;
         Ok(server)
@@ -136,7 +133,12 @@ impl Server {
     /// Stops it in good order.
     pub async fn stop(mut self) -> Result<()> {
         self.stopped = true;
-        (self.stop)("fast")
+        self.stop_now("fast")
+    }
+
+    fn stop_now(&self, mode: &str) -> Result<()> {
+        let mut command = Command::new(&self.pg_ctl);
+        finish(command.arg("-D").arg(&self.data).args(["-w", "-m", mode, "stop"]))
     }
 }
 
@@ -144,7 +146,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         if !self.stopped {
             // It may not have come up, or be gone already: then there is nothing to stop.
-            let _ = (self.stop)("immediate");
+            let _ = self.stop_now("immediate");
         }
     }
 }
