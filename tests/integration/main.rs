@@ -5,4 +5,7 @@ mod formats_oracle;
 mod house;
 mod self_test;
 mod storage;
+mod authentication;
+mod house;
+mod replication;
 mod support;
