@@ -8,4 +8,5 @@ mod storage;
 mod authentication;
 mod house;
 mod replication;
+mod restore_write;
 mod support;
