@@ -310,6 +310,7 @@ fn record(id: &BackupId, files: &Files, bytes: u64, raw: u64) -> BackupRecord {
         data_checksums: false,
         bad_pages: Default::default(),
         sizes: Sizes { files: files.files.len() as u64, cluster: bytes, raw, stored: raw },
+        warnings: Vec::new(),
         tablespaces: files.tablespaces.clone(),
         pgkeep: "test".into(),
     }

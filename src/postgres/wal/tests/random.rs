@@ -42,7 +42,7 @@ fn write(records: &[Option<(u8, usize)>]) -> Writer {
 }
 
 fn is_switch(record: &Written) -> bool {
-    record.length == 24 && record.end.0 % (1 << 20) == 0
+    record.length == 24 && record.end.0.is_multiple_of(1 << 20)
 }
 
 proptest! {

@@ -65,10 +65,10 @@ impl Writer {
     /// Writes a page header if one is due.
     fn open_page(&mut self, left: u32) {
         let position = self.position();
-        if position.0 % BLOCK != 0 {
+        if !position.0.is_multiple_of(BLOCK) {
             return;
         }
-        let long = position.0 % self.size.bytes() == 0;
+        let long = position.0.is_multiple_of(self.size.bytes());
         let gives_up = std::mem::take(&mut self.gives_up);
         let flags =
             u16::from(left > 0 && !gives_up) | u16::from(long) << 1 | u16::from(gives_up) << 3;
@@ -107,7 +107,7 @@ impl Writer {
         let record = self.encode(resource_manager, info, xid, content);
         let length = record.len() as u32;
         self.put(&record, length);
-        while self.bytes.len() % 8 != 0 {
+        while !self.bytes.len().is_multiple_of(8) {
             self.bytes.push(0);
         }
         self.previous = start;
