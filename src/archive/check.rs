@@ -1,7 +1,365 @@
-//! stub
-#![allow(missing_docs)]
-pub struct CheckOptions;
-pub struct CheckReport;
-pub struct CheckStep;
-pub struct StepState;
-pub fn check() {}
+//! `check`: proves that archiving works from end to end, or says what is wrong.
+//!
+//! Settings that look right prove nothing. So a segment is closed, and the check is passed when
+//! that very segment has come into every repository by PostgreSQL's own doing and can be read back.
+//! Before that, check makes the cluster's system known in the repositories: from then on they take
+//! its WAL, and no other's.
+
+use std::{io, sync::Arc};
+
+use tokio::time::{Duration, Instant};
+
+use super::{
+    diagnose::{Archiver, diagnose},
+    server::Server,
+};
+use crate::{
+    config::{ClusterSettings, RepositorySettings},
+    error::{Error, Kind, Result},
+    postgres::{SegmentName, WalFile},
+    progress::Progress,
+    repo::{
+        Repository, SystemId,
+        catalog::{register_system, systems},
+        layout::{self, ClusterLayout},
+        open::open,
+        wal::WalStore,
+    },
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a check may do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// Take the server's system as one of the cluster's although another is registered: after
+    /// pg_upgrade, or when the cluster was made anew.
+    pub new_system: bool,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StepState {
+    /// It is as it should be.
+    Ok,
+    /// It works, and somebody should know.
+    Warning,
+    /// It doesn't work.
+    Problem,
+    /// It couldn't be checked here.
+    Skipped,
+}
+
+impl StepState {
+    /// The stable name used in JSON output.
+    pub fn name(self) -> &'static str {
+        match self {
+            StepState::Ok => "ok",
+            StepState::Warning => "warning",
+            StepState::Problem => "problem",
+            StepState::Skipped => "skipped",
+        }
+    }
+}
+
+/// One thing that was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckStep {
+    /// What, a stable name: `server`, `wal-level`, `archive-mode`, `archive-command`,
+    /// `archive-timeout`, `data-directory`, `repository`, `system`, `switch`, `arrival`.
+    pub name: &'static str,
+    /// The repository that it is about, if it is about one.
+    pub repository: Option<String>,
+    /// How it ended.
+    pub state: StepState,
+    /// A sentence without full stop.
+    pub text: String,
+    /// What to do, in order.
+    pub hints: Vec<String>,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// The server's system, if it could be asked.
+    pub system: Option<SystemId>,
+    /// The segment that was closed.
+    pub segment: Option<SegmentName>,
+    /// The steps in the order they were done.
+    pub steps: Vec<CheckStep>,
+}
+
+impl CheckReport {
+    /// Whether no step found a problem.
+    pub fn is_sound(&self) -> bool {
+        self.steps.iter().all(|step| step.state != StepState::Problem)
+    }
+
+    pub(super) fn step(
+        &mut self,
+        name: &'static str,
+        state: StepState,
+        text: impl Into<String>,
+    ) -> &mut CheckStep {
+        self.steps.push(CheckStep {
+            name,
+            repository: None,
+            state,
+            text: text.into(),
+            hints: Vec::new(),
+        });
+        // Just pushed.
+        let last = self.steps.len() - 1;
+        &mut self.steps[last]
+    }
+
+    fn failed(&mut self, name: &'static str, e: &Error) -> &mut CheckStep {
+        let step = self.step(name, StepState::Problem, e.to_string());
+        step.hints = e.hints().to_vec();
+        step
+    }
+}
+
+impl CheckStep {
+    pub(super) fn hint(&mut self, hint: impl Into<String>) -> &mut Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    fn of(&mut self, repository: &str) -> &mut Self {
+        self.repository = Some(repository.to_owned());
+        self
+    }
+}
+
+/// Checks archiving of the cluster into these repositories. Problems are in the report; an error
+/// means that there is nothing to report: a connection string that can't be read, or
+/// ([`Kind::Conflict`]) repositories that another system is registered in.
+pub async fn check(
+    repositories: &[&RepositorySettings],
+    cluster: &ClusterSettings,
+    options: CheckOptions,
+    progress: Arc<dyn Progress>,
+) -> Result<CheckReport> {
+    if repositories.is_empty() {
+        return Err(Error::new(Kind::Usage, "no repository is configured"));
+    }
+    let layout = ClusterLayout::new(&cluster.name)?;
+    let mut report = CheckReport::default();
+
+    progress.step("asking the server");
+    let mut server = match Server::connect(cluster).await {
+        Ok(server) => Some(server),
+        Err(e) if e.kind() == Kind::Usage => return Err(e),
+        Err(e) => {
+            report.failed("server", &e);
+            None
+        }
+    };
+    let mut archives = false;
+    if let Some(server) = &server {
+        report.system = Some(server.system);
+        server.report(&mut report);
+        archives = server.report_settings(&mut report);
+        server.report_data_directory(cluster, &mut report);
+    }
+
+    progress.step("opening the repositories");
+    let mut opened = Vec::new();
+    for settings in repositories {
+        match open_writable(settings).await {
+            Ok(repository) => {
+                let text = format!(
+                    "{} opens ({}) and can be written to",
+                    repository.storage().address(),
+                    if repository.keyring().is_encrypted() { "encrypted" } else { "not encrypted" }
+                );
+                report.step("repository", StepState::Ok, text).of(&settings.name);
+                opened.push(repository);
+            }
+            Err(e) => {
+                report.failed("repository", &e).of(&settings.name);
+            }
+        }
+    }
+    let Some(server) = &mut server else { return Ok(report) };
+    register(&opened, &layout, server.system, options, &mut report).await?;
+
+    if !archives {
+        let text = "no segment was closed, since the server doesn't archive";
+        report.step("switch", StepState::Skipped, text);
+    } else if server.in_recovery {
+        let text = "no segment can be closed on a standby; run the check on the primary too";
+        report.step("switch", StepState::Skipped, text);
+    } else {
+        let system = server.system;
+        let stores = opened.iter().map(|r| WalStore::new(r, &layout, system)).collect();
+        prove(server, cluster, stores, &mut report, progress.as_ref()).await;
+    }
+    Ok(report)
+}
+
+/// Opens a repository and begins an object in it, which is not finished.
+async fn open_writable(settings: &RepositorySettings) -> Result<Repository> {
+    let repository = open(settings).await?;
+    let mut writer = repository.storage().create(&layout::repository_file()).await?;
+    writer.write(b"pgkeep".as_slice().into()).await?;
+    Ok(repository)
+}
+
+/// Makes the system known in each repository, unless another one is there.
+async fn register(
+    repositories: &[Repository],
+    layout: &ClusterLayout,
+    system: SystemId,
+    options: CheckOptions,
+    report: &mut CheckReport,
+) -> Result<()> {
+    // All are asked before any is written to.
+    let mut known = Vec::with_capacity(repositories.len());
+    for repository in repositories {
+        let systems = systems(repository, layout).await;
+        if let Ok(systems) = &systems
+            && !systems.is_empty()
+            && !systems.contains(&system)
+            && !options.new_system
+        {
+            let others: Vec<_> = systems.iter().map(ToString::to_string).collect();
+            return Err(Error::new(
+                Kind::Conflict,
+                format!(
+                    "the server is system {system}, but in repository {} cluster {} is system {}",
+                    repository.name(),
+                    layout.cluster(),
+                    others.join(", ")
+                ),
+            )
+            .hint(
+                "run `pgkeep check --new-system` if this is the same cluster after pg_upgrade or \
+                 initdb",
+            )
+            .hint("give another cluster a name of its own"));
+        }
+        known.push(systems);
+    }
+    for (repository, systems) in repositories.iter().zip(known) {
+        let registered = match systems {
+            Ok(systems) if systems.contains(&system) => {
+                // Reads the registration back and makes sure that it is durable.
+                register_system(repository, layout, system).await.map(|()| "is")
+            }
+            Ok(_) => register_system(repository, layout, system).await.map(|()| "is now"),
+            Err(e) => Err(e),
+        };
+        let step = match registered {
+            Ok(how) => {
+                let text =
+                    format!("system {system} {how} registered for cluster {}", layout.cluster());
+                report.step("system", StepState::Ok, text)
+            }
+            Err(e) => report.failed("system", &e),
+        };
+        step.of(repository.name());
+    }
+    Ok(())
+}
+
+/// Closes a segment and waits for it.
+async fn prove(
+    server: &mut Server,
+    cluster: &ClusterSettings,
+    stores: Vec<WalStore>,
+    report: &mut CheckReport,
+    progress: &dyn Progress,
+) {
+    let before = server.archiver().await;
+    let segment = match server.close_segment().await {
+        Ok(segment) => segment,
+        Err(e) => {
+            report.failed("switch", &e);
+            return;
+        }
+    };
+    report.segment = Some(segment);
+    report.step("switch", StepState::Ok, format!("WAL segment {segment} was closed"));
+    progress.step(&format!("waiting for WAL segment {segment} to arrive"));
+
+    let mut wait = Arrival { pending: stores, began: Instant::now(), gave_up: false };
+    wait.run(server, cluster, segment, before.as_ref().ok(), report).await;
+    if wait.pending.is_empty() {
+        return;
+    }
+    let diagnosis = diagnose(server, cluster, segment, before.ok()).await;
+    for store in wait.pending {
+        let text = format!(
+            "WAL segment {segment} didn't arrive within {} s: {}",
+            wait.began.elapsed().as_secs(),
+            diagnosis.text
+        );
+        let step = report.step("arrival", StepState::Problem, text);
+        step.of(store.repository().name()).hints.clone_from(&diagnosis.hints);
+    }
+}
+
+/// Waiting for one segment in several repositories.
+struct Arrival {
+    /// Where it isn't yet.
+    pending: Vec<WalStore>,
+    began: Instant,
+    gave_up: bool,
+}
+
+impl Arrival {
+    async fn run(
+        &mut self,
+        server: &mut Server,
+        cluster: &ClusterSettings,
+        segment: SegmentName,
+        before: Option<&Archiver>,
+        report: &mut CheckReport,
+    ) {
+        let deadline = self.began + cluster.archive_wait;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let late = self.gave_up || Instant::now() >= deadline;
+            let mut pending = Vec::new();
+            for store in self.pending.drain(..) {
+                match arrived(&store, segment).await {
+                    Ok(Some(text)) => {
+                        report.step("arrival", StepState::Ok, text).of(store.repository().name());
+                    }
+                    Ok(None) => pending.push(store),
+                    Err(e) if e.kind() == Kind::Repository && !late => pending.push(store),
+                    Err(e) => {
+                        report.failed("arrival", &e).of(store.repository().name());
+                    }
+                }
+            }
+            self.pending = pending;
+            if self.pending.is_empty() || late {
+                return;
+            }
+            tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            // After three failures the archiver rests for a minute: no need to wait with it.
+            if pause == LONGEST_PAUSE
+                && let Some(before) = before
+                && let Ok(now) = server.archiver().await
+            {
+                self.gave_up = now.failed_count >= before.failed_count + 3;
+            }
+        }
+    }
+}
+
+/// Whether the segment is in the repository. What is there is read to its last byte.
+async fn arrived(store: &WalStore, segment: SegmentName) -> Result<Option<String>> {
+    let name = store.plain(WalFile::Segment(segment));
+    let Some(summary) = store.copy_to(&name, &mut io::sink()).await? else { return Ok(None) };
+    Ok(Some(format!(
+        "WAL segment {segment} arrived and was read back: {} bytes, SHA-256 {}…",
+        summary.size,
+        summary.short_checksum()
+    )))
+}

@@ -11,6 +11,7 @@ mod diagnose;
 pub mod get;
 mod partial;
 pub mod push;
+mod server;
 mod source;
 mod store;
 

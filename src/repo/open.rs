@@ -102,7 +102,7 @@ async fn key_material(settings: &RepositorySettings) -> Result<KeyMaterial> {
     }
 }
 
-/// The content of a passphrase file, without the newline at its end.
+/// The first line of a passphrase file.
 fn passphrase_file(path: &Path) -> Result<Zeroizing<String>> {
     let refuse =
         |why: &str| Error::new(Kind::Key, format!("the passphrase file {} {why}", path.display()));
@@ -112,12 +112,10 @@ fn passphrase_file(path: &Path) -> Result<Zeroizing<String>> {
     }
     let text =
         Zeroizing::new(fs::read_to_string(path).map_err(|e| refuse("can't be read").because(e))?);
-    let phrase = text.strip_suffix('\n').unwrap_or(&text);
-    let phrase = phrase.strip_suffix('\r').unwrap_or(phrase);
-    if phrase.is_empty() {
-        return Err(refuse("is empty"));
+    match text.lines().next().unwrap_or_default() {
+        "" => Err(refuse("has no passphrase in its first line")),
+        phrase => Ok(Zeroizing::new(phrase.to_owned())),
     }
-    Ok(Zeroizing::new(phrase.to_owned()))
 }
 
 /// The first line that a shell command writes. What it says on standard error goes to ours.

@@ -1,0 +1,166 @@
+//! Promotions and clones: what they leave in the archive, and what is served of it.
+
+use std::fs;
+
+use pgkeep::{
+    archive::{Got, Stored},
+    error::Kind,
+    postgres::SegmentName,
+};
+
+use super::{Keeper, reset_wal, run, wal};
+use crate::support::{Cluster, Stop, objects::flip_bit, scratch::write, wait_until};
+
+/// A primary and two standbys that were promoted within the same segment, the second after more
+/// had been written. The primary then closed the segment and went on.
+struct Fork {
+    primary: Cluster,
+    first: Cluster,
+    second: Cluster,
+    /// The segment on the old timeline.
+    segment: String,
+    next: String,
+    /// The names of the new timeline's history file and first segment.
+    history: String,
+    begun: String,
+}
+
+fn fork(timeline: &str) -> Fork {
+    let mut primary = Cluster::builder(15).wal_segsize(1).start();
+    let new = format!("{:08X}", u32::from_str_radix(timeline, 16).unwrap() + 1);
+    reset_wal(&mut primary, &format!("{timeline}0000000000000100"));
+    if timeline != "00000001" {
+        let history = wal(&primary, &format!("{timeline}.history"));
+        write(&history, "1\t0/10000000\ta test went here at once\n");
+    }
+    let (first, second) = (Cluster::standby_of(&primary), Cluster::standby_of(&primary));
+    primary.switch_wal();
+    primary.make_table("t", 10);
+    let segment = primary.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    first.catch_up_with(&primary);
+    first.promote();
+    primary.insert("t", 10);
+    second.catch_up_with(&primary);
+    second.promote();
+    primary.insert("t", 10);
+    assert_eq!(primary.switch_wal(), segment, "all of this happened in one segment");
+    let next = primary.switch_wal();
+    let fork = Fork {
+        begun: segment.replacen(timeline, &new, 1),
+        history: format!("{new}.history"),
+        primary,
+        first,
+        second,
+        segment,
+        next,
+    };
+    for server in [&fork.first, &fork.second] {
+        let partial = wal(server, &format!("{}.partial", fork.segment));
+        wait_until("the partial segment is there", 20, || partial.exists());
+        server.sql("CREATE TABLE own (id int)");
+        assert_eq!(server.switch_wal(), fork.begun);
+    }
+    fork
+}
+
+#[test]
+fn two_promotions_leave_two_partials_and_one_new_timeline() {
+    let fork = fork("0000000F");
+    let keeper = Keeper::new(&fork.primary, &["main", "second"]);
+    let partial = format!("{}.partial", fork.segment);
+    assert_eq!(fork.history, "00000010.history");
+    let new = [Stored::New, Stored::New];
+
+    assert_eq!(keeper.pushed(&fork.first, &fork.history), new);
+    assert_eq!(keeper.pushed(&fork.first, &partial), new);
+    assert_eq!(keeper.pushed(&fork.first, &fork.begun), new, "it begins with the old timeline");
+    let short = fs::read(wal(&fork.first, &partial)).unwrap();
+    assert_eq!(keeper.served(&fork.segment), short, "a partial one in place of the segment");
+
+    // The second took the same timeline id, as one does that can't see the archive.
+    for name in [&fork.history, &fork.begun] {
+        let stored = fs::read(keeper.object("main", &fork.primary, name)).unwrap();
+        let e = keeper.push(&wal(&fork.second, name)).unwrap_err();
+        assert_eq!(e.kind(), Kind::Conflict, "{e}");
+        assert_eq!(fs::read(keeper.object("main", &fork.primary, name)).unwrap(), stored);
+    }
+    assert_eq!(keeper.pushed(&fork.second, &partial), new, "both partials are kept");
+    assert_eq!(keeper.pushed(&fork.second, &partial), [Stored::Already, Stored::Already]);
+    let long = fs::read(wal(&fork.second, &partial)).unwrap();
+    assert_ne!(long, short);
+    assert_eq!(keeper.served(&fork.segment), long, "the one with the most WAL");
+    assert_eq!(keeper.served(&partial), long);
+    assert_eq!(keeper.served(&fork.history), fs::read(wal(&fork.first, &fork.history)).unwrap());
+
+    // The longest one in one repository only.
+    let longest = |name: &str| {
+        let store = keeper.store(name, &fork.primary);
+        let segment: SegmentName = fork.segment.parse().unwrap();
+        let ends = run(store.partials(segment)).unwrap().into_iter().map(|object| {
+            let summary = run(store.summary(&object)).unwrap().unwrap();
+            (summary.segment.unwrap().end, keeper.scratch.join(name).join(object.as_str()))
+        });
+        ends.max().unwrap().1
+    };
+    fs::remove_file(longest("main")).unwrap();
+    assert_eq!(keeper.served(&fork.segment), long);
+    // Damaged, it might be the longest: the short one isn't served for it.
+    let damaged = longest("second");
+    flip_bit(&damaged, 600);
+    assert_eq!(keeper.refused(&fork.segment).kind(), Kind::Damaged);
+    flip_bit(&damaged, -100);
+    assert_eq!(keeper.refused(&fork.segment).kind(), Kind::Damaged);
+    // Healed by the server that still has it: in one repository anew, in the other beside it.
+    assert_eq!(keeper.pushed(&fork.second, &partial), [Stored::New, Stored::Repaired]);
+    assert_eq!(keeper.served(&fork.segment), long);
+    fs::remove_file(longest("main")).unwrap();
+    assert_eq!(keeper.served(&fork.segment), long, "from the repaired copy");
+
+    // An outage: the whole segment might be in what can't be asked.
+    let (second, aside) = (keeper.scratch.join("second"), keeper.scratch.join("aside"));
+    fs::rename(&second, &aside).unwrap();
+    assert_eq!(keeper.refused(&fork.segment).kind(), Kind::Repository);
+    fs::rename(&aside, &second).unwrap();
+
+    // The old primary comes back with the whole segment.
+    keeper.pushed(&fork.primary, &fork.segment);
+    let whole = fs::read(wal(&fork.primary, &fork.segment)).unwrap();
+    assert_ne!(whole, long);
+    assert_eq!(keeper.served(&fork.segment), whole);
+}
+
+#[test]
+fn a_partial_does_not_hide_a_gap() {
+    let fork = fork("00000001");
+    let keeper = Keeper::new(&fork.primary, &["main"]);
+    let partial = format!("{}.partial", fork.segment);
+    keeper.pushed(&fork.first, &partial);
+    assert!(matches!(keeper.get(&fork.segment), Ok(Got::Served { .. })));
+    // The old primary had gone on: the whole segment existed, and may still come.
+    keeper.pushed(&fork.primary, &fork.next);
+    assert_eq!(keeper.get(&fork.segment).unwrap(), Got::Absent);
+    keeper.pushed(&fork.primary, &fork.segment);
+    assert_eq!(keeper.served(&fork.segment), fs::read(wal(&fork.primary, &fork.segment)).unwrap());
+}
+
+#[test]
+fn a_clone_that_archives_into_the_same_place_is_refused() {
+    let mut original = Cluster::builder(15).wal_segsize(1).start();
+    let shared = original.switch_wal();
+    original.stop(Stop::Fast);
+    let mut clone = original.copy_offline();
+    original.start();
+    clone.start();
+    let keeper = Keeper::new(&original, &["main"]);
+    assert_eq!(keeper.pushed(&original, &shared), [Stored::New]);
+    assert_eq!(keeper.pushed(&clone, &shared), [Stored::Already], "what both have is the same");
+
+    original.make_table("mine", 5);
+    clone.make_table("yours", 5);
+    let segment = original.switch_wal();
+    assert_eq!(clone.switch_wal(), segment);
+    assert_eq!(keeper.pushed(&original, &segment), [Stored::New]);
+    let e = keeper.push(&wal(&clone, &segment)).unwrap_err();
+    assert_eq!(e.kind(), Kind::Conflict, "{e}");
+    assert_eq!(keeper.served(&segment), fs::read(wal(&original, &segment)).unwrap());
+}
