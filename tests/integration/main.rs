@@ -1,6 +1,11 @@
 //! The tests against real PostgreSQL and a real repository, as one program: it links once, and a
 //! helper that no test uses is a warning.
 
+mod archive;
+mod formats_oracle;
+mod house;
+mod self_test;
+mod storage;
 mod authentication;
 mod formats_oracle;
 mod house;
