@@ -70,14 +70,13 @@ const ROLES: &str = r"
     CREATE ROLE peerly LOGIN REPLICATION;
     CREATE ROLE certly LOGIN REPLICATION;
     CREATE ROLE plainly LOGIN;
-    SET password_encryption = 'md5';
-    CREATE ROLE md5ly LOGIN REPLICATION PASSWORD 'pa:ss\w''ö rd';
-    SET password_encryption = 'scram-sha-256';
     CREATE ROLE scramly LOGIN REPLICATION PASSWORD 'pa:ss\w''ö rd';
     CREATE ROLE clearly LOGIN REPLICATION PASSWORD 'pa:ss\w''ö rd';
     CREATE ROLE tlsonly LOGIN REPLICATION PASSWORD 'pa:ss\w''ö rd';
     CREATE ROLE plainonly LOGIN REPLICATION PASSWORD 'pa:ss\w''ö rd';
 ";
+
+const MD5_ROLE: &str = r"CREATE ROLE md5ly LOGIN REPLICATION PASSWORD 'pa:ss\w''ö rd'";
 
 const HBA: &str = "
     local   all,replication postgres                trust
@@ -113,13 +112,9 @@ impl Place {
         let me = run(std::process::Command::new("id").arg("-un"));
         write(&cluster.pgdata().join("pg_ident.conf"), format!("ours {} peerly\n", me.trim()));
         cluster.start();
-        for statement in ROLES.split(";\n").filter(|s| !s.trim().is_empty()) {
-            if statement.contains("md5") && version >= 18 {
-                cluster.sql(&format!("SET md5_password_warnings = off; {statement}"));
-                continue;
-            }
-            cluster.sql(statement);
-        }
+        cluster.sql(ROLES);
+        let quiet = if version >= 18 { "SET md5_password_warnings = off;" } else { "" };
+        cluster.sql(&format!("SET password_encryption = 'md5'; {quiet} {MD5_ROLE}"));
         Place { cluster, home: Scratch::new("home") }
     }
 
@@ -151,10 +146,10 @@ struct Pki {
 }
 
 impl Pki {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "an authority");
+        params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("a key");
         let authority_pem = params.self_signed(&key).expect("an authority").pem();
         let issuer = Issuer::new(params, key);
@@ -286,13 +281,13 @@ fn passwords_come_from_the_password_file() {
 on_each_version!(every_sslmode_does_what_it_says);
 
 fn every_sslmode_does_what_it_says(version: u32) {
-    let pki = Pki::new();
+    let pki = Pki::new("authority");
     let place = Place::new(version, Some(&pki));
     let right = format!("sslrootcert={}", pki.root(&place.home).display());
-    let other = place.home.file("other.crt", Pki::new().authority_pem);
+    let other = place.home.file("other.crt", Pki::new("another authority").authority_pem);
     let wrong = format!("sslrootcert={}", other.display());
     let at = |host: &str, rest: &str| {
-        let text = format!("host={host} hostaddr=127.0.0.1 port={} {rest}", place.port());
+        let text = format!("host='{host}' hostaddr=127.0.0.1 port={} {rest}", place.port());
         conninfo(&format!("{text} user=trusty"), &place.home)
     };
     let tls = "trusty tls";
@@ -337,6 +332,11 @@ fn every_sslmode_does_what_it_says(version: u32) {
     // prefer goes on without TLS where the certificate isn't trusted, as libpq does.
     assert_eq!(whoami(&at("localhost", &wrong)).unwrap(), "trusty plain");
 
+    // An authority of the right name with another key.
+    let namesake = place.home.file("namesake.crt", Pki::new("authority").authority_pem);
+    let namesake = format!("sslmode=verify-ca sslrootcert={}", namesake.display());
+    fails_with(whoami(&at("localhost", &namesake)), "Tls", "sslrootcert must be");
+
     // The default root certificate counts for require too.
     let folder = place.home.folder(".postgresql");
     std::fs::copy(&other, folder.join("root.crt")).unwrap();
@@ -364,7 +364,7 @@ fn every_sslmode_does_what_it_says(version: u32) {
 on_each_version!(passwords_over_tls);
 
 fn passwords_over_tls(version: u32) {
-    let pki = Pki::new();
+    let pki = Pki::new("authority");
     let place = Place::new(version, Some(&pki));
     let with = |role: &str, rest: &str| {
         place.tcp(&format!("user={role} {} sslmode=require {rest}", password()))
@@ -392,7 +392,7 @@ fn passwords_over_tls(version: u32) {
 on_each_version!(client_certificates);
 
 fn client_certificates(version: u32) {
-    let pki = Pki::new();
+    let pki = Pki::new("authority");
     let place = Place::new(version, Some(&pki));
     let with = |rest: &str| place.tcp(&format!("user=certly sslmode=require {rest}"));
     let (crt, key) = pki.client("certly", &place.home);
@@ -407,7 +407,7 @@ fn client_certificates(version: u32) {
     let (crt, key) = pki.client("trusty", &place.home);
     let another = format!("sslcert={} sslkey={}", crt.display(), key.display());
     fails_with(whoami(&with(&another)), "Server", "certificate authentication failed");
-    let stranger = Pki::new();
+    let stranger = Pki::new("stranger");
     let strangers = Scratch::new("stranger");
     let (crt, key) = stranger.client("certly", &strangers);
     let forged = format!("sslcert={} sslkey={}", crt.display(), key.display());
@@ -451,7 +451,7 @@ fn certificates_made_by_the_book_are_trusted() {
         "x509 -req -in @server.csr -days 9 -CA @root.crt -CAkey @root.key -CAcreateserial \
          -out @server.crt",
     );
-    let pki = Pki::new();
+    let pki = Pki::new("authority");
     let mut place = Place::new(15, Some(&pki));
     for (certificate, root) in [("self", "self"), ("server", "root")] {
         let copy = |extension: &str| {
@@ -606,11 +606,13 @@ on_each_version!(sessions_are_fit_for_long_work);
 
 fn sessions_are_fit_for_long_work(version: u32) {
     let cluster = Cluster::builder(version).start();
+    cluster.sql("CREATE ROLE hasty SUPERUSER LOGIN");
     for setting in ["statement_timeout = 1", "lock_timeout = 1", "idle_session_timeout = 300"] {
-        cluster.sql(&format!("ALTER ROLE postgres SET {setting}"));
+        cluster.sql(&format!("ALTER ROLE hasty SET {setting}"));
     }
     let home = Scratch::new("home");
-    let info = conninfo(&cluster.conninfo(), &home).with_application_name("pgkeep test");
+    let info = conninfo(&format!("{} user=hasty", cluster.conninfo()), &home);
+    let info = info.with_application_name("pgkeep test");
     block_on(async {
         let mut client = Client::connect(&info, Mode::Sql).await.unwrap();
         assert_eq!(client.server_version().major(), version);

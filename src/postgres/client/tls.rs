@@ -74,7 +74,7 @@ pub(super) fn error(error: io::Error, host: &Host, address: &Address) -> PgError
         };
     };
     let hint = match tls {
-        Error::InvalidCertificate(Cert::UnknownIssuer) => Some(
+        Error::InvalidCertificate(Cert::UnknownIssuer | Cert::BadSignature) => Some(
             "sslrootcert must be the certificate of the authority that signed the server's \
              certificate",
         ),
@@ -91,6 +91,7 @@ pub(super) fn error(error: io::Error, host: &Host, address: &Address) -> PgError
             Alert::UnknownCA
             | Alert::BadCertificate
             | Alert::CertificateUnknown
+            | Alert::DecryptError
             | Alert::CertificateExpired,
         ) => Some(
             "the server doesn't accept the client certificate: check sslcert and its ssl_ca_file",
