@@ -2,10 +2,6 @@
 //! helper that no test uses is a warning.
 
 mod archive;
-mod formats_oracle;
-mod house;
-mod self_test;
-mod storage;
 mod authentication;
 mod formats_oracle;
 mod house;
