@@ -17,6 +17,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use crate::{
+    archive::{self, CheckOptions, StepState},
     backup::{BackupOptions, backup},
     config::{Overrides, Settings},
     error::{Context, Error, Kind, Result},
@@ -95,6 +96,12 @@ async fn tell_it(home: &Home, binaries: &Binaries, story: &mut Story<'_>) -> Res
     story.line("a cluster; archive_command = 'pgkeep archive-push %p'");
 
     let mut client = original.connect().await?;
+    let checked =
+        archive::check(&[repository], cluster, CheckOptions::default(), Arc::new(Quiet)).await?;
+    if let Some(problem) = checked.steps.iter().find(|step| step.state == StepState::Problem) {
+        return Err(Error::new(Kind::Wal, problem.text.clone()));
+    }
+    story.line("`pgkeep check`: a segment went from the server into the repository and back");
 
     sql(
         &mut client,

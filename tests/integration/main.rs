@@ -5,6 +5,7 @@ mod archive;
 mod authentication;
 mod formats_oracle;
 mod house;
+mod recovery;
 mod replication;
 mod restore_write;
 mod self_test;

@@ -50,7 +50,6 @@ impl Pgkeep {
         let scratch = Scratch::new("keep");
         let config = scratch.file("pgkeep.toml", "");
         let pgkeep = Pgkeep { config, scratch };
-        pgkeep.add(&format!("state-dir = \"{}\"", pgkeep.scratch.folder("state").display()));
         pgkeep.add_repository("main");
         pgkeep
     }

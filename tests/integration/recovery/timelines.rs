@@ -1,0 +1,141 @@
+//! Failovers and forks: targets on each timeline, numbers beyond ten, and two timelines of which only
+//! a person knows which is meant.
+
+use super::{Site, archive_all};
+use crate::support::{Cluster, Stop, scratch};
+
+#[test]
+fn after_two_failovers_targets_on_each_timeline_restore() {
+    for version in [15, 18].into_iter().filter(|v| crate::support::versions().contains(v)) {
+        let mut site = Site::new(version);
+        site.cluster.make_table("t", 100);
+        site.pgkeep.ok(["backup"]);
+        let one = site.cluster.moment("t");
+        site.archive_all();
+        let mut second = Cluster::standby_of(&site.cluster);
+        second.catch_up_with(&site.cluster);
+        site.cluster.stop(Stop::Fast);
+        second.promote();
+        assert_eq!(second.timeline(), 2);
+        let two = second.moment("t");
+        archive_all(&second);
+        let mut third = Cluster::standby_of(&second);
+        third.catch_up_with(&second);
+        second.stop(Stop::Fast);
+        third.promote();
+        let three = third.moment("t");
+        archive_all(&third);
+        let last = third.moment("t");
+        archive_all(&third);
+
+        for (number, moment) in [(1, &one), (2, &two), (3, &three)] {
+            for (kind, value) in [("time", moment.time.clone()), ("lsn", moment.lsn.clone())] {
+                let option = format!("--target-{kind}");
+                let name = format!("{kind}-{number}");
+                let restored = site.restore_and_pause(&name, &[&option, &value]);
+                assert_eq!(restored.digest("t"), moment.digest, "{name} on {version}");
+            }
+        }
+        let mut latest = site.restore("latest", &[]);
+        latest.start();
+        latest.wait_for_primary(60);
+        assert_eq!(latest.digest("t"), last.digest);
+        assert_eq!(latest.timeline(), 4);
+        third.stop(Stop::Fast);
+    }
+}
+
+/// Recovers a stopped cluster in place as a standby and promotes it: a new timeline.
+fn next_timeline(cluster: &mut Cluster) {
+    cluster.stop(Stop::Fast);
+    scratch::write(&cluster.pgdata().join("standby.signal"), "");
+    cluster.start();
+    cluster.promote();
+}
+
+#[test]
+fn timelines_are_hexadecimal_and_histories_long() {
+    let mut site = Site::new(15);
+    site.cluster.make_table("t", 100);
+    site.pgkeep.ok(["backup"]);
+    let mut old = None;
+    while site.cluster.timeline() < 0x12 {
+        next_timeline(&mut site.cluster);
+        if site.cluster.timeline() == 0x10 {
+            old = Some(site.cluster.moment("t"));
+        }
+    }
+    let old = old.expect("timeline 16 was passed");
+    let new = site.cluster.moment("t");
+    site.archive_all();
+    let info = site.pgkeep.ok(["info"]).stdout;
+    assert!(info.contains("18"), "{info}");
+    assert_eq!(
+        site.restore_and_pause("old", &["--target-time", &old.time]).digest("t"),
+        old.digest
+    );
+    let lsn = ["--target-lsn", &new.lsn, "--target-timeline", "18"];
+    assert_eq!(site.restore_and_pause("new", &lsn).digest("t"), new.digest);
+    // A backup on such a timeline, restored for itself.
+    site.pgkeep.ok(["backup"]);
+    let restored = site.restore_and_pause("itself", &["--target-immediate"]);
+    assert_eq!(restored.digest("t"), new.digest);
+}
+
+#[test]
+fn two_unrelated_timelines_with_the_target_are_listed_and_refused() {
+    let site = Site::new(15);
+    site.cluster.make_table("t", 100);
+    site.pgkeep.ok(["backup"]);
+    let common = site.cluster.moment("t");
+    site.archive_all();
+    // A standby is promoted while the old primary lives on: both archive.
+    let second = Cluster::standby_of(&site.cluster);
+    second.catch_up_with(&site.cluster);
+    second.promote();
+    let on_two = second.moment("t");
+    site.cluster.insert("t", 7);
+    let on_one = site.cluster.moment("t");
+    archive_all(&second);
+    second.moment("t");
+    archive_all(&second);
+    site.archive_all();
+    site.cluster.moment("t");
+    site.archive_all();
+
+    let before = site.restore_and_pause("common", &["--target-time", &common.time]);
+    assert_eq!(before.digest("t"), common.digest, "what lies before the fork is no question");
+    let refused = site.refuse("unclear", &["--target-time", &on_one.time]);
+    assert_eq!(refused.code, 8, "{refused}");
+    for timeline in ["--target-timeline 1", "--target-timeline 2"] {
+        assert!(refused.stderr.contains(timeline), "{refused}");
+    }
+    let one = ["--target-time", &on_one.time, "--target-timeline", "1"];
+    assert_eq!(site.restore_and_pause("one", &one).digest("t"), on_one.digest);
+    let two = ["--target-time", &on_two.time, "--target-timeline", "2"];
+    assert_eq!(site.restore_and_pause("two", &two).digest("t"), on_two.digest);
+    let refused = site.refuse("end", &[]);
+    assert_eq!(refused.code, 8, "{refused}");
+}
+
+#[test]
+fn what_committed_before_a_failover_is_found_in_the_partial_segment() {
+    let mut site = Site::new(15);
+    site.cluster.make_table("t", 100);
+    site.pgkeep.ok(["backup"]);
+    let mut second = Cluster::standby_of(&site.cluster);
+    let moment = site.cluster.moment("t");
+    let later = site.cluster.moment("t");
+    second.catch_up_with(&site.cluster);
+    site.cluster.kill9();
+    second.promote();
+    archive_all(&second);
+    second.stop(Stop::Fast);
+    // Timeline 1 ends in a segment of which only the partial copy was archived.
+    let one = ["--target-timeline", "1", "--target-lsn", &moment.lsn];
+    assert_eq!(site.restore_and_pause("lsn", &one).digest("t"), moment.digest);
+    let mut end = site.restore("end", &["--target-timeline", "1"]);
+    end.start();
+    end.wait_for_primary(60);
+    assert_eq!(end.digest("t"), later.digest);
+}
