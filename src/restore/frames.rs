@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::Write,
     os::unix::fs::FileExt,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -96,6 +97,7 @@ pub fn write_files<W: Write + Send>(
         }
         let mut hand_out = |window: Arc<Window>, made: Vec<Job>| {
             shared.begin()?;
+            work.progress.advance(window.zero_bytes);
             if made.is_empty() {
                 shared.finish(window)?;
             }
@@ -219,8 +221,10 @@ impl<W: Write + Send> Shared<'_, W> {
             })
             .map_err(|e| e.while_doing(format!("restore {}", path_of(first))))?;
         let mut written = 0;
+        // Runs of one file mostly come one after the other, with a gap in between.
+        let mut open = None;
         for run in wanted.chunk_by(|a, b| follows(*a, *b)) {
-            written += self.write_run(window, run, &raw).map_err(|what| match what {
+            written += self.write_run(window, run, &raw, &mut open).map_err(|what| match what {
                 Unwritten::Damaged => {
                     let address = packs.repository().storage().address();
                     Error::new(
@@ -243,8 +247,15 @@ impl<W: Write + Send> Shared<'_, W> {
         Ok(())
     }
 
-    /// Checks the blocks of a run and writes them. Returns how many bytes they are.
-    fn write_run(&self, window: &Window, run: &[Wanted], raw: &[u8]) -> Result<u64, Unwritten> {
+    /// Checks the blocks of a run and writes them. Returns how many bytes they are. `open` is the
+    /// part whose file is open, and the file.
+    fn write_run(
+        &self,
+        window: &Window,
+        run: &[Wanted],
+        raw: &[u8],
+        open: &mut Option<(u32, File)>,
+    ) -> Result<u64, Unwritten> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(0) };
         let part = window.parts.get(first.part as usize).ok_or(Unwritten::Damaged)?;
         for wanted in run {
@@ -264,7 +275,13 @@ impl<W: Write + Send> Shared<'_, W> {
         let len = (last_offset - offset) as usize + last_len;
         let bytes = raw.get(start..start + len).ok_or(Unwritten::Damaged)?;
         let path = written_as(&part.path);
-        let file = self.work.target.open_file(path).map_err(Unwritten::Failed)?;
+        let file = match open {
+            Some((number, file)) if *number == first.part => file,
+            _ => {
+                let file = self.work.target.open_file(path).map_err(Unwritten::Failed)?;
+                &mut open.insert((first.part, file)).1
+            }
+        };
         file.write_all_at(bytes, offset)
             .map_err(|e| Unwritten::Failed(self.work.target.error("write", path, e)))?;
         Ok(len as u64)

@@ -89,19 +89,22 @@ impl Places {
     /// Looks into the directories. Returns the marker of the data directory, if there is one.
     fn look(&self) -> Result<Option<Marker>> {
         let interrupted = look_into(&self.pgdata, None)?;
+        if let Some(marker) = interrupted.as_ref().filter(|m| m.data_directory != self.pgdata) {
+            // A copy of a directory may have its marker too, and be in use.
+            let of = marker.data_directory.display();
+            return Err(in_the_way(&self.pgdata, format!("its marker is of a restore to {of}"))
+                .hint("remove what is there if it isn't needed, and run the restore again"));
+        }
         for path in self.tablespaces.values() {
-            look_into(path, interrupted.as_ref().filter(|marker| self.wrote(marker, path)))?;
+            look_into(path, interrupted.as_ref().filter(|marker| Self::wrote(marker, path)))?;
         }
         Ok(interrupted)
     }
 
     /// Whether the restore that `marker` in the data directory is of had filled the tablespace at
-    /// `path` and taken its marker away. A marker that came here with a copy of its data directory
-    /// proves nothing about other directories.
-    fn wrote(&self, marker: &Marker, path: &Path) -> bool {
-        marker.phase == Phase::Finishing
-            && marker.data_directory == self.pgdata
-            && marker.tablespaces.values().any(|p| p == path)
+    /// `path` and taken its marker away.
+    fn wrote(marker: &Marker, path: &Path) -> bool {
+        marker.phase == Phase::Finishing && marker.tablespaces.values().any(|p| p == path)
     }
 }
 
@@ -344,7 +347,7 @@ fn clear_old_tablespaces(before: &Marker, places: &Places, locks: &mut Vec<File>
             Err(e) if e.kind() == io::ErrorKind::InvalidData => false,
             Err(e) => return Err(local("look into", path, e)),
         };
-        if marked || places.wrote(before, path) {
+        if marked || Places::wrote(before, path) {
             locks.push(lock(path)?);
             clear(path)?;
             Marker::remove(path).map_err(|e| local("remove the marker from", path, e))?;

@@ -161,6 +161,7 @@ pub async fn restore(
     request: &RestoreRequest,
     progress: Arc<dyn Progress>,
 ) -> Result<RestoreReport> {
+    guard::refuse_root()?;
     let mut failures: Vec<Error> = Vec::new();
     for repository in repositories {
         match plan::plan(repository, cluster, request).await {

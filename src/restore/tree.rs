@@ -43,13 +43,16 @@ const LEFT_OUT: [&[u8]; 7] = [
 /// Files without which a server wouldn't start, or, worse, would.
 const NEEDED: [&str; 3] = [BACKUP_LABEL, CONTROL_FILE, "PG_VERSION"];
 
+/// Directories that a server must find, and that nothing else makes.
+const NEEDED_DIRECTORIES: [&[u8]; 2] = [b"pg_tblspc", b"pg_wal"];
+
 /// A backup's tree.
 pub struct Tree {
     /// The cluster's facts.
     pub facts: ClusterFacts,
     /// What backup numbers mean.
     pub table: BackupTable,
-    /// Directories with their permissions, those above before those in them.
+    /// Directories with their permissions, sorted: those above before those in them.
     pub directories: Vec<(Vec<u8>, u32)>,
     /// The files.
     pub files: Vec<IndexedFile>,
@@ -83,7 +86,7 @@ impl<'a> TreeReader<'a> {
     pub async fn read(&mut self, backup: &BackupId) -> Result<Tree> {
         let Manifest { facts, leaves, mut table, .. } =
             Manifest::read(self.packs.repository(), self.layout, backup).await?;
-        let mut directories = Vec::new();
+        let mut directories: Vec<(Vec<u8>, u32)> = Vec::new();
         let mut files = Vec::new();
         let mut needed = NEEDED.to_vec();
         let (mut entries, mut bytes) = (0, 0u64);
@@ -122,6 +125,11 @@ impl<'a> TreeReader<'a> {
         }
         if let Some(path) = needed.first() {
             return Err(self.incomplete(backup, format!("there is no {path} in the tree")));
+        }
+        for needed in NEEDED_DIRECTORIES {
+            if let Err(at) = directories.binary_search_by(|(path, _)| path.as_slice().cmp(needed)) {
+                directories.insert(at, (needed.to_vec(), 0o700));
+            }
         }
         let mut tree = Tree { facts, table, directories, files };
         self.sort(&mut tree).await?;

@@ -90,6 +90,8 @@ pub struct Window {
     pub crcs: Vec<AtomicU32>,
     /// The stored blocks, sorted by place.
     pub wanted: Vec<Wanted>,
+    /// How many bytes of the parts are zeros that needn't be written.
+    pub zero_bytes: u64,
     /// How many jobs aren't done yet.
     pub open_jobs: AtomicUsize,
 }
@@ -228,6 +230,7 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         let crcs: Vec<AtomicU32> = (0..self.blocks).map(|_| AtomicU32::new(0)).collect();
+        let zero_bytes = (self.zeros.len() * BLOCK) as u64;
         for (block, zeros) in self.zeros.drain(..) {
             if let Some(crc) = crcs.get(block) {
                 crc.store(zeros, Ordering::Relaxed);
@@ -247,6 +250,7 @@ impl<'a> Planner<'a> {
             parts: std::mem::take(&mut self.parts),
             crcs,
             wanted,
+            zero_bytes,
             open_jobs: AtomicUsize::new(ranges.len()),
         });
         self.number += 1;

@@ -174,7 +174,9 @@ impl Writer {
 
         self.progress.step(&format!("writing {} files", tree.files.len()));
         self.progress.total(Some(tree.facts.bytes));
-        make_directories(&target, &tree)?;
+        for (path, _) in &tree.directories {
+            target.make_directory(path)?;
+        }
         let manifest_file = target.create(BACKUP_MANIFEST.as_bytes(), 0)?;
         let manifest = ManifestWriter::new(
             BufWriter::new(manifest_file),
@@ -343,17 +345,4 @@ impl Writer {
         target.seal_directory(b"", mode)?;
         target.sync_roots()
     }
-}
-
-/// Makes the tree's directories, and what a server must find whatever the tree has.
-fn make_directories(target: &Target, tree: &Tree) -> Result<()> {
-    for (path, _) in &tree.directories {
-        target.make_directory(path)?;
-    }
-    for needed in [&b"pg_wal"[..], b"pg_tblspc"] {
-        if !tree.directories.iter().any(|(path, _)| path == needed) {
-            target.make_directory(needed)?;
-        }
-    }
-    Ok(())
 }

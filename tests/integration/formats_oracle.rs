@@ -1,17 +1,16 @@
-//! The file formats of PostgreSQL, compared with what PostgreSQL 15's own tools say and accept.
+//! The file formats of PostgreSQL, compared with what servers and their own tools say and accept.
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
-    os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use crc_fast::crc32_iscsi;
 use pgkeep::postgres::{
+    Lsn,
     backup_label::{BackupLabel, parse_tablespace_map},
     backup_manifest::{ManifestVersion, ManifestWriter, WalRange},
     control::{ClusterState, ControlFile, read_major},
@@ -19,77 +18,11 @@ use pgkeep::postgres::{
     tar::{TarEvent, TarParser},
 };
 
-const BIN: &str = "/usr/lib/postgresql/15/bin";
-
-/// A directory that the server's user can use, removed at the end; a server in it is stopped.
-struct Scratch {
-    dir: tempfile::TempDir,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        assert!(Path::new(BIN).is_dir(), "these tests need PostgreSQL 15 in {BIN}");
-        let dir = tempfile::Builder::new().prefix("pgkeep-oracle").tempdir_in("/tmp").unwrap();
-        if rustix::process::geteuid().is_root() {
-            let id = |flag| {
-                let out = Command::new("id").args([flag, "postgres"]).output().unwrap();
-                String::from_utf8(out.stdout).unwrap().trim().parse::<u32>().unwrap()
-            };
-            chown(dir.path(), Some(id("-u")), Some(id("-g"))).unwrap();
-        }
-        Scratch { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Runs a tool of the server's as its user.
-    fn try_run(&self, tool: &str, args: &[&str]) -> Output {
-        let tool = format!("{BIN}/{tool}");
-        let mut command = if rustix::process::geteuid().is_root() {
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", &tool]);
-            command
-        } else {
-            Command::new(tool)
-        };
-        command.args(args).current_dir(self.dir.path()).env("LC_ALL", "C").output().unwrap()
-    }
-
-    fn run(&self, tool: &str, args: &[&str]) -> String {
-        let out = self.try_run(tool, args);
-        let errors = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(out.status.success(), "{tool} {args:?}: {errors}");
-        String::from_utf8(out.stdout).unwrap()
-    }
-
-    fn initdb(&self) -> PathBuf {
-        let pgdata = self.path("data");
-        let data = pgdata.to_str().unwrap();
-        self.run("initdb", &["-D", data, "-k", "-N", "-A", "trust", "--wal-segsize", "4"]);
-        pgdata
-    }
-
-    fn start(&self) {
-        let dir = self.dir.path().display();
-        let options = format!("-c listen_addresses= -c unix_socket_directories={dir} -c fsync=off");
-        self.run("pg_ctl", &["-D", "data", "-w", "-l", "log", "-o", &options, "start"]);
-    }
-
-    fn sql(&self, sql: &str) {
-        let dir = self.dir.path().to_str().unwrap();
-        self.run("psql", &["-X", "-h", dir, "-v", "ON_ERROR_STOP=1", "-c", sql, "postgres"]);
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if self.path("data/postmaster.pid").exists() {
-            self.try_run("pg_ctl", &["-D", "data", "-m", "immediate", "stop"]);
-        }
-    }
-}
+use crate::support::{
+    Cluster, Scratch, Stop,
+    install::{command, program, run},
+    on_each_version,
+};
 
 /// Every file below `root`, by its path relative to it.
 fn files_below(root: &Path) -> BTreeMap<String, PathBuf> {
@@ -109,42 +42,67 @@ fn files_below(root: &Path) -> BTreeMap<String, PathBuf> {
     found
 }
 
-#[test]
-fn the_control_file_is_read_as_pg_controldata_does() {
-    let scratch = Scratch::new();
-    let pgdata = scratch.initdb();
-    let text = scratch.run("pg_controldata", &["data"]);
-    let said: BTreeMap<&str, &str> =
-        text.lines().filter_map(|l| l.split_once(':')).map(|(k, v)| (k, v.trim())).collect();
-    let control = ControlFile::read(&pgdata).unwrap();
-    assert_eq!(said["Database system identifier"], control.system_identifier.to_string());
-    assert_eq!(said["pg_control version number"], control.version.to_string());
-    assert_eq!(said["Catalog version number"], control.catalog_version.to_string());
-    assert_eq!(said["Database cluster state"], "shut down");
+on_each_version!(the_control_file_says_what_the_server_says);
+
+fn the_control_file_says_what_the_server_says(version: u32) {
+    let mut cluster = Cluster::builder(version).wal_segsize(4).checksums(true).start();
+    cluster.sql("CHECKPOINT");
+    let said = cluster.sql(
+        "SELECT system_identifier, pg_control_version, catalog_version_no, checkpoint_lsn, \
+         redo_lsn, timeline_id, database_block_size, blocks_per_segment, wal_block_size, \
+         bytes_per_wal_segment, data_page_checksum_version \
+         FROM pg_control_system(), pg_control_checkpoint(), pg_control_init()",
+    );
+    let control = ControlFile::read(cluster.pgdata()).unwrap();
+    let ours = [
+        control.system_identifier.to_string(),
+        control.version.to_string(),
+        control.catalog_version.to_string(),
+        control.checkpoint.to_string(),
+        control.redo.to_string(),
+        control.timeline.to_string(),
+        control.block_size.to_string(),
+        control.segment_blocks.to_string(),
+        control.wal_block_size.to_string(),
+        control.segment_size.bytes().to_string(),
+        u32::from(control.data_checksums).to_string(),
+    ];
+    assert_eq!(ours.join("|"), said);
+    assert_eq!(control.state, ClusterState::InProduction);
+    assert_eq!(control.major(), Some(version));
+    assert_eq!(read_major(cluster.pgdata()).unwrap(), version);
+    cluster.stop(Stop::Fast);
+    let control = ControlFile::read(cluster.pgdata()).unwrap();
     assert_eq!(control.state, ClusterState::ShutDown);
-    assert_eq!(said["Latest checkpoint location"], control.checkpoint.to_string());
-    assert_eq!(said["Latest checkpoint's REDO location"], control.redo.to_string());
-    assert_eq!(said["Latest checkpoint's TimeLineID"], control.timeline.to_string());
-    assert_eq!(said["Minimum recovery ending location"], control.min_recovery.to_string());
-    assert_eq!(control.min_recovery_timeline, None);
-    assert_eq!(said["Database block size"], control.block_size.to_string());
-    assert_eq!(said["Blocks per segment of large relation"], control.segment_blocks.to_string());
-    assert_eq!(said["WAL block size"], control.wal_block_size.to_string());
-    assert_eq!(said["Bytes per WAL segment"], control.segment_size.bytes().to_string());
-    assert_eq!(said["Data page checksum version"], "1");
-    assert!(control.data_checksums);
-    assert_eq!(control.major(), Some(15));
-    assert_eq!(read_major(&pgdata).unwrap(), 15);
+    assert_eq!((control.min_recovery, control.min_recovery_timeline), (Lsn::INVALID, None));
 }
 
-#[test]
-fn every_page_of_a_new_cluster_has_the_checksum_we_compute() {
-    let scratch = Scratch::new();
-    let pgdata = scratch.initdb();
-    let said = scratch.run("pg_checksums", &["--check", "-D", "data"]);
-    let control = ControlFile::read(&pgdata).unwrap();
-    let (mut files, mut pages) = (0u64, 0u64);
-    for (name, path) in files_below(&pgdata) {
+on_each_version!(a_standbys_control_file_says_how_far_it_must_come);
+
+fn a_standbys_control_file_says_how_far_it_must_come(version: u32) {
+    let primary = Cluster::builder(version).start();
+    primary.make_table("t", 2000);
+    let mut standby = Cluster::standby_of(&primary);
+    standby.catch_up_with(&primary);
+    let control = ControlFile::read(standby.pgdata()).unwrap();
+    assert_eq!(control.state, ClusterState::InArchiveRecovery);
+    standby.stop(Stop::Fast);
+    let control = ControlFile::read(standby.pgdata()).unwrap();
+    assert_eq!(control.state, ClusterState::ShutDownInRecovery);
+    assert!(control.min_recovery >= control.redo, "{control:?}");
+    assert_eq!(control.min_recovery_timeline, Some(control.timeline));
+}
+
+on_each_version!(every_page_has_the_checksum_we_compute);
+
+fn every_page_has_the_checksum_we_compute(version: u32) {
+    let mut cluster = Cluster::builder(version).checksums(true).start();
+    cluster.make_table("t", 5000);
+    cluster.sql("VACUUM t");
+    cluster.stop(Stop::Fast);
+    let control = ControlFile::read(cluster.pgdata()).unwrap();
+    let (mut files, mut pages) = (0, 0);
+    for (name, path) in files_below(cluster.pgdata()) {
         let Some(file) = RelationFile::parse(&name) else { continue };
         files += 1;
         let bytes = fs::read(path).unwrap();
@@ -153,39 +111,36 @@ fn every_page_of_a_new_cluster_has_the_checksum_we_compute() {
             if !page::is_new(page) {
                 let block = file.first_block(control.segment_blocks) + index as u32;
                 assert_eq!(page::checksum(page, block), page::stored_checksum(page), "{name}");
+                assert_ne!(page::checksum(page, block + 1), page::stored_checksum(page), "{name}");
                 assert!(page::lsn(page) <= control.checkpoint, "{name}");
             }
         }
     }
-    let counted = |line: &str| {
-        let found = said.lines().find_map(|l| l.strip_prefix(line)).unwrap();
-        found.trim().parse::<u64>().unwrap()
-    };
-    assert_eq!(files, counted("Files scanned:"));
-    assert_eq!(pages, counted("Blocks scanned:"));
+    if version == 15 {
+        // Only 15 has its tools here.
+        let pg_checksums = program(15, "pg_checksums");
+        let said = run(command(pg_checksums).arg("--check").arg(cluster.pgdata()));
+        let counted = |line: &str| {
+            let found = said.lines().find_map(|l| l.strip_prefix(line)).unwrap();
+            found.trim().parse::<u64>().unwrap()
+        };
+        assert_eq!((files, pages), (counted("Files scanned:"), counted("Blocks scanned:")));
+    }
 }
 
 #[test]
 fn the_servers_tar_label_and_manifest_are_understood_and_ours_accepted() {
-    let scratch = Scratch::new();
-    scratch.initdb();
-    scratch.start();
-    let space = scratch.path("a space");
-    fs::create_dir(&space).unwrap();
-    if rustix::process::geteuid().is_root() {
-        let owner = fs::metadata(scratch.path("data")).unwrap();
-        chown(&space, Some(owner.uid()), Some(owner.gid())).unwrap();
-    }
-    scratch.sql(&format!("CREATE TABLESPACE t LOCATION '{}'", space.display()));
-    scratch.sql("CREATE TABLE x TABLESPACE t AS SELECT generate_series(1, 50000) AS n");
-    let dir = scratch.dir.path().to_str().unwrap().to_owned();
-    scratch.run(
-        "pg_basebackup",
-        &["-h", &dir, "-D", "backup", "-Ft", "-X", "none", "-c", "fast", "-l", "a label"],
-    );
+    let cluster = Cluster::builder(15).conf("archive_mode = off").start();
+    let scratch = Scratch::new("tar");
+    let space = scratch.folder("a space");
+    cluster.sql(&format!("CREATE TABLESPACE t LOCATION '{}'", space.display()));
+    cluster.sql("CREATE TABLE x TABLESPACE t AS SELECT generate_series(1, 50000) AS n");
+    run(command(program(15, "pg_basebackup"))
+        .args(["-d", &cluster.conninfo(), "-Ft", "-X", "none", "-c", "fast", "-l", "a label", "-D"])
+        .arg(scratch.join("backup")));
 
     let mut files: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-    for entry in fs::read_dir(scratch.path("backup")).unwrap() {
+    for entry in fs::read_dir(scratch.join("backup")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         let Some(stem) = name.strip_suffix(".tar") else { continue };
@@ -206,27 +161,26 @@ fn the_servers_tar_label_and_manifest_are_understood_and_ours_accepted() {
     assert_eq!(control.state, ClusterState::InProduction);
 
     // Ours of the same files says the same as the server's.
-    let theirs = fs::read(scratch.path("backup/backup_manifest")).unwrap();
-    let range = WalRange {
-        timeline: label.timeline,
-        start: label.start_lsn,
-        end: pgkeep::postgres::Lsn(label.start_lsn.0 + 1000),
-    };
-    let ours = manifest(&files, &range);
+    let theirs = fs::read(scratch.join("backup/backup_manifest")).unwrap();
+    let ours = manifest(&files, &label);
     assert_eq!(listed(&ours), listed(&theirs));
 
     // And pg_verifybackup accepts it, and notices a changed byte.
-    let restored = scratch.path("restored");
+    let restored = scratch.join("restored");
     for (name, bytes) in &files {
         let path = restored.join(std::str::from_utf8(name).unwrap());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
     }
     fs::write(restored.join("backup_manifest"), &ours).unwrap();
-    scratch.run("pg_verifybackup", &["-n", "restored"]);
-    let mut changed = fs::OpenOptions::new().write(true).open(restored.join("PG_VERSION")).unwrap();
-    changed.write_all(b"6").unwrap();
-    let refused = scratch.try_run("pg_verifybackup", &["-n", "restored"]);
+    let verify = || {
+        let mut verify = Command::new(program(15, "pg_verifybackup"));
+        verify.arg("-n").arg(&restored);
+        verify
+    };
+    run(&mut verify());
+    fs::write(restored.join("PG_VERSION"), "16\n").unwrap();
+    let refused = verify().output().unwrap();
     assert!(String::from_utf8_lossy(&refused.stderr).contains("PG_VERSION"));
 }
 
@@ -249,13 +203,13 @@ fn read_tar(tar: &[u8], below: &str, files: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
     assert!(parser.is_complete());
 }
 
-fn manifest(files: &BTreeMap<Vec<u8>, Vec<u8>>, range: &WalRange) -> Vec<u8> {
+fn manifest(files: &BTreeMap<Vec<u8>, Vec<u8>>, label: &BackupLabel) -> Vec<u8> {
     let mut writer = ManifestWriter::new(Vec::new(), ManifestVersion::of_major(15), 0).unwrap();
     for (path, bytes) in files {
-        let now: DateTime<Utc> = Utc::now();
-        writer.file(path, bytes.len() as u64, now, crc32_iscsi(bytes)).unwrap();
+        writer.file(path, bytes.len() as u64, Utc::now(), crc32_iscsi(bytes)).unwrap();
     }
-    writer.finish(&[*range]).unwrap()
+    let end = Lsn(label.start_lsn.0 + 1000);
+    writer.finish(&[WalRange { timeline: label.timeline, start: label.start_lsn, end }]).unwrap()
 }
 
 /// Path, size and checksum of every file in a manifest.

@@ -1,6 +1,7 @@
 //! Writing a data directory: everything comes back, nothing half restored can start, and nothing
 //! outside the directories that were given is touched.
 
+mod real;
 mod store;
 
 use std::{
@@ -10,19 +11,23 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use pgkeep::{
     error::{Error, Kind},
     postgres::backup_label::parse_tablespace_map,
     progress::{Progress, Silent},
     repo::{
         Repository,
+        keys::{KeyMaterial, read_key_file},
         layout::ClusterLayout,
         record::{BackupRecord, Tablespace},
+        sealed::ObjectReader,
         tree::{BLOCK, BackupTable},
     },
     restore::{
@@ -30,6 +35,7 @@ use pgkeep::{
         settings::{RecoverySettings, Signal},
         write::{WriteReport, WriteRequest, write},
     },
+    storage::{self, Capabilities, Listed, ObjectName, ObjectWriter, Range, Storage, local::Local},
 };
 use tokio::runtime::Runtime;
 
@@ -267,6 +273,110 @@ fn a_later_backup_that_refers_to_an_earlier_one_comes_back() {
     assert!(incr.record.sizes.raw * 5 < full.record.sizes.raw);
     house.restore(&incr).unwrap();
     house.assert_restored(&files);
+}
+
+/// Storage that counts how often each pack is read from.
+#[derive(Debug)]
+struct Counting(Local, Mutex<BTreeMap<String, usize>>);
+
+#[async_trait]
+impl Storage for Counting {
+    fn address(&self) -> &str {
+        self.0.address()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn create(&self, name: &ObjectName) -> storage::Result<Box<dyn ObjectWriter>> {
+        self.0.create(name).await
+    }
+
+    async fn read(&self, name: &ObjectName, range: Range) -> storage::Result<Bytes> {
+        *self.1.lock().unwrap().entry(name.to_string()).or_default() += 1;
+        self.0.read(name, range).await
+    }
+
+    async fn size(&self, name: &ObjectName) -> storage::Result<u64> {
+        self.0.size(name).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> storage::Result<Vec<Listed>> {
+        self.0.list(prefix, after, limit).await
+    }
+
+    async fn folders(&self, folder: &str) -> storage::Result<Vec<String>> {
+        self.0.folders(folder).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> storage::Result<()> {
+        self.0.delete(name).await
+    }
+
+    async fn replace(&self, name: &ObjectName, bytes: Bytes) -> storage::Result<()> {
+        self.0.replace(name, bytes).await
+    }
+
+    async fn ensure_durable(&self, name: &ObjectName) -> storage::Result<()> {
+        self.0.ensure_durable(name).await
+    }
+}
+
+#[test]
+fn files_of_several_windows_come_back_and_frames_are_read_once() {
+    let mut files = made_up();
+    // 300 MiB, mostly holes: more blocks than a window has.
+    let mut long = vec![0; 38_000 * BLOCK + 5];
+    for (i, at) in (0..38_000).step_by(500).enumerate() {
+        long[at * BLOCK..][..BLOCK].copy_from_slice(&pages(500 + i as u64, 1));
+    }
+    files.put("base/2/long", long);
+    for i in 0..20 {
+        files.put(&format!("base/3/{i}"), pages(700 + i, 9));
+    }
+    let (mut house, stored) = House::with(&files);
+    let root = house.path("repository");
+    let counting = Arc::new(Counting(Local::open(&root).unwrap(), Mutex::default()));
+    let key = KeyMaterial::KeyFile(read_key_file(&root.with_extension("key")).unwrap());
+    let opened = Repository::open("main", counting.clone(), &key, 1);
+    house.repository = house.runtime.block_on(opened).unwrap();
+    house.restore(&stored).unwrap();
+    house.assert_restored(&files);
+
+    let reads = counting.1.lock().unwrap().clone();
+    let mut packs = 0;
+    for (name, reads) in reads.iter().filter(|(name, _)| name.contains("/packs/0")) {
+        let name = ObjectName::new(name.clone()).unwrap();
+        let reader = ObjectReader::open(&house.repository, &name);
+        let frames = house.runtime.block_on(reader).unwrap().frame_count();
+        // Its end, its header, each frame; two windows may share one.
+        assert!(
+            (frames + 2..=frames + 3).contains(reads),
+            "{name}: {reads} reads, {frames} frames"
+        );
+        packs += 1;
+    }
+    assert!(packs > 2);
+}
+
+#[test]
+fn blocks_in_the_wrong_place_are_seen_though_every_object_is_sound() {
+    let mut files = made_up();
+    let mut house = House::new(true);
+    let mut full = house.store(FULL, &files, None);
+    full.exchange_blocks("base/1/sparse", 901, 902);
+    files.put("base/1/new", pages(90, 9));
+    let incr = house.store(INCR, &files, Some(&full));
+    let e = house.restore(&incr).unwrap_err();
+    assert_eq!(e.kind(), Kind::Damaged);
+    assert!(e.to_string().contains("base/1/sparse"), "{e}");
+    house.assert_not_startable();
 }
 
 #[test]

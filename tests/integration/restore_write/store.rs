@@ -105,6 +105,24 @@ pub struct Stored {
     maps: BTreeMap<String, (Vec<Block>, Vec<Extent>)>,
 }
 
+impl Stored {
+    /// Pretends that two blocks of a file lie each where the other does.
+    pub fn exchange_blocks(&mut self, path: &str, a: usize, b: usize) {
+        let blocks = &mut self.maps.get_mut(path).unwrap().0;
+        let (
+            Block::Stored { place: at_a, hash: hash_a },
+            Block::Stored { place: at_b, hash: hash_b },
+        ) = (blocks[a], blocks[b])
+        else {
+            panic!("both are stored");
+        };
+        blocks[a] = Block::Stored { place: at_b, hash: hash_a };
+        blocks[b] = Block::Stored { place: at_a, hash: hash_b };
+        // So that the leaves are stored anew.
+        self.maps.get_mut(path).unwrap().1.clear();
+    }
+}
+
 /// How many raw bytes a pack of these tests has: small, so that there are several.
 const SMALL_PACK: usize = 2 << 20;
 
@@ -309,6 +327,7 @@ fn record(id: &BackupId, files: &Files, bytes: u64, raw: u64) -> BackupRecord {
         stopped_at: Utc::now(),
         data_checksums: false,
         bad_pages: Default::default(),
+        warnings: Default::default(),
         sizes: Sizes { files: files.files.len() as u64, cluster: bytes, raw, stored: raw },
         warnings: Vec::new(),
         tablespaces: files.tablespaces.clone(),
