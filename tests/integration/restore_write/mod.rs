@@ -1,41 +1,35 @@
 //! Writing a data directory: everything comes back, nothing half restored can start, and nothing
 //! outside the directories that were given is touched.
 
+mod crashes;
 mod real;
+mod refusals;
 mod store;
+mod windows;
 
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use pgkeep::{
     error::{Error, Kind},
     postgres::backup_label::parse_tablespace_map,
     progress::{Progress, Silent},
     repo::{
         Repository,
-        keys::{KeyMaterial, read_key_file},
         layout::ClusterLayout,
         record::{BackupRecord, Tablespace},
-        sealed::ObjectReader,
         tree::{BLOCK, BackupTable},
     },
     restore::{
-        marker::MARKER,
         settings::{RecoverySettings, Signal},
         write::{WriteReport, WriteRequest, write},
     },
-    storage::{self, Capabilities, Listed, ObjectName, ObjectWriter, Range, Storage, local::Local},
 };
 use tokio::runtime::Runtime;
 
@@ -275,96 +269,6 @@ fn a_later_backup_that_refers_to_an_earlier_one_comes_back() {
     house.assert_restored(&files);
 }
 
-/// Storage that counts how often each pack is read from.
-#[derive(Debug)]
-struct Counting(Local, Mutex<BTreeMap<String, usize>>);
-
-#[async_trait]
-impl Storage for Counting {
-    fn address(&self) -> &str {
-        self.0.address()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
-    }
-
-    async fn create(&self, name: &ObjectName) -> storage::Result<Box<dyn ObjectWriter>> {
-        self.0.create(name).await
-    }
-
-    async fn read(&self, name: &ObjectName, range: Range) -> storage::Result<Bytes> {
-        *self.1.lock().unwrap().entry(name.to_string()).or_default() += 1;
-        self.0.read(name, range).await
-    }
-
-    async fn size(&self, name: &ObjectName) -> storage::Result<u64> {
-        self.0.size(name).await
-    }
-
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> storage::Result<Vec<Listed>> {
-        self.0.list(prefix, after, limit).await
-    }
-
-    async fn folders(&self, folder: &str) -> storage::Result<Vec<String>> {
-        self.0.folders(folder).await
-    }
-
-    async fn delete(&self, name: &ObjectName) -> storage::Result<()> {
-        self.0.delete(name).await
-    }
-
-    async fn replace(&self, name: &ObjectName, bytes: Bytes) -> storage::Result<()> {
-        self.0.replace(name, bytes).await
-    }
-
-    async fn ensure_durable(&self, name: &ObjectName) -> storage::Result<()> {
-        self.0.ensure_durable(name).await
-    }
-}
-
-#[test]
-fn files_of_several_windows_come_back_and_frames_are_read_once() {
-    let mut files = made_up();
-    // 300 MiB, mostly holes: more blocks than a window has.
-    let mut long = vec![0; 38_000 * BLOCK + 5];
-    for (i, at) in (0..38_000).step_by(500).enumerate() {
-        long[at * BLOCK..][..BLOCK].copy_from_slice(&pages(500 + i as u64, 1));
-    }
-    files.put("base/2/long", long);
-    for i in 0..20 {
-        files.put(&format!("base/3/{i}"), pages(700 + i, 9));
-    }
-    let (mut house, stored) = House::with(&files);
-    let root = house.path("repository");
-    let counting = Arc::new(Counting(Local::open(&root).unwrap(), Mutex::default()));
-    let key = KeyMaterial::KeyFile(read_key_file(&root.with_extension("key")).unwrap());
-    let opened = Repository::open("main", counting.clone(), &key, 1);
-    house.repository = house.runtime.block_on(opened).unwrap();
-    house.restore(&stored).unwrap();
-    house.assert_restored(&files);
-
-    let reads = counting.1.lock().unwrap().clone();
-    let mut packs = 0;
-    for (name, reads) in reads.iter().filter(|(name, _)| name.contains("/packs/0")) {
-        let name = ObjectName::new(name.clone()).unwrap();
-        let reader = ObjectReader::open(&house.repository, &name);
-        let frames = house.runtime.block_on(reader).unwrap().frame_count();
-        // Its end, its header, each frame; two windows may share one.
-        assert!(
-            (frames + 2..=frames + 3).contains(reads),
-            "{name}: {reads} reads, {frames} frames"
-        );
-        packs += 1;
-    }
-    assert!(packs > 2);
-}
-
 #[test]
 fn blocks_in_the_wrong_place_are_seen_though_every_object_is_sound() {
     let mut files = made_up();
@@ -416,222 +320,6 @@ fn damage_is_found_named_and_leaves_nothing_that_starts() {
     }
     house.restore(&stored).unwrap();
     house.assert_restored(&files);
-}
-
-/// Panics at the n-th thing it is told: as good as a crash, since nothing is cleaned up.
-struct Crash {
-    at: usize,
-    told: AtomicUsize,
-}
-
-impl Crash {
-    fn at(at: usize) -> Arc<Self> {
-        Arc::new(Crash { at, told: AtomicUsize::new(0) })
-    }
-
-    fn tell(&self) {
-        assert!(self.told.fetch_add(1, Ordering::Relaxed) != self.at, "crash");
-    }
-}
-
-impl Progress for Crash {
-    fn step(&self, _: &str) {
-        self.tell();
-    }
-
-    fn total(&self, _: Option<u64>) {}
-
-    fn advance(&self, _: u64) {
-        self.tell();
-    }
-
-    fn warn(&self, message: &str) {
-        assert!(message.contains("recovery_target_xid"), "{message}");
-    }
-}
-
-#[test]
-fn a_restore_that_was_interrupted_anywhere_can_be_run_again() {
-    let files = made_up();
-    let (house, stored) = House::with(&files);
-    let tablespaces = BTreeMap::from([(16400, house.space())]);
-    let mut crashes = 0;
-    // Each crash meets what the ones before it left.
-    for at in (1..10).chain((10..).step_by(13)) {
-        let crash = Crash::at(at);
-        let result = house.restore_to(&stored.record, &house.pgdata(), &tablespaces, crash);
-        if result.is_ok() {
-            break;
-        }
-        assert_eq!(result.unwrap_err().kind(), Kind::Internal);
-        crashes += 1;
-        house.assert_not_startable();
-        if house.pgdata().exists() {
-            // A server that is started here anyway finds no control file.
-            assert!(house.pgdata().join(MARKER).exists());
-        }
-    }
-    assert!(crashes > 10, "{crashes}");
-    house.assert_restored(&files);
-}
-
-#[test]
-fn a_crash_in_the_last_steps_can_be_repeated_unless_a_server_ran_since() {
-    let files = made_up();
-    let (house, stored) = House::with(&files);
-    // Stopped before pg_control: all files are there, and both markers.
-    let tablespaces = BTreeMap::from([(16400, house.space())]);
-    let last_step = {
-        let crash = Crash::at(usize::MAX);
-        let pgdata = house.pgdata();
-        house.restore_to(&stored.record, &pgdata, &tablespaces, crash.clone()).unwrap();
-        fs::remove_dir_all(&pgdata).unwrap();
-        fs::remove_dir_all(house.space()).unwrap();
-        crash.told.load(Ordering::Relaxed) - 1
-    };
-    let crash = Crash::at(last_step);
-    house.restore_to(&stored.record, &house.pgdata(), &tablespaces, crash).unwrap_err();
-    let marker = fs::read_to_string(house.pgdata().join(MARKER)).unwrap();
-    // The crash comes after the tablespace's marker was taken away, and then after pg_control.
-    let finishing = marker.replace("\"writing\"", "\"finishing\"");
-    assert_ne!(marker, finishing);
-    fs::write(house.pgdata().join(MARKER), finishing).unwrap();
-    fs::remove_file(house.space().join(MARKER)).unwrap();
-    fs::rename(
-        house.pgdata().join("global/pg_control.restoring"),
-        house.pgdata().join("global/pg_control"),
-    )
-    .unwrap();
-    fs::write(house.pgdata().join("postmaster.opts"), "").unwrap();
-    let e = house.restore(&stored).unwrap_err();
-    assert!(e.to_string().contains("a server was started there since"), "{e}");
-    assert!(house.pgdata().join("global/pg_control").exists(), "it is in use");
-    fs::remove_file(house.pgdata().join("postmaster.opts")).unwrap();
-    house.restore(&stored).unwrap();
-    house.assert_restored(&files);
-}
-
-#[test]
-fn a_second_restore_elsewhere_clears_the_tablespaces_of_the_interrupted_one() {
-    let files = made_up();
-    let (house, stored) = House::with(&files);
-    let old = BTreeMap::from([(16400, house.path("old space"))]);
-    house.restore_to(&stored.record, &house.pgdata(), &old, Crash::at(9)).unwrap_err();
-    assert!(!names(&house.path("old space")).is_empty());
-    house.restore(&stored).unwrap();
-    assert!(names(&house.path("old space")).is_empty());
-    house.assert_restored(&files);
-}
-
-#[test]
-fn directories_in_use_are_refused_and_left_alone() {
-    let files = made_up();
-    let (house, stored) = House::with(&files);
-    let refused = |why: &str| {
-        let before = Files::read(house.scratch.path());
-        let e = house.restore(&stored).unwrap_err();
-        assert!(e.to_string().contains(why), "{e}");
-        let after = Files::read(house.scratch.path());
-        assert!(before.files == after.files && before.directories == after.directories, "{why}");
-        e.kind()
-    };
-    let data = house.pgdata();
-
-    fs::create_dir(&data).unwrap();
-    fs::write(data.join("somebody's file"), "precious").unwrap();
-    assert_eq!(refused("it isn't empty"), Kind::Conflict);
-    fs::write(data.join(MARKER), "{}").unwrap();
-    assert_eq!(refused("isn't a restore's marker"), Kind::Conflict);
-    fs::remove_file(data.join(MARKER)).unwrap();
-    symlink("/etc/hostname", data.join(MARKER)).unwrap();
-    assert_eq!(refused("isn't a restore's marker"), Kind::Conflict);
-    fs::write(data.join("postmaster.pid"), format!("{}\n/x\n", std::process::id())).unwrap();
-    assert_eq!(refused("a server may be running there"), Kind::Conflict);
-    fs::remove_dir_all(&data).unwrap();
-
-    fs::create_dir(house.space()).unwrap();
-    fs::write(house.space().join("live"), "precious").unwrap();
-    assert_eq!(refused("it isn't empty"), Kind::Conflict);
-    fs::remove_dir_all(house.space()).unwrap();
-
-    fs::write(&data, "a file").unwrap();
-    assert_eq!(refused("it is not a directory"), Kind::Conflict);
-}
-
-#[test]
-fn impossible_requests_are_refused_before_anything_is_written() {
-    let files = made_up();
-    let (house, stored) = House::with(&files);
-    let before = Files::read(house.scratch.path()).directories;
-    let refused = |pgdata: &Path, spaces: &[(u32, PathBuf)], why: &str| {
-        let spaces = spaces.iter().cloned().collect();
-        let e = house.restore_to(&stored.record, pgdata, &spaces, Arc::new(Silent)).unwrap_err();
-        assert!(e.to_string().contains(why), "{e}");
-        assert_eq!(Files::read(house.scratch.path()).directories, before);
-    };
-    let space = || (16400, house.space());
-    let data = house.pgdata();
-    refused(&data, &[], "where tablespace 16400 goes");
-    refused(&data, &[space(), (16402, house.path("x"))], "no tablespace 16402");
-    refused(&data, &[(16400, data.join("inside"))], "the directory above");
-    refused(&data, &[(16400, data.clone())], "lie one in the other");
-    refused(&house.path("missing/data"), &[space()], "the directory above");
-    for inside in ["repository", "repository/data", "repository/clusters"] {
-        refused(&house.path(inside), &[space()], "the repository at");
-    }
-    refused(house.scratch.path(), &[space()], "the repository at");
-    let elsewhere = Scratch::new("link");
-    symlink(house.path("repository"), elsewhere.join("link")).unwrap();
-    refused(&elsewhere.join("link/data"), &[space()], "the repository at");
-}
-
-#[test]
-fn links_are_never_followed_while_clearing_or_writing() {
-    let files = made_up();
-    let (house, stored) = House::with(&files);
-    let victim = house.path("victim");
-    fs::create_dir(&victim).unwrap();
-    fs::write(victim.join("precious"), "precious").unwrap();
-    // What an interrupted restore left has links in it: in clearing they are removed, not followed.
-    let tablespaces = BTreeMap::from([(16400, house.space())]);
-    house.restore_to(&stored.record, &house.pgdata(), &tablespaces, Crash::at(12)).unwrap_err();
-    fs::remove_dir_all(house.pgdata().join("base")).unwrap();
-    symlink(&victim, house.pgdata().join("base")).unwrap();
-    symlink(&victim, house.space().join("link")).unwrap();
-    symlink(victim.join("precious"), house.pgdata().join("a link")).unwrap();
-    house.restore(&stored).unwrap();
-    house.assert_restored(&files);
-    assert_eq!(names(&victim), ["precious"]);
-
-    // And one that appears while files are written makes it fail.
-    fs::remove_dir_all(house.pgdata()).unwrap();
-    fs::remove_dir_all(house.space()).unwrap();
-    struct Attack(PathBuf, PathBuf);
-    impl Progress for Attack {
-        fn step(&self, _: &str) {}
-        fn total(&self, _: Option<u64>) {
-            fs::create_dir_all(&self.0).unwrap();
-            symlink(&self.1, self.0.join("base")).unwrap();
-        }
-        fn advance(&self, _: u64) {}
-        fn warn(&self, _: &str) {}
-    }
-    let attack = Arc::new(Attack(house.pgdata(), victim.clone()));
-    let result = house.restore_to(&stored.record, &house.pgdata(), &tablespaces, attack);
-    assert_eq!(result.unwrap_err().kind(), Kind::Local);
-    assert_eq!(names(&victim), ["precious"]);
-    house.assert_not_startable();
-}
-
-#[test]
-fn two_restores_to_one_directory_at_once_are_refused() {
-    let files = made_up();
-    let (house, stored) = House::with(&files);
-    fs::create_dir(house.pgdata()).unwrap();
-    let held = fs::File::open(house.pgdata()).unwrap();
-    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let e = house.restore(&stored).unwrap_err();
-    assert!(e.to_string().contains("another restore is writing there"), "{e}");
 }
 
 #[test]

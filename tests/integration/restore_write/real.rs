@@ -15,10 +15,13 @@ fn a_restore_killed_at_any_time_does_not_start_and_can_be_run_again(version: u32
     let pgkeep = Pgkeep::archiving(&cluster);
     let space = pgkeep.scratch().folder("space");
     cluster.sql(&format!("CREATE TABLESPACE s LOCATION '{}'", space.display()));
-    cluster.sql("SET allow_in_place_tablespaces = on; CREATE TABLESPACE here LOCATION ''");
     cluster.make_table("t", 20_000);
     cluster.sql("CREATE TABLE u TABLESPACE s AS SELECT * FROM t");
-    cluster.sql("CREATE TABLE v TABLESPACE here AS SELECT * FROM t LIMIT 10");
+    if version >= 16 {
+        // 15 leaves tablespaces that lie in place out of its backups, and pgkeep says so.
+        cluster.sql("CREATE TABLESPACE here LOCATION ''");
+        cluster.sql("CREATE TABLE v TABLESPACE here AS SELECT * FROM t LIMIT 10");
+    }
     pgkeep.ok(["backup", "--type", "full"]);
     let tables = cluster.digests();
     let oid = cluster.sql("SELECT oid FROM pg_tablespace WHERE spcname = 's'");
