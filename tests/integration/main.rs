@@ -11,3 +11,5 @@ mod restore_write;
 mod self_test;
 mod storage;
 mod support;
+mod test_house;
+mod wal_oracle;

@@ -20,8 +20,6 @@ use std::{
 
 pub use cluster::Cluster;
 pub use install::versions;
-pub use pgkeep::Pgkeep;
-pub use scratch::Scratch;
 pub use server::Stop;
 pub use tables::Writes;
 
