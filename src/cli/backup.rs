@@ -119,6 +119,9 @@ fn text(record: &BackupRecord, repository: &str) -> String {
     let mut out =
         format!("backup {} of cluster {} in repository {repository}\n", record.id, record.cluster);
     out += &table::pairs(2, &rows);
+    for warning in &record.warnings {
+        out += &format!("warning: {warning}\n");
+    }
     if record.bad_pages.count > 0 {
         let first = record.bad_pages.pages.first();
         let first = first.map(|p| format!(", the first is page {} of {}", p.page, p.path));

@@ -4,7 +4,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Global, runtime, table};
-use crate::{config::KeySource, error::Result, repo};
+use crate::{
+    config::{KeySource, RepositorySettings},
+    error::{Kind, Result},
+    repo,
+};
 
 /// Make a repository, and its key file unless there is one
 ///
@@ -12,7 +16,7 @@ use crate::{config::KeySource, error::Result, repo};
 /// new key file is written before anything else. It opens everything that will be stored: keep a
 /// copy of it on another machine. An existing repository is never touched.
 ///
-/// With several repositories, --repo says which one.
+/// With several repositories those that aren't there yet are made, or the one that --repo names.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -21,9 +25,14 @@ Examples:
 pub(super) struct Init {}
 
 #[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
 struct Made {
-    repository: String,
+    repositories: Vec<MadeOne>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct MadeOne {
+    name: String,
     url: String,
     id: String,
     encrypted: bool,
@@ -34,21 +43,42 @@ struct Made {
 impl Init {
     pub fn run(&self, global: &Global) -> Result<u8> {
         let settings = global.settings()?;
-        let repository = settings.repository(global.repo.as_deref())?;
-        let new = runtime::alone(repo::open::init(repository))?;
-        let made = Made {
-            repository: repository.name.clone(),
-            url: repository.location.to_string(),
-            id: new.id.to_string(),
-            encrypted: repository.key != KeySource::Unencrypted,
-            key_file: new.key_file.map(|path| path.display().to_string()),
-        };
-        global.output.result(&made, || text(&made))?;
+        let selected = settings.selected_repositories(global.repo.as_deref())?;
+        let made = runtime::alone(make(&selected))?;
+        global.output.result(&made, || made.repositories.iter().map(text).collect())?;
         Ok(0)
     }
 }
 
-fn text(made: &Made) -> String {
+/// One that is there already is an error only if there is nothing else to make.
+async fn make(selected: &[&RepositorySettings]) -> Result<Made> {
+    let mut repositories = Vec::new();
+    let mut there = None;
+    for repository in selected {
+        match repo::open::init(repository).await {
+            Ok(new) => repositories.push(MadeOne {
+                name: repository.name.clone(),
+                url: repository.location.to_string(),
+                id: new.id.to_string(),
+                encrypted: repository.key != KeySource::Unencrypted,
+                key_file: new.key_file.map(|path| path.display().to_string()),
+            }),
+            Err(e) if e.kind() == Kind::Conflict => {
+                if selected.len() > 1 {
+                    tracing::warn!("{e}");
+                }
+                there = Some(e);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    match there {
+        Some(e) if repositories.is_empty() => Err(e),
+        _ => Ok(Made { repositories }),
+    }
+}
+
+fn text(made: &MadeOne) -> String {
     let encryption = if made.encrypted { "AES-256-GCM" } else { "none" };
     let mut rows = vec![
         ("url", made.url.clone()),
@@ -58,7 +88,7 @@ fn text(made: &Made) -> String {
     if let Some(path) = &made.key_file {
         rows.push(("key file", path.clone()));
     }
-    let mut out = format!("made the repository {}\n", made.repository);
+    let mut out = format!("made the repository {}\n", made.name);
     out += &table::pairs(2, &rows);
     if made.key_file.is_some() {
         out += "Copy the key file to another machine now: without it nothing can be restored.\n";
@@ -72,8 +102,8 @@ mod tests {
 
     #[test]
     fn a_new_key_file_is_to_be_copied() {
-        let made = Made {
-            repository: "main".into(),
+        let made = MadeOne {
+            name: "main".into(),
             url: "file:///var/lib/pgkeep".into(),
             id: "00112233445566778899aabbccddeeff".into(),
             encrypted: true,

@@ -47,11 +47,14 @@ impl Output {
     pub fn error(self, error: &Error, reader: Reader) {
         let text = match (self, reader) {
             (Output::Json, _) => {
-                let body = serde_json::json!({"error": {
-                    "kind": error.kind().name(),
-                    "message": error.to_string(),
-                    "hints": error.hints(),
-                }});
+                let body = ErrorDocument {
+                    error: ErrorBody {
+                        kind: error.kind().name(),
+                        message: error.to_string(),
+                        hints: error.hints(),
+                    },
+                };
+                let body = serde_json::to_string(&body).unwrap_or_default();
                 format!("{body}\n")
             }
             (Output::Text, Reader::Anyone) => {
@@ -66,6 +69,18 @@ impl Output {
         // Whoever closed standard error doesn't want to hear it, but still wants the exit code.
         let _ = std::io::stderr().lock().write_all(text.as_bytes());
     }
+}
+
+#[derive(Serialize)]
+struct ErrorDocument<'a> {
+    error: ErrorBody<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    kind: &'static str,
+    message: String,
+    hints: &'a [String],
 }
 
 /// Writes to standard output. A reader that has seen enough (`pgkeep info | head`) is no error.

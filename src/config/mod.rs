@@ -268,7 +268,7 @@ impl Settings {
 
     fn unknown(&self, what: &str, name: &str, names: String) -> Error {
         Error::new(Kind::Usage, format!("no {what} {name} is configured"))
-            .hint(format!("there is {names}"))
+            .hint(format!("configured: {names}"))
     }
 
     fn several_clusters(&self) -> Error {

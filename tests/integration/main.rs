@@ -3,6 +3,9 @@
 
 mod archive;
 mod authentication;
+mod authentication;
+mod command_line;
+mod configuration;
 mod formats_oracle;
 mod house;
 mod recovery;

@@ -1,0 +1,307 @@
+//! The command line without a server: help, wrong usage, exit codes, and what errors look like.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use assert_cmd::prelude::*;
+
+const COMMANDS: [&str; 6] = ["init", "archive-push", "archive-get", "backup", "restore", "info"];
+const SEGMENT: &str = "000000010000000000000001";
+const TARGET: &str = "pg_wal/RECOVERYXLOG";
+
+/// pgkeep in an empty directory, with an empty environment.
+struct Room {
+    folder: tempfile::TempDir,
+}
+
+struct Said {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Room {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("pg_wal")).unwrap();
+        fs::write(folder.path().join("PG_VERSION"), "17\n").unwrap();
+        Room { folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A configuration with one repository, in `r` below, and one cluster.
+    fn configured() -> Self {
+        let room = Room::new();
+        let path = room.path().display();
+        room.configure(&format!(
+            "[repository.main]\nurl = \"file://{path}/r\"\nkey-file = \"{path}/main.key\"\n\
+             [cluster.main]\noutage-timeout = \"0s\"\n"
+        ));
+        room
+    }
+
+    fn configure(&self, text: &str) {
+        let file = self.path().join("pgkeep.toml");
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgkeep"));
+        command.env_clear().current_dir(self.path()).args(args).stdin(Stdio::null());
+        let file = self.path().join("pgkeep.toml");
+        if file.exists() {
+            command.env("PGKEEP_CONFIG", file);
+        }
+        command
+    }
+
+    /// Runs it; the room's own path is shown as ROOM.
+    fn run(&self, args: &[&str]) -> Said {
+        let output = self.command(args).output().unwrap();
+        let text = |bytes: &[u8]| {
+            String::from_utf8_lossy(bytes).replace(&self.path().display().to_string(), "ROOM")
+        };
+        Said {
+            code: output.status.code().expect("not ended by a signal"),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    let room = Room::new();
+    for args in [vec!["--help"], vec!["-h"], vec!["--version"], vec!["help"]] {
+        let said = room.run(&args);
+        assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{args:?}");
+        assert!(said.stdout.contains("pgkeep"), "{args:?}");
+    }
+    let help = room.run(&["--help"]).stdout;
+    for command in COMMANDS {
+        assert!(help.contains(command), "{command}");
+        let said = room.run(&[command, "--help"]);
+        assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{command}");
+        assert!(said.stdout.contains("Example"), "{command}");
+    }
+    room.command(&["help"]).assert().success();
+}
+
+#[test]
+fn wrong_usage_is_2_and_says_what_is_wrong() {
+    let room = Room::new();
+    for (args, what) in [
+        (vec![], "Usage"),
+        (vec!["inf"], "inf"),
+        (vec!["info", "--nope"], "--nope"),
+        (vec!["info", "extra"], "extra"),
+        (vec!["--output", "xml", "info"], "xml"),
+        (vec!["-q", "-v", "info"], "--verbose"),
+        (vec!["restore"], "--pgdata"),
+        (
+            vec!["restore", "--pgdata", "/x", "--target-time", "2026-11-20 20:12:27"],
+            "zone is missing",
+        ),
+        (vec!["restore", "--pgdata", "/x", "--target-lsn", "17"], "16/B374D848"),
+        (vec!["restore", "--pgdata", "/x", "--target-xid", "2"], "--target-xid"),
+        (
+            vec!["restore", "--pgdata", "/x", "--target-xid", "5", "--target-immediate"],
+            "cannot be used",
+        ),
+        (vec!["restore", "--pgdata", "/x", "--target-timeline", "0000001A"], "0x1A"),
+        (vec!["restore", "--pgdata", "/x", "--backup", "latest"], "20261120T195812Z-full"),
+        (vec!["restore", "--pgdata", "/x", "--target-exclusive"], "--target-exclusive needs"),
+        (vec!["restore", "--pgdata", "/x", "--target-action", "promote"], "--target-action needs"),
+        (vec!["restore", "--pgdata", "/x", "--tablespace-map", "16401"], "16401=/new/place"),
+        (vec!["restore", "--pgdata", "/x", "--set", "port"], "NAME=VALUE"),
+        (vec!["backup", "--type", "partial"], "partial"),
+        (vec!["backup", "--max-rate", "1G"], "50M"),
+        (vec!["info"], "no repository is configured"),
+    ] {
+        let said = room.run(&args);
+        assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{args:?}: {}", said.stderr);
+        assert!(said.stderr.contains(what), "{args:?}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn archive_get_is_126_whenever_it_cant_tell() {
+    let unset = Room::new();
+    let bad = Room::new();
+    bad.configure("[repository.main]\nurl = 1");
+    let unreadable = Room::configured();
+    fs::remove_file(unreadable.path().join("pgkeep.toml")).unwrap();
+    fs::create_dir(unreadable.path().join("pgkeep.toml")).unwrap();
+    let outage = Room::configured();
+    for (room, args) in [
+        (&unset, vec!["archive-get", SEGMENT, TARGET]),
+        (&unset, vec!["archive-get"]),
+        (&unset, vec!["archive-get", SEGMENT]),
+        (&unset, vec!["archive-get", SEGMENT, TARGET, "more"]),
+        (&unset, vec!["archive-get", "--nope", SEGMENT, TARGET]),
+        (&unset, vec!["--config", "archive-get", SEGMENT, TARGET]),
+        (&unset, vec!["archiveget", SEGMENT, TARGET]),
+        (&unset, vec!["--config", "/nowhere", "archive-get", SEGMENT, TARGET]),
+        (&bad, vec!["archive-get", SEGMENT, TARGET]),
+        (&unreadable, vec!["archive-get", SEGMENT, TARGET]),
+        (&outage, vec!["archive-get", SEGMENT, TARGET]),
+        (&outage, vec!["archive-get", "pg_wal", TARGET]),
+        (&outage, vec!["--cluster", "other", "archive-get", SEGMENT, TARGET]),
+        (&outage, vec!["--repo", "other", "archive-get", SEGMENT, TARGET]),
+        (&outage, vec!["--output", "json", "archive-get", SEGMENT, TARGET]),
+    ] {
+        let said = room.run(&args);
+        assert_eq!((said.code, said.stdout.as_str()), (126, ""), "{args:?}: {}", said.stderr);
+        assert_eq!(said.stderr.lines().count(), 1, "{args:?}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn archive_push_stays_below_126() {
+    let unset = Room::new();
+    let outage = Room::configured();
+    let path = &format!("pg_wal/{SEGMENT}");
+    fs::write(outage.path().join(path), "not a segment").unwrap();
+    for (room, args) in [
+        (&unset, vec!["archive-push", path]),
+        (&unset, vec!["archive-push"]),
+        (&unset, vec!["archive-push", "--nope", path]),
+        (&unset, vec!["--config", "/nowhere", "archive-push", path]),
+        (&outage, vec!["archive-push", path]),
+        (&outage, vec!["archive-push", "pg_wal/other"]),
+        (&outage, vec!["--repo", "main", "archive-push", path]),
+    ] {
+        let said = room.run(&args);
+        assert!((1..=125).contains(&said.code), "{args:?}: {} {}", said.code, said.stderr);
+        assert_eq!(said.stdout, "");
+        assert_eq!(said.stderr.lines().count(), 1, "{args:?}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn a_signal_during_archive_get_is_126_too() {
+    let room = Room::configured();
+    let path = room.path().display();
+    room.configure(&format!(
+        "[repository.main]\nurl = \"file://{path}/r\"\n\
+         passphrase-command = \"echo waiting >&2; exec sleep 60\"\n"
+    ));
+    fs::create_dir(room.path().join("r")).unwrap();
+    fs::create_dir(room.path().join("global")).unwrap();
+    let mut child = room
+        .command(&["archive-get", SEGMENT, TARGET])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Until the handlers are there a signal ends the process, so send it as a server would: late.
+    std::thread::sleep(Duration::from_millis(500));
+    let pid = rustix::process::Pid::from_child(&child);
+    let sent = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    let begun = Instant::now();
+    let status = child.wait().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(30), "it went on waiting");
+    assert_eq!(status.code(), Some(126), "{sent:?} {status:?}");
+}
+
+#[test]
+fn errors_say_what_is_wrong_and_what_to_do() {
+    let room = Room::configured();
+    let path = room.path().display();
+    insta::assert_snapshot!(room.run(&["info"]).stderr, @r"
+    pgkeep: open the root in file://ROOM/r: No such file or directory (os error 2)
+    hint: is the disk mounted, and is the repository's url right?
+    ");
+    let text = room.run(&["--repo", "other", "info"]).stderr;
+    insta::assert_snapshot!(text, @r"
+    pgkeep: no repository other is configured
+    hint: configured: main
+    ");
+    insta::assert_snapshot!(
+        room.run(&["--output", "json", "--repo", "other", "info"]).stderr,
+        @r#"{"error":{"kind":"usage","message":"no repository other is configured","hints":["configured: main"]}}"#
+    );
+    room.configure(&format!("[repository.main]\nurl = \"file://{path}/r\"\nkeyfile = \"/k\"\n"));
+    insta::assert_snapshot!(room.run(&["info"]).stderr, @r"
+    pgkeep: unknown key repository.main.keyfile (ROOM/pgkeep.toml, line 3)
+    hint: [repository.NAME] takes url, key-file, passphrase-file, passphrase-command, encryption, compression-level
+    ");
+    // A server's log gets one line.
+    insta::assert_snapshot!(
+        room.run(&["archive-push", "x"]).stderr,
+        @"pgkeep: unknown key repository.main.keyfile (ROOM/pgkeep.toml, line 3) (hint: [repository.NAME] takes url, key-file, passphrase-file, passphrase-command, encryption, compression-level)"
+    );
+}
+
+#[test]
+fn a_repository_is_made_once() {
+    let room = Room::configured();
+    let said = room.run(&["init"]);
+    assert_eq!((said.code, said.stderr.as_str()), (0, ""));
+    let id = said.stdout.lines().find_map(|l| l.trim().strip_prefix("id").map(str::trim)).unwrap();
+    insta::assert_snapshot!(said.stdout.replace(id, "ID"), @r"
+    made the repository main
+      url         file://ROOM/r
+      id          ID
+      encryption  AES-256-GCM
+      key file    ROOM/main.key
+    Copy the key file to another machine now: without it nothing can be restored.
+    ");
+    let key = fs::metadata(room.path().join("main.key")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o7777, 0o600);
+    let again = room.run(&["init"]);
+    assert_eq!((again.code, again.stdout.as_str()), (9, ""));
+    insta::assert_snapshot!(again.stderr, @"pgkeep: there is a repository at file://ROOM/r already");
+    let path = room.path().display();
+    room.configure(&format!(
+        "[repository.main]\nurl = \"file://{path}/r\"\nkey-file = \"{path}/main.key\"\n\
+         [repository.plain]\nurl = \"file://{path}/plain\"\nencryption = \"none\"\n"
+    ));
+    let json: serde_json::Value =
+        serde_json::from_str(&room.run(&["--output", "json", "init"]).stdout).unwrap();
+    let made = &json["repositories"][0];
+    assert_eq!((made["name"].as_str(), made["encrypted"].as_bool()), (Some("plain"), Some(false)));
+    assert!(json["repositories"][1].is_null(), "the other one was there");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let room = Room::new();
+    let path = room.path().display();
+    room.configure(&format!(
+        "[repository.main]\nurl = \"file://{path}/r\"\n\
+         passphrase-command = \"echo hunter2-and-more\"\n\
+         [cluster.main]\nconninfo = \"host={path} user=u password=hunter2-too\"\n"
+    ));
+    for args in [
+        vec!["-vv", "init"],
+        vec!["-vv", "info"],
+        vec!["-vv", "backup"],
+        vec!["-vv", "archive-get", SEGMENT, TARGET],
+        vec!["-vv", "--output", "json", "backup"],
+    ] {
+        let said = room.run(&args);
+        let all = format!("{}{}", said.stdout, said.stderr);
+        assert!(!all.contains("hunter2"), "{args:?}: {all}");
+    }
+}
+
+#[test]
+fn whoever_stops_listening_still_gets_the_exit_code() {
+    let room = Room::new();
+    let into_broken_pipe = || std::io::pipe().unwrap().1;
+    let code = |command: &mut Command| command.status().unwrap().code();
+    assert_eq!(code(room.command(&["--help"]).stdout(into_broken_pipe())), Some(0));
+    assert_eq!(code(room.command(&["info"]).stderr(into_broken_pipe())), Some(2));
+    let get = ["archive-get", SEGMENT, TARGET];
+    assert_eq!(code(room.command(&get).stderr(into_broken_pipe())), Some(126));
+}
