@@ -7,6 +7,7 @@
 mod archive_get;
 mod archive_push;
 mod backup;
+mod check;
 mod demo;
 mod exit;
 mod human;
@@ -129,6 +130,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    Check(check::Check),
     ArchivePush(archive_push::ArchivePush),
     ArchiveGet(archive_get::ArchiveGet),
     Backup(backup::Backup),
@@ -151,6 +153,7 @@ impl Command {
     fn run(&self, global: &Global) -> Result<u8> {
         match self {
             Command::Init(command) => command.run(global),
+            Command::Check(command) => command.run(global),
             Command::ArchivePush(command) => command.run(global),
             Command::ArchiveGet(command) => command.run(global),
             Command::Backup(command) => command.run(global),

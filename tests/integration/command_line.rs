@@ -10,7 +10,8 @@ use std::{
 
 use assert_cmd::prelude::*;
 
-const COMMANDS: [&str; 6] = ["init", "archive-push", "archive-get", "backup", "restore", "info"];
+const COMMANDS: [&str; 7] =
+    ["init", "check", "archive-push", "archive-get", "backup", "restore", "info"];
 const SEGMENT: &str = "000000010000000000000001";
 const TARGET: &str = "pg_wal/RECOVERYXLOG";
 
