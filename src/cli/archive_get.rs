@@ -60,10 +60,6 @@ impl ArchiveGet {
             }
             Got::Absent => Answer { file: &self.name, repository: None, object: None },
         };
-        match answer.repository {
-            Some(repository) => tracing::info!("{} served from repository {repository}", self.name),
-            None => tracing::info!("{} is in no repository", self.name),
-        }
         global.output.result(&answer, String::new)?;
         Ok(match got {
             Got::Served { .. } => 0,
@@ -86,7 +82,15 @@ impl ArchiveGet {
                 );
                 Ok(Got::Absent)
             }
-            result => result,
+            Ok(Got::Absent) => {
+                tracing::info!("{} is in no repository", self.name);
+                Ok(Got::Absent)
+            }
+            Ok(Got::Served { repository, object }) => {
+                tracing::info!("{} served from repository {repository}", self.name);
+                Ok(Got::Served { repository, object })
+            }
+            Err(e) => Err(e),
         }
     }
 }

@@ -28,6 +28,7 @@ pub(super) fn start(verbose: u8, quiet: bool) {
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Line)
         .with_writer(Stderr)
+        .with_ansi(false)
         .log_internal_errors(false);
     // It fails only when there is a logger already, as in tests.
     let _ = tracing_subscriber::registry().with(lines).with(targets).try_init();

@@ -174,11 +174,14 @@ impl Pace {
         let Some(total) = self.total else {
             return Some(format!("{done_text}, {rate_text}"));
         };
-        let percent = (done as f64 / total as f64 * 100.0).min(100.0);
-        let left = total.saturating_sub(done) as f64 / rate.max(1.0);
-        let left = human::duration(Duration::from_secs(left.ceil() as u64));
-        let total = human::bytes(total);
-        Some(format!("{done_text} of {total} ({percent:.0} %), {rate_text}, {left} left"))
+        let percent = done.saturating_mul(100) / total;
+        let total_text = human::bytes(total);
+        if done >= total {
+            return Some(format!("{done_text} of {total_text} (100 %), {rate_text}"));
+        }
+        let left = Duration::from_secs(((total - done) as f64 / rate.max(1.0)).ceil() as u64);
+        let left = human::duration(left);
+        Some(format!("{done_text} of {total_text} ({percent} %), {rate_text}, {left} left"))
     }
 }
 

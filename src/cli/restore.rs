@@ -125,6 +125,12 @@ impl Restore {
             restore_command: restore_command::for_server(global, &settings, &cluster.name)?,
         };
         let progress = global.progress();
+        if settings.file.is_none() {
+            progress.warn(
+                "there is no configuration file: the restored server needs the same PGKEEP_ \
+                 variables in its environment, or its restore_command fails",
+            );
+        }
         let report = runtime::together(
             settings.threads,
             runtime::until_signal(async {
@@ -244,14 +250,16 @@ fn setting(text: &str) -> Result<(String, String), String> {
 }
 
 fn text(report: &RestoreReport) -> String {
-    let along = match report.timeline {
-        Some(timeline) => format!("along timeline {timeline}"),
-        None => "along the newest timeline".to_owned(),
-    };
     let mut rows = vec![
         ("system", report.system.to_string()),
         ("size", format!("{} in {} files", human::bytes(report.bytes), human::count(report.files))),
-        ("recovery", format!("to {} {along}", report.target)),
+        (
+            "recovery",
+            match report.timeline {
+                Some(_) => format!("to {}", report.target),
+                None => "as a standby, along the newest timeline".to_owned(),
+            },
+        ),
     ];
     if let Some(lsn) = report.stop_lsn {
         rows.push(("stops at", lsn.to_string()));
