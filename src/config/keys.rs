@@ -112,7 +112,7 @@ pub const KEYS: &[Key] = &[
         name: "passphrase-file",
         takes: "an absolute path",
         default: "none",
-        meaning: "a file whose first line is the passphrase, instead of a key file; a slow hash \
+        meaning: "a file that holds the passphrase, instead of a key file; a slow hash \
                   is computed for each command, so hosts that push WAL had better use a key file",
     },
     Key {
@@ -143,9 +143,10 @@ pub const KEYS: &[Key] = &[
         name: "conninfo",
         takes: "a connection string as libpq reads it",
         default: "libpq's defaults, with the PG* environment variables",
-        meaning: "how to connect to the server; backup and check need a role with REPLICATION. A \
-                  password belongs in ~/.pgpass; a configuration file with a password in it must \
-                  not be readable by others",
+        meaning: "how to connect to the server: as a superuser, or as a role with REPLICATION, \
+                  membership in pg_monitor and EXECUTE on pg_switch_wal(). A password belongs in \
+                  ~/.pgpass; a configuration file with a password in it must not be readable by \
+                  others",
     },
     Key {
         scope: Scope::Cluster,

@@ -3,7 +3,6 @@
 
 mod archive;
 mod authentication;
-mod authentication;
 mod command_line;
 mod configuration;
 mod formats_oracle;

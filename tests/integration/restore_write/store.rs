@@ -327,7 +327,6 @@ fn record(id: &BackupId, files: &Files, bytes: u64, raw: u64) -> BackupRecord {
         stopped_at: Utc::now(),
         data_checksums: false,
         bad_pages: Default::default(),
-        warnings: Vec::new(),
         sizes: Sizes { files: files.files.len() as u64, cluster: bytes, raw, stored: raw },
         warnings: Vec::new(),
         tablespaces: files.tablespaces.clone(),
