@@ -92,7 +92,9 @@ impl<'a> Run<'a> {
             .await
             .map_err(|e| server_error("ask which system this is", e))?;
         let system = SystemId { major: server.facts.major, identifier: identity.system_identifier };
-        self.register(system).await?;
+        self.check_system(system).await?;
+        server.check_archiving().await?;
+        catalog::register_system(self.repository, &self.layout, system).await?;
         self.say_what_is_outside(&server.facts);
         let store = WalStore::new(self.repository, &self.layout, system);
         store_history(&store, &mut client, identity.timeline).await?;
@@ -140,26 +142,23 @@ impl<'a> Run<'a> {
         Ok(record)
     }
 
-    /// Makes sure that the system is one of the cluster's. The first one is taken as such; another
-    /// may be a mistake in the configuration, and would mix two clusters up.
-    async fn register(&self, system: SystemId) -> Result<()> {
+    /// Makes sure that the system is one of the cluster's, or will be its first: another one may be
+    /// a mistake in the configuration, and would mix two clusters up.
+    async fn check_system(&self, system: SystemId) -> Result<()> {
         let known = catalog::systems(self.repository, &self.layout).await?;
-        if known.contains(&system) {
+        if known.is_empty() || known.contains(&system) {
             return Ok(());
         }
-        if !known.is_empty() {
-            let known: Vec<String> = known.iter().map(SystemId::to_string).collect();
-            let message = format!(
-                "the server is {system}, but cluster {} in repository {} is of {}",
-                self.cluster.name,
-                self.repository.name(),
-                known.join(", ")
-            );
-            return Err(Error::new(Kind::Conflict, message)
-                .hint("after pg_upgrade or initdb, run `pgkeep check --new-system` first")
-                .hint("if it is another cluster, give it another name in the configuration"));
-        }
-        catalog::register_system(self.repository, &self.layout, system).await
+        let known: Vec<String> = known.iter().map(SystemId::to_string).collect();
+        let message = format!(
+            "the server is {system}, but cluster {} in repository {} is of {}",
+            self.cluster.name,
+            self.repository.name(),
+            known.join(", ")
+        );
+        Err(Error::new(Kind::Conflict, message)
+            .hint("after pg_upgrade or initdb, run `pgkeep check --new-system` first")
+            .hint("if it is another cluster, give it another name in the configuration"))
     }
 
     fn say_what_is_outside(&self, facts: &Facts) {

@@ -107,7 +107,6 @@ impl Server {
             .and_then(|mode| u32::from_str_radix(mode, 8).ok())
             .ok_or_else(|| unknown("data_directory_mode"))?;
         let source = if self.in_recovery().await? { Source::Standby } else { Source::Primary };
-        check_wal_settings(source, &settings)?;
         Ok(Facts {
             major,
             version,
@@ -119,6 +118,12 @@ impl Server {
             tablespaces: self.tablespaces().await?,
             outside: outside(&settings),
         })
+    }
+
+    /// That the server writes and archives what a backup needs to be restored.
+    pub async fn check_archiving(&mut self) -> Result<()> {
+        let settings = self.settings().await?;
+        check_wal_settings(self.facts.source, &settings)
     }
 
     /// The settings that matter here, in their base units. Those that this role may not see are
@@ -278,7 +283,6 @@ fn pair(row: &crate::postgres::client::Row) -> Option<(String, String)> {
     Some((row.get(0)?.to_owned(), row.get(1)?.to_owned()))
 }
 
-/// That the server writes and archives what a backup needs to be restored.
 fn check_wal_settings(source: Source, settings: &BTreeMap<String, String>) -> Result<()> {
     let is = |name: &str, value: &str| settings.get(name).is_some_and(|v| v == value);
     if is("wal_level", "minimal") {

@@ -5,6 +5,7 @@ mod archive;
 mod authentication;
 mod command_line;
 mod configuration;
+mod backup;
 mod formats_oracle;
 mod house;
 mod recovery;

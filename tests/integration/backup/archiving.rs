@@ -1,0 +1,109 @@
+//! Backups whose WAL doesn't arrive fail at their beginning, say why, and leave nothing.
+
+use std::time::{Duration, Instant};
+
+use super::tree::Opened;
+use crate::support::{
+    Cluster, Pgkeep,
+    objects::{ObjectKind, objects},
+    pgkeep::Output,
+};
+
+/// Takes a backup that has to fail with this exit code and leave nothing of it.
+fn fails(pgkeep: &Pgkeep, code: i32) -> Output {
+    let output = pgkeep.fails(["backup"]);
+    assert_eq!(output.code, code, "{output}");
+    let backup = |kind| {
+        use ObjectKind::{Begin, Deleted, Lease, Manifest, Pack, Record};
+        [Begin, Deleted, Lease, Manifest, Pack, Record].contains(&kind)
+    };
+    let left: Vec<_> =
+        objects(&pgkeep.repository()).into_iter().filter(|o| backup(o.kind)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    output
+}
+
+#[test]
+fn archiving_that_is_off_or_empty_is_refused_at_once() {
+    let mut cluster = Cluster::builder(15).conf("archive_mode = off").start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.init();
+    let output = fails(&pgkeep, 7);
+    assert!(output.stderr.contains("archive_mode is off"), "{output}");
+    assert!(output.stderr.contains("archive_mode = on"), "{output}");
+
+    cluster.conf("archive_mode = on");
+    cluster.restart();
+    let output = fails(&pgkeep, 7);
+    assert!(output.stderr.contains("archive_command is empty"), "{output}");
+
+    cluster.conf("archive_mode = off\nwal_level = minimal\nmax_wal_senders = 0");
+    cluster.restart();
+    // Without WAL senders there isn't even a connection.
+    fails(&pgkeep, 6);
+}
+
+#[test]
+fn archiving_that_fails_is_found_out_before_much_is_read() {
+    let cluster = Cluster::builder(15).conf("archive_command = 'false'").start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.init();
+    pgkeep.set("cluster.main", "archive-timeout = \"3s\"");
+    let begin = Instant::now();
+    let output = fails(&pgkeep, 7);
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    let segment = "000000010000000000000001";
+    assert!(output.stderr.contains(&format!("WAL segment {segment} didn't arrive")), "{output}");
+    assert!(output.stderr.contains("the archiver failed last with"), "{output}");
+    assert!(output.stderr.contains("archive_command is \"false\""), "{output}");
+    assert!(!output.stderr.contains("reading the cluster"), "{output}");
+
+    // Archiving into nowhere looks fine to PostgreSQL.
+    cluster.conf("archive_command = 'true'");
+    cluster.reload();
+    let output = fails(&pgkeep, 7);
+    assert!(output.stderr.contains("does it archive into this repository?"), "{output}");
+}
+
+#[test]
+fn an_idle_primary_is_backed_up_again_and_again() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    for _ in 0..3 {
+        pgkeep.ok(["backup"]);
+    }
+    // Into a new repository the next one proves a segment of its own too, although nothing was
+    // written since the last switch.
+    let again = Pgkeep::archiving(&cluster);
+    again.set("cluster.main", "archive-timeout = \"10s\"");
+    again.ok(["backup"]);
+    assert_eq!(Opened::new(&pgkeep).backups().len(), 3);
+    assert_eq!(Opened::new(&again).backups().len(), 1);
+}
+
+#[test]
+fn the_server_waits_while_archiving_is_being_proven() {
+    // Longer than the server waits for an answer of a standby.
+    let cluster = Cluster::builder(15).conf("wal_sender_timeout = 1s").start();
+    cluster.make_table("rows", 200_000);
+    let pgkeep = Pgkeep::archiving(&cluster);
+    cluster.conf(&format!("archive_command = 'sleep 4; {}'", pgkeep.archive_command()));
+    cluster.reload();
+    pgkeep.ok(["backup"]);
+    assert_eq!(Opened::new(&pgkeep).backups().len(), 1);
+}
+
+#[test]
+fn archiving_that_breaks_in_the_middle_fails_the_backup() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    pgkeep.set("cluster.main", "archive-timeout = \"3s\"");
+    let running = pgkeep.spawn(["backup", "--max-rate", "8M"]);
+    std::thread::sleep(Duration::from_millis(1500));
+    cluster.conf("archive_command = 'false'");
+    cluster.reload();
+    let output = running.wait();
+    assert_eq!(output.code, 7, "{output}");
+    assert!(output.stderr.contains("didn't arrive"), "{output}");
+    assert!(Opened::new(&pgkeep).backups().is_empty());
+}
