@@ -3,6 +3,7 @@
 //! Most of it calls the library, which is faster and says more; [`process`] runs the program, for
 //! exit codes, kills, and servers that archive and recover with it.
 
+mod check;
 mod get;
 mod push;
 mod timelines;

@@ -1,0 +1,191 @@
+//! `pgkeep check`: archiving proven, and each way in which it can fail told apart.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+use crate::support::{
+    Cluster, Pgkeep, Stop,
+    install::is_root,
+    objects::{ObjectKind, objects_of},
+    on_each_version,
+    pgkeep::Output,
+};
+
+/// Runs `check` with JSON output: the exit code and the report.
+fn check(pgkeep: &Pgkeep, arguments: &[&str]) -> (i32, Value) {
+    let output = run(pgkeep, arguments);
+    let report = serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output}"));
+    (output.code, report)
+}
+
+fn run(pgkeep: &Pgkeep, arguments: &[&str]) -> Output {
+    let mut all = vec!["--output", "json", "check"];
+    all.extend(arguments);
+    pgkeep.run(all)
+}
+
+/// The state of a step, and its text with its hints.
+fn step(report: &Value, name: &str) -> (String, String) {
+    let steps = report["steps"].as_array().expect("steps");
+    let step = steps.iter().find(|step| step["step"] == name);
+    let step = step.unwrap_or_else(|| panic!("no step {name}: {report:#}"));
+    let state = step["state"].as_str().expect("a state").to_owned();
+    (state, format!("{} {}", step["text"], step["hints"]))
+}
+
+/// Fails with a problem in this step, which says all of `words`.
+fn problem(pgkeep: &Pgkeep, name: &str, words: &[&str]) {
+    let (code, report) = check(pgkeep, &[]);
+    let (state, text) = step(&report, name);
+    assert_eq!((code, state.as_str()), (1, "problem"), "{report:#}");
+    for word in words {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+on_each_version!(archiving_is_proven);
+
+fn archiving_is_proven(version: u32) {
+    let cluster = Cluster::builder(version).conf("archive_timeout = 60").start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    for _ in 0..2 {
+        let (code, report) = check(&pgkeep, &[]);
+        assert_eq!(code, 0, "{report:#}");
+        for step in report["steps"].as_array().unwrap() {
+            assert_eq!(step["state"], "ok", "{report:#}");
+        }
+        let segment = report["segment"].as_str().unwrap();
+        let stored = objects_of(&pgkeep.repository(), ObjectKind::Segment);
+        assert!(stored.iter().any(|object| object.name.ends_with(segment)), "{stored:?}");
+    }
+    let text = pgkeep.ok(["check"]).stdout;
+    assert!(text.ends_with("archiving works\n"), "{text}");
+}
+
+#[test]
+fn what_keeps_the_server_from_archiving_is_named() {
+    let mut cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.init();
+    pgkeep.set("cluster.main", "archive-timeout = \"3s\"");
+
+    problem(&pgkeep, "archive-command", &["isn't set", "archive-push %p"]);
+    cluster.conf("archive_command = 'true'");
+    cluster.reload();
+    let (code, report) = check(&pgkeep, &[]);
+    assert_eq!((code, step(&report, "archive-command").0.as_str()), (1, "warning"));
+    problem(&pgkeep, "arrival", &["stores somewhere else", "PGKEEP_CONFIG"]);
+
+    cluster.conf("archive_command = 'false archive-push %p'");
+    cluster.reload();
+    pgkeep.edit(|text| text.replace("archive-timeout = \"3s\"", "archive-timeout = \"60s\""));
+    let began = std::time::Instant::now();
+    problem(&pgkeep, "arrival", &["failed", "times meanwhile", "server's log"]);
+    assert!(began.elapsed().as_secs() < 50, "it doesn't wait in vain for a minute");
+    pgkeep.edit(|text| text.replace("archive-timeout = \"60s\"", "archive-timeout = \"3s\""));
+
+    cluster.conf("archive_command = 'sleep 1000; true archive-push %p'");
+    cluster.reload();
+    problem(&pgkeep, "arrival", &["may still be running"]);
+    cluster.conf("archive_command = 'pgkeep archive-push'");
+    cluster.reload();
+    problem(&pgkeep, "archive-command", &["no %p"]);
+
+    cluster.stop(Stop::Immediate);
+    cluster.conf("archive_mode = off");
+    cluster.start();
+    problem(&pgkeep, "archive-mode", &["off", "restart"]);
+    cluster.stop(Stop::Fast);
+    cluster.conf("wal_level = minimal\nmax_wal_senders = 0");
+    cluster.start();
+    problem(&pgkeep, "wal-level", &["minimal", "replica"]);
+    cluster.stop(Stop::Fast);
+    problem(&pgkeep, "server", &["connect"]);
+}
+
+#[test]
+fn a_role_that_may_not_switch_is_told_what_it_needs() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    cluster.sql("CREATE ROLE \"Keeper\" LOGIN");
+    pgkeep.edit(|text| text.replace("user=postgres", "user=Keeper"));
+    let grant = r#"GRANT EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() TO \"Keeper\""#;
+    problem(&pgkeep, "switch", &["permission denied", grant]);
+    cluster.sql(&grant.replace('\\', ""));
+    let (code, report) = check(&pgkeep, &[]);
+    assert_eq!(code, 0, "that is all it needs: {report:#}");
+}
+
+#[test]
+fn another_system_is_taken_only_when_asked_for() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    assert_eq!(check(&pgkeep, &[]).0, 0);
+
+    let other = Cluster::builder(16).start();
+    pgkeep.archive(&other);
+    let ours = cluster.pgdata().to_string_lossy().into_owned();
+    let socket = cluster.socket_dir().to_string_lossy().into_owned();
+    let swap = |text: String| {
+        text.replace(&ours, &other.pgdata().to_string_lossy())
+            .replace(&socket, &other.socket_dir().to_string_lossy())
+    };
+    pgkeep.edit(swap);
+    let refused = run(&pgkeep, &[]);
+    assert_eq!(refused.code, 9, "{refused}");
+    for word in [&cluster, &other].map(|c| c.system_identifier().to_string()) {
+        assert!(refused.stderr.contains(&word), "{refused}");
+    }
+    assert!(refused.stderr.contains("--new-system"), "{refused}");
+    let (code, report) = check(&pgkeep, &["--new-system"]);
+    assert_eq!(code, 0, "{report:#}");
+    assert_eq!(check(&pgkeep, &[]).0, 0, "from then on it is known");
+    assert_eq!(objects_of(&pgkeep.repository(), ObjectKind::System).len(), 2);
+
+    // The server that conninfo leads to isn't the one of pgdata.
+    let theirs = other.pgdata().to_string_lossy().into_owned();
+    pgkeep.edit(|text| text.replace(&theirs, &ours));
+    problem(&pgkeep, "data-directory", &["conninfo and pgdata"]);
+}
+
+#[test]
+fn a_repository_that_cannot_be_used_is_named() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.add_repository("second");
+    pgkeep.set("cluster.main", "archive-timeout = \"2s\"");
+    pgkeep.ok(["--repo", "main", "init"]);
+    problem(&pgkeep, "repository", &["pgkeep init"]);
+    pgkeep.ok(["--repo", "second", "init"]);
+    pgkeep.archive(&cluster);
+    assert_eq!(check(&pgkeep, &[]).0, 0);
+    if is_root() {
+        // Run by root, it would leave files there that the server's user can't write.
+        let mut by_root = std::process::Command::new(pgkeep.command(["check"]).get_program());
+        by_root.arg("--config").arg(pgkeep.config()).arg("check");
+        let output = crate::support::pgkeep::run_to_end(&mut by_root);
+        assert_eq!(output.code, 1, "{output}");
+        assert!(output.stdout.contains("run pgkeep as the repository's owner"), "{output}");
+    }
+    let key = pgkeep.key_file("second");
+    fs::rename(&key, key.with_extension("aside")).unwrap();
+    problem(&pgkeep, "repository", &["key file"]);
+}
+
+#[test]
+fn a_standby_checks_what_can_be_checked() {
+    let primary = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&primary);
+    assert_eq!(check(&pgkeep, &[]).0, 0);
+    let standby = Cluster::standby_of(&primary);
+    let on_standby = |from: &Path, to: &Path| {
+        pgkeep.edit(|text| text.replace(&*from.to_string_lossy(), &to.to_string_lossy()));
+    };
+    on_standby(primary.pgdata(), standby.pgdata());
+    on_standby(primary.socket_dir(), standby.socket_dir());
+    let (code, report) = check(&pgkeep, &[]);
+    assert_eq!(code, 0, "{report:#}");
+    assert_eq!(step(&report, "switch").0, "skipped");
+    assert_eq!(step(&report, "archive-mode").0, "skipped");
+}
