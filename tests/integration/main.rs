@@ -3,9 +3,9 @@
 
 mod archive;
 mod authentication;
+mod backup;
 mod command_line;
 mod configuration;
-mod backup;
 mod formats_oracle;
 mod house;
 mod recovery;
@@ -14,5 +14,4 @@ mod restore_write;
 mod self_test;
 mod storage;
 mod support;
-mod test_house;
 mod wal_oracle;

@@ -36,7 +36,7 @@ fn a_bare_root_with_binary_repository_and_key_restores() {
     let restored = root.join("srv/restored");
     if install::is_root() {
         let user = install::user();
-        let mut command = Command::new("chroot");
+        let mut command = Command::new("/usr/sbin/chroot");
         command.arg(format!("--userspec={}:{}", user.uid, user.gid)).arg(&root).arg("/pgkeep");
         restore(command, "/srv/r", "/srv/key", "/srv/restored");
     } else {

@@ -20,6 +20,7 @@ impl Site {
     fn new(version: u32) -> Self {
         let cluster = Cluster::builder(version).checksums(true).start();
         let pgkeep = Pgkeep::archiving(&cluster);
+        pgkeep.ok(["check"]);
         Site { cluster, pgkeep }
     }
 

@@ -80,7 +80,7 @@ fn a_directory_that_is_in_use_or_not_empty_is_refused() {
     site.pgkeep.ok(["backup"]);
     let pgdata = site.cluster.pgdata().display().to_string();
     let running = site.pgkeep.fails(["restore", "--pgdata", &pgdata]);
-    assert_eq!(running.code, 10, "{running}");
+    assert_eq!(running.code, 9, "{running}");
     assert!(running.stderr.contains("running"), "{running}");
     site.cluster.stop(crate::support::Stop::Fast);
     let stopped = site.pgkeep.fails(["restore", "--pgdata", &pgdata]);

@@ -20,6 +20,8 @@ use std::{
 
 pub use cluster::Cluster;
 pub use install::versions;
+pub use pgkeep::Pgkeep;
+pub use scratch::Scratch;
 pub use server::Stop;
 pub use tables::Writes;
 

@@ -91,9 +91,6 @@ impl Cluster {
     }
 
     /// The server's clock, with zone.
-    pub fn now(&self) -> String {
-        self.sql("SELECT clock_timestamp()")
-    }
 
     /// Begins a new segment, and returns the name of the one that this closed. Something is
     /// written first, since a switch on an idle server does nothing.
