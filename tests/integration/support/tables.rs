@@ -90,8 +90,6 @@ impl Cluster {
         )
     }
 
-    /// The server's clock, with zone.
-
     /// Begins a new segment, and returns the name of the one that this closed. Something is
     /// written first, since a switch on an idle server does nothing.
     pub fn switch_wal(&self) -> String {
