@@ -3,6 +3,8 @@
 mod bare_host;
 mod damage;
 mod refusals;
+mod standby;
+mod tablespaces;
 mod targets;
 mod timelines;
 

@@ -1,0 +1,62 @@
+//! Tablespaces come back where they are told to, and never into the original's.
+
+use std::fs;
+
+use super::Site;
+use crate::support::{Scratch, Stop, install, on_each_version};
+
+on_each_version!(tablespaces_are_remapped_and_the_original_is_left_alone);
+
+fn tablespaces_are_remapped_and_the_original_is_left_alone(version: u32) {
+    let mut site = Site::new(version);
+    let (first, second, new) = (Scratch::new("space"), Scratch::new("space"), Scratch::new("new"));
+    for (name, place) in [("one", &first), ("two", &second)] {
+        site.cluster
+            .sql(&format!("CREATE TABLESPACE {name} LOCATION '{}'", place.path().display()));
+        site.cluster.sql(&format!(
+            "CREATE TABLE in_{name} TABLESPACE {name} AS SELECT n AS id, repeat('x', 90) AS filler \
+             FROM generate_series(1, 4000) n"
+        ));
+    }
+    site.pgkeep.ok(["backup"]);
+    let expected = site.cluster.digests();
+    site.archive_all();
+
+    // Not mapped, and the original is there: refused, and nothing written.
+    let place = site.place("unmapped").display().to_string();
+    let refused = site.pgkeep.fails(["restore", "--pgdata", &place]);
+    assert!(refused.stderr.contains(&first.path().display().to_string()), "{refused}");
+    let unknown = site.pgkeep.fails(["restore", "--pgdata", &place, "--tablespace-map", "1=/x"]);
+    assert_eq!(unknown.code, 2, "{unknown}");
+
+    // One by its id, the other by its path.
+    let oid = site.cluster.sql("SELECT oid FROM pg_tablespace WHERE spcname = 'one'");
+    let one = format!("{oid}={}", new.path().join("one").display());
+    let two = format!("{}={}", second.path().display(), new.path().join("two").display());
+    let mut restored =
+        site.restore("mapped", &["--tablespace-map", &one, "--tablespace-map", &two]);
+    if version <= 16 {
+        let verify = install::program(15, "pg_verifybackup");
+        install::run(install::command(verify).arg("-n").arg(restored.pgdata()));
+    }
+    restored.start();
+    restored.wait_for_primary(60);
+    assert_eq!(restored.digests(), expected);
+    restored.sql("INSERT INTO in_one VALUES (0, 'only in the copy')");
+    let location = format!("SELECT pg_tablespace_location({oid})");
+    assert_eq!(restored.sql(&location), new.path().join("one").display().to_string());
+    assert_eq!(site.cluster.digests(), expected, "the original is as it was");
+    restored.stop(Stop::Fast);
+
+    // Where the original is gone, its place is taken again.
+    site.cluster.stop(Stop::Fast);
+    for place in [&first, &second] {
+        for entry in fs::read_dir(place.path()).unwrap().flatten() {
+            fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+    let mut again = site.restore("again", &[]);
+    again.start();
+    again.wait_for_primary(60);
+    assert_eq!(again.digests(), expected);
+}
