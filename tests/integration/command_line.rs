@@ -9,13 +9,16 @@ use std::{
 };
 
 use assert_cmd::prelude::*;
+use rustix::process::Signal;
+
+use crate::support::{Cluster, Pgkeep, wait_until};
 
 const COMMANDS: [&str; 7] =
     ["init", "check", "archive-push", "archive-get", "backup", "restore", "info"];
 const SEGMENT: &str = "000000010000000000000001";
 const TARGET: &str = "pg_wal/RECOVERYXLOG";
 
-/// pgkeep in an empty directory, with an empty environment.
+/// pgkeep in a directory of its own, with an empty configuration.
 struct Room {
     folder: tempfile::TempDir,
 }
@@ -31,7 +34,9 @@ impl Room {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("pg_wal")).unwrap();
         fs::write(folder.path().join("PG_VERSION"), "17\n").unwrap();
-        Room { folder }
+        let room = Room { folder };
+        room.configure("");
+        room
     }
 
     fn path(&self) -> &Path {
@@ -57,11 +62,8 @@ impl Room {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgkeep"));
-        command.env_clear().current_dir(self.path()).args(args).stdin(Stdio::null());
-        let file = self.path().join("pgkeep.toml");
-        if file.exists() {
-            command.env("PGKEEP_CONFIG", file);
-        }
+        command.env_clear().env("PGKEEP_CONFIG", self.path().join("pgkeep.toml"));
+        command.current_dir(self.path()).args(args).stdin(Stdio::null());
         command
     }
 
@@ -188,30 +190,38 @@ fn archive_push_stays_below_126() {
     }
 }
 
+/// A death by SIGTERM would be 143, which PostgreSQL takes for a shutdown.
 #[test]
-fn a_signal_during_archive_get_is_126_too() {
-    let room = Room::configured();
-    let path = room.path().display();
-    room.configure(&format!(
-        "[repository.main]\nurl = \"file://{path}/r\"\n\
-         passphrase-command = \"echo waiting >&2; exec sleep 60\"\n"
-    ));
-    fs::create_dir(room.path().join("r")).unwrap();
-    fs::create_dir(room.path().join("global")).unwrap();
-    let mut child = room
-        .command(&["archive-get", SEGMENT, TARGET])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // Until the handlers are there a signal ends the process, so send it as a server would: late.
-    std::thread::sleep(Duration::from_millis(500));
-    let pid = rustix::process::Pid::from_child(&child);
-    let sent = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-    let begun = Instant::now();
-    let status = child.wait().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(30), "it went on waiting");
-    assert_eq!(status.code(), Some(126), "{sent:?} {status:?}");
+fn a_signal_is_answered_with_an_exit_code() {
+    let cluster = Cluster::builder(15).make();
+    let keep = Pgkeep::new(&cluster);
+    keep.init();
+    // A command that waits for a passphrase waits long enough.
+    let asked = keep.scratch().path().join("asked");
+    let key = format!("key-file = \"{}\"", keep.key_file("main").display());
+    let command = format!("passphrase-command = \"touch {}; exec sleep 60\"", asked.display());
+    keep.edit(|text| text.replace(&key, &command));
+    let target = cluster.pgdata().join(TARGET).display().to_string();
+    let segment = cluster.pgdata().join("pg_wal").join(SEGMENT).display().to_string();
+    for (args, signal, code) in [
+        (vec!["archive-get", SEGMENT, &target], Signal::TERM, 126),
+        (vec!["archive-get", SEGMENT, &target], Signal::INT, 126),
+        (vec!["archive-push", &segment], Signal::TERM, 11),
+        (vec!["info"], Signal::INT, 11),
+        (vec!["backup"], Signal::TERM, 11),
+        (vec!["restore", "--pgdata", "/nowhere"], Signal::TERM, 11),
+    ] {
+        let _ = fs::remove_file(&asked);
+        let running = keep.spawn(&args);
+        wait_until("the passphrase is asked for", 30, || asked.exists());
+        let begun = Instant::now();
+        running.signal(signal);
+        let output = running.wait();
+        assert_eq!(output.code, code, "{args:?}: {output}");
+        assert!(output.stderr.contains("stopped by SIG"), "{args:?}: {output}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{args:?} went on waiting");
+    }
+    assert!(!Path::new(&target).exists());
 }
 
 #[test]

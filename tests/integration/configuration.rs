@@ -318,13 +318,9 @@ fn every_key_is_documented_as_it_is_defined() {
     let docs = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/commands.md"))
         .expect("read docs/commands.md");
     for key in KEYS {
-        let row = format!(
-            "| `{}` | {} | {} | {} |\n",
-            key.path(),
-            key.takes,
-            key.default,
-            key.meaning.replace('*', "\\*"),
-        );
+        let row =
+            format!("| `{}` | {} | {} | {} |\n", key.path(), key.takes, key.default, key.meaning,)
+                .replace('*', "\\*");
         assert!(docs.contains(&row), "docs/commands.md lacks this row:\n{row}");
     }
     for name in ["PGKEEP_CONFIG", "PGKEEP_CLUSTER__MAIN__ARCHIVE_TIMEOUT"] {
