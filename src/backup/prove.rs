@@ -49,7 +49,11 @@ impl Proof<'_> {
         let Some(before) = first.checked_sub(1) else { return Ok(()) };
         let segment = size.name(self.timeline, before);
         self.progress.step(&format!("waiting for WAL segment {segment} to be archived"));
-        match wait_for_segment(self.store, segment, self.within).await {
+        let arrived = tokio::select! {
+            arrived = wait_for_segment(self.store, segment, self.within) => arrived,
+            gone = self.server.watch() => Err(gone),
+        };
+        match arrived {
             Ok(_) => {
                 self.progress.step(&format!("archiving is proven: segment {segment} arrived"));
                 Ok(())
@@ -71,8 +75,11 @@ impl Proof<'_> {
         let mut on_wait =
             |segment| progress.step(&format!("waiting for WAL segment {segment} to be archived"));
         let (timeline, within) = (self.timeline, self.within);
-        let arrived =
-            wait_for_range(self.store, timeline, first, last, size, within, &mut on_wait).await;
+        let arrival = wait_for_range(self.store, timeline, first, last, size, within, &mut on_wait);
+        let arrived = tokio::select! {
+            arrived = arrival => arrived,
+            gone = self.server.watch() => Err(gone),
+        };
         match arrived {
             Ok(()) => Ok(()),
             Err(e) => Err(self.explained(e).await),

@@ -227,7 +227,7 @@ impl<'a> Run<'a> {
         }
         tokio::select! {
             read = reading => read,
-            promoted = server.watch_standby() => Err(promoted),
+            gone = server.watch() => Err(gone),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{
         SegmentSize,
-        client::{Client, ConnInfo, Mode, PgError},
+        client::{Client, ConnInfo, Mode, PgError, Row},
     },
     repo::{record::Source, tree::BLOCK},
 };
@@ -16,13 +16,15 @@ use crate::{
 /// The major versions whose `BASE_BACKUP` is spoken here.
 pub const SUPPORTED: std::ops::RangeInclusive<u32> = 15..=18;
 
-/// How often a standby is asked whether it still is one.
-const STANDBY_WATCH: Duration = Duration::from_secs(5);
+/// How often the server is asked whether it is still there, and what it was.
+const WATCH: Duration = Duration::from_secs(5);
 
 /// A connection for questions, and what was asked first.
 pub struct Server {
     conninfo: ConnInfo,
     client: Client,
+    /// A question is under way.
+    asking: bool,
     /// What it is.
     pub facts: Facts,
 }
@@ -74,7 +76,8 @@ impl Server {
             );
             return Err(Error::new(Kind::Postgres, message));
         }
-        let mut server = Server { conninfo: conninfo.clone(), client, facts: Facts::none() };
+        let mut server =
+            Server { conninfo: conninfo.clone(), client, asking: false, facts: Facts::none() };
         // A backup takes longer than any limit that is meant for queries.
         for limit in ["statement_timeout", "lock_timeout", "idle_session_timeout"] {
             server.execute(&format!("SET {limit} = 0")).await?;
@@ -106,7 +109,7 @@ impl Server {
         let directory_mode = setting("data_directory_mode")
             .and_then(|mode| u32::from_str_radix(mode, 8).ok())
             .ok_or_else(|| unknown("data_directory_mode"))?;
-        let source = if self.in_recovery().await? { Source::Standby } else { Source::Primary };
+        let source = self.source().await.map_err(|e| server_error("ask the server", e))?;
         Ok(Facts {
             major,
             version,
@@ -159,8 +162,10 @@ impl Server {
             .ok_or_else(|| Error::new(Kind::Postgres, format!("the server's clock says {text}")))
     }
 
-    async fn in_recovery(&mut self) -> Result<bool> {
-        Ok(self.value("SELECT pg_catalog.pg_is_in_recovery()").await? == "t")
+    async fn source(&mut self) -> Result<Source, PgError> {
+        let rows = self.try_query("SELECT pg_catalog.pg_is_in_recovery()").await?;
+        let in_recovery = rows.first().and_then(|row| row.get(0)) == Some("t");
+        Ok(if in_recovery { Source::Standby } else { Source::Primary })
     }
 
     /// Makes sure that the WAL switch at the start of a backup closes a segment: right behind a
@@ -172,17 +177,22 @@ impl Server {
         }
     }
 
-    /// Returns once a standby has been promoted, with the error to fail with; never otherwise. A
-    /// connection that breaks ends the watch: the server checks once more at the end.
-    pub async fn watch_standby(&mut self) -> Error {
+    /// Returns once the server is gone or a standby has been promoted, with the error to fail
+    /// with; never otherwise. A server that answers something else, that it is out of connections
+    /// for example, is there.
+    pub async fn watch(&mut self) -> Error {
+        let mut gone = false;
         loop {
-            tokio::time::sleep(STANDBY_WATCH).await;
-            match self.in_recovery().await {
-                Ok(true) => {}
-                Ok(false) => return promoted(),
+            tokio::time::sleep(WATCH).await;
+            match self.source().await {
+                Ok(Source::Primary) if self.facts.source == Source::Standby => return promoted(),
+                Ok(_) => gone = false,
+                Err(e) if e.is_unreachable() && gone => {
+                    return server_error("the server went away during the backup", e);
+                }
                 Err(e) => {
-                    tracing::warn!("ask the standby whether it still is one: {e}");
-                    std::future::pending::<()>().await;
+                    gone = e.is_unreachable();
+                    tracing::warn!("ask the server whether it is still there: {e}");
                 }
             }
         }
@@ -235,14 +245,23 @@ impl Server {
 
     /// Asks, on a new connection when the old one is gone: it is idle for as long as a backup
     /// takes.
-    async fn query(&mut self, sql: &str) -> Result<Vec<crate::postgres::client::Row>> {
-        match self.client.query(sql).await {
-            Err(PgError::Closed) => {
-                self.client = connect(&self.conninfo, Mode::Sql).await?;
-                self.client.query(sql).await.map_err(|e| server_error("ask the server", e))
-            }
-            result => result.map_err(|e| server_error("ask the server", e)),
+    async fn try_query(&mut self, sql: &str) -> Result<Vec<Row>, PgError> {
+        // A question that was given up half-way has its answer still on the connection.
+        let usable = !std::mem::replace(&mut self.asking, true);
+        let mut answer = Err(PgError::Closed);
+        if usable {
+            answer = self.client.query(sql).await;
         }
+        if answer.as_ref().is_err_and(PgError::is_unreachable) {
+            self.client = Client::connect(&self.conninfo, Mode::Sql).await?;
+            answer = self.client.query(sql).await;
+        }
+        self.asking = false;
+        answer
+    }
+
+    async fn query(&mut self, sql: &str) -> Result<Vec<Row>> {
+        self.try_query(sql).await.map_err(|e| server_error("ask the server", e))
     }
 
     /// Ends the connection.
@@ -279,7 +298,7 @@ pub fn promoted() -> Error {
         .hint("run the backup again: it is one of the new primary then")
 }
 
-fn pair(row: &crate::postgres::client::Row) -> Option<(String, String)> {
+fn pair(row: &Row) -> Option<(String, String)> {
     Some((row.get(0)?.to_owned(), row.get(1)?.to_owned()))
 }
 

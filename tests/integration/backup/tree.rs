@@ -22,7 +22,7 @@ use pgkeep::{
     },
 };
 
-use crate::support::{Pgkeep, install::run};
+use crate::support::{Pgkeep, objects::objects};
 
 /// A path in a backup, and what is there: its mode, and a file's bytes.
 pub type Tree = BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)>;
@@ -40,7 +40,11 @@ impl Opened {
     pub fn new(pgkeep: &Pgkeep) -> Self {
         let copy = tempfile::tempdir().expect("make a directory");
         let folder = copy.path().join("repository");
-        run(std::process::Command::new("cp").arg("-r").arg(pgkeep.repository()).arg(&folder));
+        for object in objects(&pgkeep.repository()) {
+            let to = folder.join(&object.name);
+            fs::create_dir_all(to.parent().expect("a folder")).expect("make a folder");
+            fs::copy(&object.path, &to).expect("copy an object");
+        }
         let key = copy.path().join("key");
         fs::copy(pgkeep.key_file("main"), &key).expect("copy the key");
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("chmod");
