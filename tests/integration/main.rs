@@ -8,6 +8,7 @@ mod command_line;
 mod configuration;
 mod formats_oracle;
 mod house;
+mod outage;
 mod recovery;
 mod replication;
 mod restore_write;

@@ -187,3 +187,22 @@ fn links_between_documents_lead_somewhere() {
     }
     none(complaints);
 }
+
+#[test]
+fn tests_that_the_documents_name_exist() {
+    let text = fs::read_to_string(root().join("docs/testing.md")).expect("read it");
+    let source: String = rust_files().into_iter().map(|(_, text)| text).collect();
+    let mut named = 0;
+    let mut complaints = Vec::new();
+    for line in text.lines().filter(|line| line.starts_with('|')) {
+        for name in line.split('`').filter(|part| part.contains("::")) {
+            named += 1;
+            let function = name.rsplit("::").next().expect("a last part");
+            if !source.contains(&format!("fn {function}(")) {
+                complaints.push(format!("docs/testing.md names {name}, which isn't there"));
+            }
+        }
+    }
+    assert!(named > 20, "the reader of docs/testing.md finds hardly any test: {named}");
+    none(complaints);
+}

@@ -212,14 +212,14 @@ impl Pgkeep {
         &self,
         arguments: impl IntoIterator<Item = A>,
     ) -> Running {
-        let child = self
-            .command(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start pgkeep");
-        Running { child: Some(child) }
+        start(self.command(arguments))
     }
+}
+
+/// Starts a command of [`Pgkeep::command`] and leaves it running.
+pub fn start(mut command: Command) -> Running {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Running { child: Some(command.spawn().expect("start pgkeep")) }
 }
 
 /// Runs a command to its end.
