@@ -58,7 +58,8 @@ impl KeyMaterial {
     }
 }
 
-/// Writes a new key file (0600, never over an existing one) and makes it durable.
+/// Writes a new key file (0600, never over an existing one) and makes it durable. It has its name
+/// only once it is whole: half a key would be in the way of a second attempt.
 pub fn write_key_file(path: &Path) -> Result<()> {
     let what = || format!("write the key file {}", path.display());
     let key = Zeroizing::new(random::<32>()?);
@@ -67,15 +68,25 @@ pub fn write_key_file(path: &Path) -> Result<()> {
         *Zeroizing::new(hex::encode(key.as_slice())),
         key_checksum(&key)
     ));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .context(Kind::Local, what)?;
-    file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).context(Kind::Local, what)?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|f| f.sync_all()).context(Kind::Local, what)
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let write = || -> std::io::Result<()> {
+        // One that a killed attempt left opens nothing.
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(line.as_bytes())?;
+        file.sync_all()?;
+        let linked = fs::hard_link(&temporary, path);
+        fs::remove_file(&temporary)?;
+        linked?;
+        File::open(folder)?.sync_all()
+    };
+    write().context(Kind::Local, what)
 }
 
 fn key_checksum(key: &Secret) -> String {

@@ -83,7 +83,7 @@ fn a_repository_that_cannot_be_read_is_an_outage() {
     keeper.pushed(&cluster, &segments[0]);
     for part in ["main", "main/clusters", "main/clusters/main/wal"] {
         let path = keeper.scratch.join(part);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
         assert_eq!(keeper.refused(&segments[1]).kind(), Kind::Repository);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
     }

@@ -5,6 +5,7 @@
 
 mod check;
 mod get;
+mod process;
 mod push;
 mod timelines;
 

@@ -1,0 +1,320 @@
+//! The program itself: exit codes, kills, and servers that archive and recover with it.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use super::{snapshot, wal};
+use crate::support::{
+    Cluster, Pgkeep, Stop,
+    objects::{ObjectKind, flip_bit, objects_of},
+    on_each_version, wait_until,
+};
+
+/// A cluster that doesn't archive by itself, and a pgkeep that knows its system.
+fn prepared(version: u32) -> (Cluster, Pgkeep) {
+    let cluster = Cluster::builder(version).wal_segsize(1).start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.init();
+    pgkeep.set("cluster.main", "archive-timeout = \"1s\"");
+    pgkeep.set("cluster.main", "outage-timeout = \"0s\"");
+    // It finds that nothing archives, but registers the system.
+    pgkeep.run(["check"]);
+    (cluster, pgkeep)
+}
+
+/// Pushes as the archiver does; the exit code.
+fn push(pgkeep: &Pgkeep, cluster: &Cluster, name: &str) -> i32 {
+    pgkeep.run_in(cluster.pgdata(), ["archive-push", &format!("pg_wal/{name}")]).code
+}
+
+/// Gets as recovery does; the exit code.
+fn get(pgkeep: &Pgkeep, cluster: &Cluster, name: &str) -> i32 {
+    let output = pgkeep.run_in(cluster.pgdata(), ["archive-get", name, "pg_wal/RECOVERYXLOG"]);
+    let path = wal(cluster, "RECOVERYXLOG");
+    assert_eq!(path.exists(), output.code == 0, "{output}");
+    if path.exists() {
+        assert_eq!(fs::read(&path).unwrap(), fs::read(wal(cluster, name)).unwrap());
+        fs::remove_file(&path).unwrap();
+    }
+    output.code
+}
+
+#[test]
+fn exit_codes_tell_recovery_only_what_is_certain() {
+    let (cluster, pgkeep) = prepared(15);
+    let (segment, missing) = (cluster.switch_wal(), cluster.switch_wal());
+    assert_eq!(push(&pgkeep, &cluster, &segment), 0);
+    assert_eq!(push(&pgkeep, &cluster, &segment), 0);
+    let before = snapshot(&cluster);
+    assert_eq!(get(&pgkeep, &cluster, &segment), 0);
+    assert_eq!(get(&pgkeep, &cluster, &missing), 1);
+    assert_eq!(get(&pgkeep, &cluster, "00000002.history"), 1);
+    assert_eq!(get(&pgkeep, &cluster, "nonsense"), 126);
+    assert_eq!(snapshot(&cluster), before, "nothing but the path that was given is written");
+
+    let signal = cluster.pgdata().join("standby.signal");
+    let aside = pgkeep.scratch().path().join("aside");
+    let outage = |during: &dyn Fn()| {
+        fs::rename(pgkeep.repository(), &aside).unwrap();
+        during();
+        fs::rename(&aside, pgkeep.repository()).unwrap();
+    };
+    outage(&|| {
+        assert_eq!(get(&pgkeep, &cluster, &segment), 126);
+        assert_eq!(get(&pgkeep, &cluster, &missing), 126);
+        assert!((1..=125).contains(&push(&pgkeep, &cluster, &segment)));
+        fs::write(&signal, "").unwrap();
+        assert_eq!(get(&pgkeep, &cluster, &segment), 1, "a standby goes on streaming");
+        pgkeep.set("cluster.main", "standby-outage = \"stop\"");
+        assert_eq!(get(&pgkeep, &cluster, &segment), 126);
+    });
+    pgkeep.edit(|text| text.replace("standby-outage = \"stop\"", "standby-outage = \"continue\""));
+
+    // Damage is no outage, not on a standby either.
+    flip_bit(&objects_of(&pgkeep.repository(), ObjectKind::Segment)[0].path, 300);
+    assert_eq!(get(&pgkeep, &cluster, &segment), 126);
+    fs::remove_file(&signal).unwrap();
+    assert_eq!(get(&pgkeep, &cluster, &segment), 126);
+    assert_eq!(push(&pgkeep, &cluster, &segment), 0, "healed");
+    assert_eq!(get(&pgkeep, &cluster, &segment), 0);
+
+    flip_bit(&wal(&cluster, &segment), 9000);
+    assert!((1..=125).contains(&push(&pgkeep, &cluster, &segment)), "a conflict");
+    assert!((1..=125).contains(&push(&pgkeep, &cluster, "nonsense")));
+    let control = cluster.pgdata().join("global/pg_control");
+    fs::rename(&control, control.with_extension("aside")).unwrap();
+    assert!((1..=125).contains(&push(&pgkeep, &cluster, &missing)));
+    pgkeep.edit(|text| text.replace("pgdata = ", "# pgdata = "));
+    assert_eq!(get(&pgkeep, &cluster, &missing), 126);
+    fs::rename(control.with_extension("aside"), &control).unwrap();
+}
+
+/// Kills pushes at all kinds of moments. Whatever was stored by then, the next push succeeds.
+#[test]
+fn a_push_that_was_killed_is_done_again() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.init();
+    pgkeep.set("cluster.main", "archive-timeout = \"1s\"");
+    pgkeep.run(["check"]);
+    let segment = cluster.switch_wal();
+    let path = wal(&cluster, &segment).to_string_lossy().into_owned();
+    let began = std::time::Instant::now();
+    assert_eq!(push(&pgkeep, &cluster, &segment), 0);
+    let whole = began.elapsed();
+    let object = objects_of(&pgkeep.repository(), ObjectKind::Segment)[0].path.clone();
+    let content = fs::read(wal(&cluster, &segment)).unwrap();
+    let (mut killed, mut stored) = (0, 0);
+    let rounds = 40;
+    for round in 0..rounds {
+        fs::remove_file(&object).unwrap();
+        let time = whole.mul_f64(1.2 * f64::from(round) / f64::from(rounds));
+        let output = pgkeep.spawn(["archive-push", &path]).kill_after(time);
+        killed += i32::from(output.code == -9);
+        stored += i32::from(object.exists());
+        assert_eq!(push(&pgkeep, &cluster, &segment), 0, "after a kill at {time:?}");
+        assert_eq!(get(&pgkeep, &cluster, &segment), 0);
+        assert_eq!(fs::read(wal(&cluster, &segment)).unwrap(), content);
+    }
+    assert!(killed > rounds / 4, "{killed} of {rounds} were killed, {stored} had stored");
+}
+
+/// Death by SIGTERM would be 143, which PostgreSQL takes for its own shutdown.
+#[test]
+fn a_get_that_is_told_to_stop_is_an_error_like_others() {
+    let (cluster, pgkeep) = prepared(15);
+    let segment = cluster.switch_wal();
+    assert_eq!(push(&pgkeep, &cluster, &segment), 0);
+    pgkeep.edit(|text| text.replace("outage-timeout = \"0s\"", "outage-timeout = \"60s\""));
+    let aside = pgkeep.scratch().path().join("aside");
+    fs::rename(pgkeep.repository(), &aside).unwrap();
+    let target = wal(&cluster, "RECOVERYXLOG");
+    let waiting = pgkeep.spawn(["archive-get", &segment, &target.to_string_lossy()]);
+    std::thread::sleep(Duration::from_secs(2));
+    waiting.signal(rustix::process::Signal::TERM);
+    let output = waiting.wait();
+    assert_eq!(output.code, 126, "{output}");
+    assert!(output.stderr.contains("trying again"), "{output}");
+}
+
+/// Kills gets at all kinds of moments: the file is there whole or not at all, and nothing else is.
+#[test]
+fn a_get_that_was_killed_leaves_nothing_that_counts() {
+    let mut cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.init();
+    pgkeep.set("cluster.main", "archive-timeout = \"1s\"");
+    pgkeep.run(["check"]);
+    let segment = cluster.switch_wal();
+    cluster.stop(Stop::Fast);
+    assert_eq!(push(&pgkeep, &cluster, &segment), 0);
+    let began = std::time::Instant::now();
+    assert_eq!(get(&pgkeep, &cluster, &segment), 0);
+    let whole = began.elapsed();
+    let names = || {
+        let entries = fs::read_dir(wal(&cluster, "")).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let content = fs::read(wal(&cluster, &segment)).unwrap();
+    let target = wal(&cluster, "RECOVERYXLOG");
+    for round in 0..40 {
+        let time = whole.mul_f64(1.2 * f64::from(round) / 40.0);
+        pgkeep.spawn(["archive-get", &segment, &target.to_string_lossy()]).kill_after(time);
+        if target.exists() {
+            assert!(fs::read(&target).unwrap() == content, "whole, or not there");
+            fs::remove_file(&target).unwrap();
+        }
+        assert_eq!(names(), before);
+    }
+}
+
+/// A cluster with rows in three archived stretches of WAL, and a copy of it as it was before them,
+/// ready to recover.
+struct Recovery {
+    primary: Cluster,
+    pgkeep: Pgkeep,
+    copy: Cluster,
+    rows: u64,
+}
+
+impl Recovery {
+    fn new(version: u32, settings: &str) -> Self {
+        let primary = Cluster::builder(version).wal_segsize(1).start();
+        let pgkeep = Pgkeep::archiving(&primary);
+        pgkeep.set("cluster.main", "outage-timeout = \"0s\"");
+        pgkeep.ok(["check"]);
+        primary.make_table("t", 10);
+        let copy = primary.copy_online();
+        for _ in 0..6 {
+            primary.insert("t", 500);
+            primary.switch_wal();
+        }
+        let last = primary.switch_wal();
+        wait_until("everything is archived", 60, || {
+            primary.sql("SELECT last_archived_wal FROM pg_stat_archiver") >= last
+        });
+        let rows = primary.digest("t").rows;
+        // The copy archives nothing.
+        copy.conf(&format!(
+            "archive_mode = off\nrestore_command = '{}'\n{settings}",
+            pgkeep.restore_command()
+        ));
+        Recovery { primary, pgkeep, copy, rows }
+    }
+
+    fn signal(&self, name: &str) {
+        crate::support::scratch::write(&self.copy.pgdata().join(name), "");
+    }
+
+    fn segments(&self) -> Vec<PathBuf> {
+        let objects = objects_of(&self.pgkeep.repository(), ObjectKind::Segment);
+        objects.into_iter().map(|object| object.path).collect()
+    }
+
+    fn timelines(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.copy.pgdata().join("pg_wal")).unwrap();
+        let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".history")).collect()
+    }
+}
+
+on_each_version!(an_outage_in_the_middle_of_recovery_stops_it);
+
+fn an_outage_in_the_middle_of_recovery_stops_it(version: u32) {
+    let mut recovery = Recovery::new(version, "");
+    recovery.signal("recovery.signal");
+    let aside = recovery.pgkeep.scratch().path().join("aside");
+
+    // Damage halfway.
+    let segments = recovery.segments();
+    let break_at = segments[segments.len() - 4].clone();
+    flip_bit(&break_at, 400);
+    recovery.copy.spawn();
+    recovery.copy.wait_for_end(60);
+    let log = recovery.copy.log();
+    assert!(log.contains("is damaged"), "{log}");
+    assert_eq!(recovery.timelines(), Vec::<String>::new(), "it must not promote");
+    flip_bit(&break_at, 400);
+
+    // The repository is gone, or the folder of its WAL is, which looks like an archive that ends.
+    let folder = break_at.parent().unwrap().parent().unwrap().to_owned();
+    for part in [recovery.pgkeep.repository(), folder] {
+        fs::rename(&part, &aside).unwrap();
+        recovery.copy.spawn();
+        recovery.copy.wait_for_end(60);
+        assert_eq!(recovery.timelines(), Vec::<String>::new(), "it must not promote");
+        fs::rename(&aside, &part).unwrap();
+    }
+
+    // Once the repository is back, recovery goes on to the end, and nothing is lost.
+    recovery.copy.start();
+    recovery.copy.wait_for_primary(60);
+    assert_eq!(recovery.copy.digest("t"), recovery.primary.digest("t"));
+    assert_eq!(recovery.copy.digest("t").rows, recovery.rows);
+    assert_eq!(recovery.timelines(), ["00000002.history"]);
+}
+
+#[test]
+fn a_standby_sits_an_outage_out_or_stops_as_it_is_set() {
+    let mut recovery = Recovery::new(15, "");
+    recovery.signal("standby.signal");
+    let aside = recovery.pgkeep.scratch().path().join("aside");
+    let root = recovery.pgkeep.repository();
+
+    fs::rename(&root, &aside).unwrap();
+    recovery.copy.spawn();
+    wait_until("it asks", 30, || recovery.copy.log().contains("standby-outage is continue"));
+    assert!(recovery.copy.runs(), "{}", recovery.copy.log());
+    fs::rename(&aside, &root).unwrap();
+    let rows = recovery.rows.to_string();
+    wait_until("it has caught up", 60, || {
+        recovery.copy.try_sql("SELECT count(*) FROM t").as_deref() == Ok(&rows)
+    });
+
+    recovery.pgkeep.set("cluster.main", "standby-outage = \"stop\"");
+    fs::rename(&root, &aside).unwrap();
+    recovery.copy.wait_for_end(60);
+    fs::rename(&aside, &root).unwrap();
+    assert_eq!(recovery.timelines(), Vec::<String>::new());
+    recovery.copy.start();
+    recovery.copy.stop(Stop::Fast);
+}
+
+on_each_version!(a_server_archives_through_promotions);
+
+/// The whole life with the program as `archive_command`: two failovers, and then all of it replayed
+/// from the first copy.
+fn a_server_archives_through_promotions(version: u32) {
+    let mut recovery = Recovery::new(version, "recovery_target_timeline = latest");
+    recovery.pgkeep.set("cluster.main", "standby-outage = \"continue\"");
+    recovery.signal("recovery.signal");
+    let archive = |cluster: &Cluster| {
+        cluster.conf(&format!("archive_command = '{}'", recovery.pgkeep.archive_command()));
+    };
+    let mut first = Cluster::standby_of(&recovery.primary);
+    first.catch_up_with(&recovery.primary);
+    recovery.primary.stop(Stop::Fast);
+    first.promote();
+    archive(&first);
+    first.reload();
+    first.insert("t", 100);
+    let second = Cluster::standby_of(&first);
+    second.catch_up_with(&first);
+    first.stop(Stop::Fast);
+    second.promote();
+    second.insert("t", 100);
+    let last = second.switch_wal();
+    wait_until("everything is archived", 60, || {
+        second.sql("SELECT last_archived_wal FROM pg_stat_archiver") >= last
+    });
+    let kinds = |kind| objects_of(&recovery.pgkeep.repository(), kind).len();
+    assert_eq!(kinds(ObjectKind::History), 2);
+    assert!(kinds(ObjectKind::Partial) >= 1, "the first promotion's partial segment");
+
+    recovery.copy.start();
+    recovery.copy.wait_for_primary(60);
+    assert_eq!(recovery.copy.digest("t"), second.digest("t"));
+    assert_eq!(recovery.copy.timeline(), 4);
+}
