@@ -29,7 +29,7 @@ fn run(pgkeep: &Pgkeep, arguments: &[&str]) -> Output {
 /// several of the name.
 fn step(report: &Value, name: &str) -> (String, String) {
     let steps = report["steps"].as_array().expect("steps").iter();
-    let of_name = steps.filter(|step| step["step"] == name);
+    let of_name = steps.filter(|step| step["name"] == name);
     let step = of_name.max_by_key(|step| step["state"] == "problem");
     let step = step.unwrap_or_else(|| panic!("no step {name}: {report:#}"));
     let state = step["state"].as_str().expect("a state").to_owned();
@@ -62,7 +62,7 @@ fn archiving_is_proven(version: u32) {
         assert!(stored.iter().any(|object| object.name.ends_with(segment)), "{stored:?}");
     }
     let text = pgkeep.ok(["check"]).stdout;
-    assert!(text.ends_with("archiving works\n"), "{text}");
+    assert!(text.ends_with("Archiving of cluster main works.\n"), "{text}");
 }
 
 #[test]
