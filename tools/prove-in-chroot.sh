@@ -37,6 +37,8 @@ finish() {
     exit $status
 }
 trap finish EXIT
+trap 'exit 1' INT TERM
+trap 'exit 1' INT TERM
 
 # The first Debian mirror of this machine's own sources.
 mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' | head -1)

@@ -83,7 +83,9 @@ pub async fn demo(options: &DemoOptions, tell: &(dyn Fn(&str) + Sync)) -> Result
 }
 
 async fn tell_it(home: &Home, binaries: &Binaries, story: &mut Story<'_>) -> Result<()> {
-    let settings = Settings::load(&Overrides { config: Some(home.configure()?), cluster: None })?;
+    // Without the environment: a real repository that it names is no place for a demo.
+    let overrides = Overrides { config: Some(home.configure()?), cluster: None };
+    let settings = Settings::load_with(&overrides, Vec::new())?;
     let (Some(repository), Some(cluster)) =
         (settings.repositories.first(), settings.clusters.first())
     else {

@@ -224,7 +224,9 @@ impl Replay<'_> {
     ) -> Result<Search> {
         let size = self.inventory.segment_size;
         let first = size.number_at(from);
-        let mut before: Option<PathSegment> = None;
+        // The segments in which a record that ends in the next one may begin: the one before, and
+        // more where a record is longer than a segment.
+        let mut before: Vec<PathSegment> = Vec::new();
         let mut last_transaction: Option<LastTransaction> = None;
         let mut restore_points = VecDeque::new();
         let mut number = first;
@@ -233,7 +235,7 @@ impl Replay<'_> {
         {
             if may_hold(rule, &segment.summary) {
                 let mut scan = Scan::new(rule, from);
-                self.scan(before.as_ref(), &segment, &mut scan).await?;
+                self.scan(&before, &segment, &mut scan).await?;
                 if let Some((record, position, time)) = scan.found {
                     let timeline = self.path.timeline_at(record);
                     let stop = Stop { position, record, time, timeline };
@@ -252,10 +254,13 @@ impl Replay<'_> {
                 }
                 restore_points.push_back((point.name.clone(), point.time));
             }
-            before = Some(segment);
+            if segment.summary.end > segment.summary.start {
+                before.clear();
+            }
+            before.push(segment);
             number += 1;
         }
-        let mut reach = self.reach(first, number, before.as_ref(), last_transaction);
+        let mut reach = self.reach(first, number, before.last(), last_transaction);
         reach.restore_points = restore_points.into();
         Ok(Search::NotFound(reach))
     }
@@ -281,11 +286,11 @@ impl Replay<'_> {
         Ok(self.reach(first, number, last.as_ref(), transaction))
     }
 
-    /// Feeds a segment to `scan`, behind the one before it when a record that ends in it began
-    /// there.
+    /// Feeds a segment to `scan`, behind those before it, in which a record that ends in it may have
+    /// begun.
     async fn scan(
         &self,
-        before: Option<&PathSegment>,
+        before: &[PathSegment],
         segment: &PathSegment,
         scan: &mut Scan<'_>,
     ) -> Result<()> {
@@ -298,10 +303,11 @@ impl Replay<'_> {
                 scanner
             }
         };
-        let mut scanner = begin(before.unwrap_or(segment));
-        if let Some(before) = before {
+        let mut scanner = begin(before.first().unwrap_or(segment));
+        let next = before.iter().skip(1).chain([segment]);
+        for (before, next) in before.iter().zip(next) {
             self.read(before, &mut scanner, &mut |_| {}).await?;
-            scanner.next_segment(segment.name);
+            scanner.next_segment(next.name);
         }
         self.read(segment, &mut scanner, &mut |event| scan.see(event)).await
     }
@@ -322,6 +328,10 @@ impl Replay<'_> {
 
 /// Whether the record that `rule` stops at may end in this segment.
 fn may_hold(rule: &StopRule, summary: &SegmentSummary) -> bool {
+    // The record whose head wasn't known when the segment was pushed is in no summary.
+    if !summary.head_known {
+        return true;
+    }
     let transactions = summary.transactions.as_ref();
     match rule {
         StopRule::Time { time, exclusive: false } => {
