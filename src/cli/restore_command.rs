@@ -1,5 +1,7 @@
 //! The `restore_command` that a restored server gets: this program, with this configuration.
 
+use std::path::PathBuf;
+
 use super::Global;
 use crate::{
     config::{DEFAULT_PATH, Settings},
@@ -8,7 +10,11 @@ use crate::{
 
 /// The command, ready for `restore_command`: quoted for the shell, `%` doubled for PostgreSQL.
 pub(super) fn for_server(global: &Global, settings: &Settings, cluster: &str) -> Result<String> {
-    let program = std::env::current_exe().context(Kind::Local, || "find this program")?;
+    // Where /proc isn't mounted, the way it was called has to do.
+    let called = std::env::args_os().next().map(PathBuf::from).filter(|path| path.is_absolute());
+    let program = std::env::current_exe()
+        .or_else(|e| called.ok_or(e))
+        .context(Kind::Local, || "find this program")?;
     let mut words = vec![program.display().to_string()];
     if let Some(file) = settings.file.as_ref().filter(|f| f.as_os_str() != DEFAULT_PATH) {
         words.extend(["--config".into(), file.display().to_string()]);

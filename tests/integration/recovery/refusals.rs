@@ -57,7 +57,7 @@ fn a_target_that_cannot_be_reached_is_refused_with_what_can() {
     );
     refuse("two", &["--target-xid", "5", "--target-lsn", "0/1"], 2, &["cannot be used with"]);
     refuse("zone", &["--target-time", "2026-01-01 00:00:00"], 2, &["zone"]);
-    refuse("13am", &["--target-time", "13am"], 2, &["for example"]);
+    refuse("13am", &["--target-time", "13am"], 2, &["write it as 2026-11-20"]);
 
     // A segment between backup and target goes missing.
     let segments = objects_of(&site.pgkeep.repository(), ObjectKind::Segment);
