@@ -4,7 +4,7 @@
 mod crashes;
 mod real;
 mod refusals;
-mod store;
+pub mod store;
 mod windows;
 
 use std::{

@@ -182,6 +182,19 @@ pub async fn store(
     base: Option<&Stored>,
     table: &mut BackupTable,
 ) -> Stored {
+    store_as((repository, layout), id, files, order, base, table, |_| {}).await
+}
+
+/// As [`store`], with what `describe` makes of the record.
+pub async fn store_as(
+    (repository, layout): (&Repository, &ClusterLayout),
+    id: &str,
+    files: &Files,
+    order: &[&String],
+    base: Option<&Stored>,
+    table: &mut BackupTable,
+    describe: impl FnOnce(&mut BackupRecord),
+) -> Stored {
     let id: BackupId = id.parse().unwrap();
     let hasher = BlockHasher::new(repository.keyring());
     let number = table.number(&id);
@@ -301,7 +314,8 @@ pub async fn store(
         references: references.into_iter().collect(),
     };
     manifest.create(repository, layout).await.unwrap();
-    let record = record(&id, files, bytes, stored_bytes);
+    let mut record = record(&id, files, bytes, stored_bytes);
+    describe(&mut record);
     catalog::commit(repository, layout, &record).await.unwrap();
     Stored { record, maps }
 }
