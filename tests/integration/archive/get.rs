@@ -1,6 +1,6 @@
 //! Getting: what is served, what is absent, and what is neither.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, path::Path};
 
 use pgkeep::{archive::Got, archive::Stored, error::Kind};
 
@@ -70,23 +70,6 @@ fn absent_is_said_only_when_every_repository_has_said_so() {
     other_repository.0(&keeper.scratch.join("second"));
     keeper.refused(&segments[1]);
     other_repository.1(&keeper.scratch.join("second"));
-}
-
-#[test]
-fn a_repository_that_cannot_be_read_is_an_outage() {
-    if crate::support::install::is_root() {
-        eprintln!("skipped: root reads everything");
-        return;
-    }
-    let (cluster, segments) = cluster_with_segments(15, 2);
-    let keeper = Keeper::new(&cluster, &["main"]);
-    keeper.pushed(&cluster, &segments[0]);
-    for part in ["main", "main/clusters", "main/clusters/main/wal"] {
-        let path = keeper.scratch.join(part);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
-        assert_eq!(keeper.refused(&segments[1]).kind(), Kind::Repository);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-    }
 }
 
 #[test]

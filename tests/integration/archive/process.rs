@@ -1,6 +1,6 @@
 //! The program itself: exit codes, kills, and servers that archive and recover with it.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use super::{snapshot, wal};
 use crate::support::{
@@ -50,6 +50,14 @@ fn exit_codes_tell_recovery_only_what_is_certain() {
     assert_eq!(get(&pgkeep, &cluster, "00000002.history"), 1);
     assert_eq!(get(&pgkeep, &cluster, "nonsense"), 126);
     assert_eq!(snapshot(&cluster), before, "nothing but the path that was given is written");
+
+    for part in ["", "clusters", "clusters/main/wal", "repo.json"] {
+        let path = pgkeep.repository().join(part);
+        let mode = fs::metadata(&path).unwrap().permissions();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        assert_eq!(get(&pgkeep, &cluster, &missing), 126, "unreadable: {part:?}");
+        fs::set_permissions(&path, mode).unwrap();
+    }
 
     let signal = cluster.pgdata().join("standby.signal");
     let aside = pgkeep.scratch().path().join("aside");

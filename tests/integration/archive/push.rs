@@ -2,7 +2,12 @@
 
 use std::fs;
 
-use pgkeep::{archive::Stored, error::Kind, postgres::SegmentName};
+use pgkeep::{
+    archive::Stored,
+    error::Kind,
+    postgres::{SegmentName, SegmentSize},
+    repo::wal_wait::{wait_for_range, wait_for_segment},
+};
 
 use super::{Keeper, cluster_with_segments, run, snapshot, system, wal};
 use crate::support::{
@@ -247,4 +252,35 @@ fn nothing_of_the_content_can_be_read_in_the_repository() {
     for object in crate::support::objects::objects(&keeper.scratch.join("main")) {
         assert!(!find(&fs::read(&object.path).unwrap()), "{}", object.name);
     }
+}
+
+#[test]
+fn wal_that_does_not_come_is_waited_for_and_named() {
+    let (cluster, segments) = cluster_with_segments(15, 3);
+    let keeper = Keeper::new(&cluster, &["main"]);
+    let store = keeper.store("main", &cluster);
+    let within = std::time::Duration::from_millis(300);
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let names: Vec<SegmentName> = segments.iter().map(|s| s.parse().unwrap()).collect();
+    let number = |i: usize| names[i].number(size).unwrap();
+    keeper.pushed(&cluster, &segments[0]);
+    keeper.pushed(&cluster, &segments[2]);
+    let mut waited = Vec::new();
+    let mut on_wait = |segment: SegmentName| waited.push(segment);
+    let range =
+        wait_for_range(&store, names[0].timeline, number(0), number(2), size, within, &mut on_wait);
+    let e = run(range).unwrap_err();
+    assert_eq!(e.kind(), Kind::Wal);
+    assert!(e.to_string().contains(&segments[1]), "{e}");
+    assert_eq!(waited, [names[1]]);
+
+    let path = wal(&cluster, &segments[1]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(within);
+            keeper.push(&path).unwrap();
+        });
+        let stored = run(wait_for_segment(&store, names[1], within * 40)).unwrap();
+        assert_eq!(stored.size, 1 << 20);
+    });
 }
