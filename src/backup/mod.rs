@@ -18,7 +18,10 @@ mod tests;
 mod tree;
 mod work;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -83,9 +86,17 @@ pub async fn backup(
         return Err(Error::new(Kind::Usage, message));
     }
     let mut run = run::Run::new(repository, cluster, options, progress)?;
-    let result = tokio::select! {
-        result = run.take() => result,
-        signal = interrupted() => Err(signal),
+    let committing = run.committing();
+    let result = {
+        let mut taking = std::pin::pin!(run.take());
+        tokio::select! {
+            result = &mut taking => result,
+            // The commit is short, and half-way through nobody could say whether there is a backup.
+            signal = interrupted() => match committing.load(Ordering::Relaxed) {
+                true => taking.await,
+                false => Err(signal),
+            },
+        }
     };
     if tokio::time::timeout(UNDO, run.end(result.is_ok())).await.is_err() {
         tracing::warn!("removing what the backup has stored took too long; a part of it stays");

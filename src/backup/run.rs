@@ -1,6 +1,12 @@
 //! One backup, from the first question to the commit.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
@@ -44,7 +50,7 @@ pub struct Run<'a> {
     id: Option<BackupId>,
     lease: Option<HeldLease>,
     /// Once the commit object may exist, others may refer to what is stored.
-    committing: bool,
+    committing: Arc<AtomicBool>,
     /// Every thread that may still write an object holds a sender.
     writing: (mpsc::Sender<()>, mpsc::Receiver<()>),
 }
@@ -76,9 +82,14 @@ impl<'a> Run<'a> {
             progress,
             id: None,
             lease: None,
-            committing: false,
+            committing: Arc::default(),
             writing: mpsc::channel(1),
         })
+    }
+
+    /// Becomes true when the commit begins.
+    pub fn committing(&self) -> Arc<AtomicBool> {
+        self.committing.clone()
     }
 
     /// Takes it.
@@ -295,7 +306,7 @@ impl<'a> Run<'a> {
             pgkeep: env!("CARGO_PKG_VERSION").to_owned(),
         };
         self.progress.step("committing");
-        self.committing = true;
+        self.committing.store(true, Ordering::Relaxed);
         commit::commit(self.repository, &self.layout, &record).await?;
         Ok(record)
     }
@@ -324,7 +335,9 @@ impl<'a> Run<'a> {
         drop(self.writing.0);
         // Until nobody can write any more.
         while self.writing.1.recv().await.is_some() {}
-        if let Some(id) = self.id.take().filter(|_| !success && !self.committing) {
+        if let Some(id) =
+            self.id.take().filter(|_| !success && !self.committing.load(Ordering::Relaxed))
+        {
             commit::undo(self.repository, &self.layout, &id).await;
         }
         if let Some(lease) = self.lease.take() {
