@@ -13,7 +13,7 @@ use crate::{
         layout::ClusterLayout,
         lease,
         record::BackupRecord,
-        replay::{Reach, Replay},
+        replay::Replay,
         timelines::{TimelineWal, WalInventory},
         wal::WalStore,
     },
@@ -191,11 +191,13 @@ async fn windows_of(
     backups: &[BackupRecord],
 ) -> Result<Vec<Window>> {
     let replay = Replay { store, inventory, path };
-    let mut windows: Vec<(Window, Reach)> = Vec::new();
+    let mut windows: Vec<Window> = Vec::new();
+    // Where the whole segments of the last window end.
+    let mut shared = None;
     for record in backups.iter().filter(|record| record.lies_on(path)) {
         let first = record.segment_size.number_at(record.start_lsn);
         let missing = inventory.first_missing(path, first);
-        if windows.last().is_some_and(|(_, reach)| reach.missing == missing) {
+        if shared == Some(missing) {
             continue;
         }
         let reach = replay.end_from(first).await?;
@@ -211,9 +213,10 @@ async fn windows_of(
             end_lsn: reach.end,
             missing: reach.gap.then(|| reach.missing.to_string()),
         };
-        windows.push((window, reach));
+        windows.push(window);
+        shared = Some(missing);
     }
-    Ok(windows.into_iter().map(|(window, _)| window).collect())
+    Ok(windows)
 }
 
 fn timeline_info(inventory: &WalInventory, timeline: Timeline, wal: &TimelineWal) -> TimelineInfo {

@@ -80,16 +80,6 @@ impl ClusterLayout {
         name(format!("{folder}{file}.{suffix}"))
     }
 
-    /// The summaries of the WAL up to a backup.
-    pub fn wal_index(&self, backup: &BackupId) -> ObjectName {
-        name(format!("clusters/{}/wal-index/{backup}", self.cluster))
-    }
-
-    /// The folder of the WAL indexes, with its slash.
-    pub fn wal_index_folder(&self) -> String {
-        format!("clusters/{}/wal-index/", self.cluster)
-    }
-
     /// The folder of the WAL floors, with its slash.
     pub fn wal_floor_folder(&self) -> String {
         format!("clusters/{}/wal-floor/", self.cluster)
