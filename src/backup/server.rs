@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{
-        SegmentSize,
+        SegmentName, SegmentSize,
         client::{Client, ConnInfo, Mode, PgError, Row},
     },
     repo::{record::Source, tree::BLOCK},
@@ -50,6 +50,24 @@ pub struct Facts {
     pub tablespaces: BTreeMap<u32, String>,
     /// Configuration files outside the data directory, as far as this role may see them.
     pub outside: Vec<String>,
+}
+
+/// Where the server's archiver has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Archiver {
+    /// How many files it has archived.
+    pub archived: u64,
+    /// The last one of them, if it is or belongs to a segment.
+    pub last: Option<SegmentName>,
+}
+
+impl Archiver {
+    /// Whether it has got on since `before`, and hasn't come to `segment` yet: then that may still
+    /// arrive.
+    pub fn is_on_the_way_to(&self, segment: SegmentName, before: Option<Archiver>) -> bool {
+        before.is_some_and(|before| self.archived > before.archived)
+            && self.last.is_none_or(|last| last < segment)
+    }
 }
 
 /// Turns what PostgreSQL answered, or the way to it, into an error of ours.
@@ -196,6 +214,15 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Where the archiver has come to; `None` when it can't be asked.
+    pub async fn archiver(&mut self) -> Option<Archiver> {
+        let sql = "SELECT archived_count, last_archived_wal FROM pg_catalog.pg_stat_archiver";
+        let rows = self.query(sql).await.ok()?;
+        let row = rows.first()?;
+        let last = row.get(1).and_then(|name| name.get(..24)).and_then(|name| name.parse().ok());
+        Some(Archiver { archived: row.get(0)?.parse().ok()?, last })
     }
 
     /// What is known about why WAL doesn't arrive: one sentence each.
@@ -359,6 +386,16 @@ mod tests {
         assert!(check(Source::Primary, &[on, ("archive_command", ""), library]).is_ok());
         assert!(check(Source::Primary, &[on, ("archive_command", "x")]).is_ok());
         assert!(check(Source::Standby, &[("archive_mode", "off")]).is_ok());
+    }
+
+    #[test]
+    fn an_archiver_that_is_behind_is_waited_for_while_it_gets_on() {
+        let name = |n| SegmentSize::DEFAULT.name(crate::postgres::Timeline(1), n);
+        let at = |archived, last: u64| Archiver { archived, last: Some(name(last)) };
+        assert!(at(8, 5).is_on_the_way_to(name(9), Some(at(7, 4))));
+        assert!(!at(7, 4).is_on_the_way_to(name(9), Some(at(7, 4))), "it stands still");
+        assert!(!at(9, 9).is_on_the_way_to(name(9), Some(at(7, 4))), "it archives elsewhere");
+        assert!(!at(8, 5).is_on_the_way_to(name(9), None));
     }
 
     #[test]

@@ -94,6 +94,21 @@ fn the_server_waits_while_archiving_is_being_proven() {
 }
 
 #[test]
+fn an_archiver_that_is_behind_is_waited_for() {
+    let mut cluster = Cluster::builder(15).wal_segsize(1).conf("archive_command = 'false'").start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.init();
+    pgkeep.set("cluster.main", "archive-timeout = \"2s\"");
+    for _ in 0..8 {
+        cluster.switch_wal();
+    }
+    cluster.conf(&format!("archive_command = 'sleep 0.8; {}'", pgkeep.archive_command()));
+    cluster.restart();
+    let output = pgkeep.ok(["backup"]);
+    assert!(output.stderr.contains("archiver is behind"), "{output}");
+}
+
+#[test]
 fn archiving_that_breaks_in_the_middle_fails_the_backup() {
     let cluster = Cluster::builder(15).start();
     let pgkeep = Pgkeep::archiving(&cluster);

@@ -214,6 +214,21 @@ fn configuration_outside_the_data_directory_is_warned_about() {
 }
 
 #[test]
+fn a_role_that_may_replicate_is_enough() {
+    for version in [15, 18].into_iter().filter(|v| crate::support::versions().contains(v)) {
+        let cluster = Cluster::builder(version).start();
+        cluster.sql("CREATE ROLE backup LOGIN REPLICATION");
+        let pgkeep = Pgkeep::archiving(&cluster);
+        pgkeep.edit(|text| text.replace("user=postgres", "user=backup dbname=postgres"));
+        pgkeep.ok(["backup"]);
+        cluster.sql("ALTER ROLE backup NOREPLICATION");
+        let output = pgkeep.fails(["backup"]);
+        assert_eq!(output.code, 6, "{output}");
+        assert!(output.stderr.contains("REPLICATION"), "{output}");
+    }
+}
+
+#[test]
 fn a_label_of_several_lines_is_refused() {
     let cluster = Cluster::builder(15).start();
     let pgkeep = Pgkeep::archiving(&cluster);
