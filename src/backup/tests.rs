@@ -277,7 +277,7 @@ fn a_stream_that_breaks_leaves_nothing_whole() {
 }
 
 #[test]
-fn a_full_disk_is_what_the_backup_fails_with() {
+fn what_storing_fails_with_is_what_the_backup_fails_with() {
     let house = house(None);
     // The first pack's name is taken: what storing fails with must not be hidden by the stream,
     // which breaks off then.
