@@ -1,6 +1,6 @@
 //! Library code in a process of its own: as another user, on a full disk, or killed.
 //!
-//! The test program starts itself again with one test, which does what `PGKEEP_TEST_CHILD` says
+//! The test program starts itself again with one test, which does what `CHILD_OF_A_TEST` says
 //! and passes at once when that isn't set.
 
 use std::{
@@ -11,7 +11,8 @@ use std::{
 
 use super::install;
 
-const VARIABLE: &str = "PGKEEP_TEST_CHILD";
+/// Not one of `PGKEEP_…`: pgkeep refuses those that it doesn't know.
+const VARIABLE: &str = "CHILD_OF_A_TEST";
 
 /// The command that runs the test `name` (its full path) alone, as the server's user, with `what`
 /// to do.
