@@ -68,7 +68,7 @@ for conf in /etc/apt/apt.conf.d/*; do
     # Proxies and certificates, not hooks that call what isn't there.
     if grep -qiE 'proxy|https?::|cainfo' "$conf"; then give "$conf"; fi
 done
-give /etc/npmrc "$HOME/.npmrc"
+give "$HOME/.npmrc"
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 rustup_home=${RUSTUP_HOME:-$HOME/.rustup}
 mkdir -p "$root/root/.cargo"
@@ -83,11 +83,22 @@ environment=(HOME=/root PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/us
 while IFS='=' read -r name value; do
     case $name in
         *_proxy | *_PROXY | *CERT* | *CA_BUNDLE* | *CAINFO* | CARGO_HTTP_* | CARGO_NET_* | npm_config_*)
-            environment+=("$name=$value")
-            case $value in /*) give "$value" ;; esac
+            # Certificates under a name that installing Debian's own doesn't write over.
+            if [ -f "$value" ]; then
+                mkdir -p "$root/etc/of-the-host"
+                cp -L "$value" "$root/etc/of-the-host/"
+                value=/etc/of-the-host/$(basename "$value")
+            fi
+            [ -d "$value" ] || environment+=("$name=$value")
             ;;
     esac
 done < <(env)
+cafile=$(npm config get cafile 2>/dev/null || true)
+if [ -f "$cafile" ]; then
+    mkdir -p "$root/etc/of-the-host"
+    cp -L "$cafile" "$root/etc/of-the-host/npm.crt"
+    environment+=(npm_config_cafile=/etc/of-the-host/npm.crt)
+fi
 
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
