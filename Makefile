@@ -2,13 +2,15 @@
 
 # Compiled by `make test` where cargo has no `deny` yet.
 DENY_VERSION := 0.20.2
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test check build install-demo install-test deny
+.PHONY: help demo test check bench build install-demo install-test
 
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
 	@echo "make test    install what is missing, and run every check and test"
 	@echo "make check   format, lints and the quick tests, without any server"
+	@echo "make bench   time and memory of backup, restore and archiving, beside PostgreSQL's own tools"
 	@echo "make build   the release binary, target/release/pgkeep"
 
 install-demo:
@@ -21,7 +23,7 @@ build:
 	cargo build --release --locked
 
 demo: install-demo build
-	@tools/as-unprivileged.sh pgkeep demo
+	@$(RELEASE)/pgkeep demo
 
 test: install-test
 	cargo fmt --check
@@ -34,3 +36,6 @@ check:
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo test --locked --lib
 	cargo test --locked --test integration -- house:: storage::
+
+bench: install-test build
+	@tools/bench.sh $(RELEASE)/pgkeep

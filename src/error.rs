@@ -160,6 +160,19 @@ where
     }
 }
 
+impl Error {
+    /// What PostgreSQL answered, or what kept it from answering, while `doing`: with its own
+    /// message, SQLSTATE and hint.
+    pub fn of_server(doing: impl Into<String>, e: crate::postgres::client::PgError) -> Self {
+        let hint = e.hint().map(str::to_owned);
+        let error = Error::new(Kind::Postgres, doing).because(e);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
 impl From<crate::storage::StorageError> for Error {
     /// An object that should be there and isn't, or ends too early, is damage; what depends on the
     /// answer "not there" asks [`crate::storage::StorageError::is_not_found`] before it comes here.

@@ -11,14 +11,11 @@ use crate::{
     config::ClusterSettings,
     error::{Error, Kind, Result},
     postgres::{
-        SegmentName,
-        client::{Client, ConnInfo, Mode, PgError, Row},
+        SUPPORTED, SegmentName,
+        client::{Client, ConnInfo, Mode, Row},
     },
     repo::SystemId,
 };
-
-/// The major versions that this pgkeep supports.
-const SUPPORTED: std::ops::RangeInclusive<u32> = 15..=18;
 
 /// SQLSTATE insufficient_privilege.
 const NOT_PERMITTED: &str = "42501";
@@ -56,7 +53,7 @@ impl Server {
             .with_application_name("pgkeep check");
         let user = info.user().to_owned();
         let mut client =
-            Client::connect(&info, Mode::Sql).await.map_err(|e| failed("connect", e))?;
+            Client::connect(&info, Mode::Sql).await.map_err(|e| Error::of_server("connect", e))?;
         let version = client.server_version().clone();
         if !SUPPORTED.contains(&version.major()) {
             let message = format!("the server is PostgreSQL {version}");
@@ -69,14 +66,15 @@ impl Server {
         let names = SETTINGS.map(|name| format!("'{name}'")).join(", ");
         let sql =
             format!("SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ({names})");
-        let rows = client.query(&sql).await.map_err(|e| failed("read its settings", e))?;
+        let rows =
+            client.query(&sql).await.map_err(|e| Error::of_server("read its settings", e))?;
         let setting = |row: &Row| Some((row.get(0)?.to_owned(), row.get(1)?.to_owned()));
         let settings = rows.iter().filter_map(setting).collect();
         let sql = "SELECT system_identifier, pg_catalog.pg_is_in_recovery() \
                    FROM pg_catalog.pg_control_system()";
         let rows = client.query(sql).await.map_err(|e| {
             let denied = e.code() == Some(NOT_PERMITTED);
-            let error = failed("read its system identifier", e);
+            let error = Error::of_server("read its system identifier", e);
             match denied {
                 true => error.hint(grant("pg_control_system()", &user)),
                 false => error,
@@ -234,11 +232,11 @@ impl Server {
     /// Writes something, so that there is a segment to close, and closes it.
     pub async fn close_segment(&mut self) -> Result<SegmentName> {
         let message = "SELECT pg_catalog.pg_logical_emit_message(false, 'pgkeep', 'check')";
-        self.client.execute(message).await.map_err(|e| failed("write to the WAL", e))?;
+        self.client.execute(message).await.map_err(|e| Error::of_server("write to the WAL", e))?;
         let switch = "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_switch_wal())";
         let rows = self.client.query(switch).await.map_err(|e| {
             let denied = e.code() == Some(NOT_PERMITTED);
-            let error = failed("close a WAL segment", e);
+            let error = Error::of_server("close a WAL segment", e);
             match denied {
                 true => error.hint(grant("pg_switch_wal()", &self.user)),
                 false => error,
@@ -252,7 +250,11 @@ impl Server {
     pub async fn archiver(&mut self) -> Result<Archiver> {
         let sql = "SELECT archived_count, last_archived_wal, last_archived_time, failed_count, \
                    last_failed_wal, last_failed_time FROM pg_catalog.pg_stat_archiver";
-        let rows = self.client.query(sql).await.map_err(|e| failed("read pg_stat_archiver", e))?;
+        let rows = self
+            .client
+            .query(sql)
+            .await
+            .map_err(|e| Error::of_server("read pg_stat_archiver", e))?;
         let text = |name: &str| rows.first()?.named(name).map(str::to_owned);
         let count = |name: &str| text(name).and_then(|n| n.parse().ok()).unwrap_or(0);
         Ok(Archiver {
@@ -262,12 +264,6 @@ impl Server {
             last_failed: text("last_failed_wal").zip(text("last_failed_time")),
         })
     }
-}
-
-/// A failure of the server, with what it said itself.
-fn failed(doing: &str, e: PgError) -> Error {
-    let hint = e.hint().map(str::to_owned);
-    with_hint(Error::new(Kind::Postgres, doing).because(e), hint)
 }
 
 fn with_hint(error: Error, hint: Option<String>) -> Error {

@@ -8,10 +8,7 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use super::{
-    server::server_error,
-    source::{Fed, FileSink, Source, SourceEnd},
-};
+use super::source::{Fed, FileSink, Source, SourceEnd};
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
@@ -195,7 +192,7 @@ impl Archive {
 impl Source for BaseBackupSource<'_> {
     async fn feed(&mut self, sink: &mut dyn FileSink) -> Result<Fed> {
         let event = self.stream.next().await;
-        match event.map_err(|e| server_error("read the backup stream", e))? {
+        match event.map_err(|e| Error::of_server("read the backup stream", e))? {
             BaseBackupEvent::Archive { name, .. } => self.begin_archive(name, sink)?,
             BaseBackupEvent::Data(bytes) => {
                 self.data(&bytes, sink)?;

@@ -32,8 +32,6 @@ use crate::{
     repo::{BackupType, Repository, record::BackupRecord},
 };
 
-pub use server::SUPPORTED;
-
 /// How a backup is to be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupOptions {

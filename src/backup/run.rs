@@ -17,7 +17,7 @@ use super::{
     commit,
     pipeline::{self, Setup, Stored},
     prove::Proof,
-    server::{Facts, Server, connect, promoted, server_error},
+    server::{Facts, Server, connect, promoted},
     source::SourceEnd,
 };
 use crate::{
@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
         let mut client = connect(&conninfo, Mode::Replication).await?;
         let identity = replication::identify_system(&mut client)
             .await
-            .map_err(|e| server_error("ask which system this is", e))?;
+            .map_err(|e| Error::of_server("ask which system this is", e))?;
         let system = SystemId { major: server.facts.major, identifier: identity.system_identifier };
         self.check_system(system).await?;
         server.check_archiving().await?;
@@ -194,7 +194,9 @@ impl<'a> Run<'a> {
             wait_for_archive: false,
             verify_checksums: true,
         };
-        BaseBackup::start(client, &options).await.map_err(|e| server_error("start the backup", e))
+        BaseBackup::start(client, &options)
+            .await
+            .map_err(|e| Error::of_server("start the backup", e))
     }
 
     fn proof<'p>(
@@ -354,7 +356,7 @@ async fn store_history(store: &WalStore, client: &mut Client, timeline: Timeline
     }
     let content = replication::timeline_history(client, timeline)
         .await
-        .map_err(|e| server_error("ask for the timeline's history", e))?;
+        .map_err(|e| Error::of_server("ask for the timeline's history", e))?;
     store.store_history(timeline, &content).await
 }
 

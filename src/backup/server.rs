@@ -7,14 +7,11 @@ use chrono::{DateTime, Utc};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{
-        SegmentName, SegmentSize,
+        SUPPORTED, SegmentName, SegmentSize,
         client::{Client, ConnInfo, Mode, PgError, Row},
     },
     repo::{record::Source, tree::BLOCK},
 };
-
-/// The major versions whose `BASE_BACKUP` is spoken here.
-pub const SUPPORTED: std::ops::RangeInclusive<u32> = 15..=18;
 
 /// How often the server is asked whether it is still there, and what it was.
 const WATCH: Duration = Duration::from_secs(5);
@@ -70,16 +67,6 @@ impl Archiver {
     }
 }
 
-/// Turns what PostgreSQL answered, or the way to it, into an error of ours.
-pub fn server_error(doing: &str, e: PgError) -> Error {
-    let hint = e.hint().map(str::to_owned);
-    let error = Error::new(Kind::Postgres, doing).because(e);
-    match hint {
-        Some(hint) => error.hint(hint),
-        None => error,
-    }
-}
-
 impl Server {
     /// Connects, looks, and refuses what can't be backed up.
     pub async fn connect(conninfo: &ConnInfo) -> Result<Self> {
@@ -127,7 +114,7 @@ impl Server {
         let directory_mode = setting("data_directory_mode")
             .and_then(|mode| u32::from_str_radix(mode, 8).ok())
             .ok_or_else(|| unknown("data_directory_mode"))?;
-        let source = self.source().await.map_err(|e| server_error("ask the server", e))?;
+        let source = self.source().await.map_err(|e| Error::of_server("ask the server", e))?;
         Ok(Facts {
             major,
             version,
@@ -206,7 +193,7 @@ impl Server {
                 Ok(Source::Primary) if self.facts.source == Source::Standby => return promoted(),
                 Ok(_) => gone = false,
                 Err(e) if e.is_unreachable() && gone => {
-                    return server_error("the server went away during the backup", e);
+                    return Error::of_server("the server went away during the backup", e);
                 }
                 Err(e) => {
                     gone = e.is_unreachable();
@@ -267,7 +254,7 @@ impl Server {
     }
 
     async fn execute(&mut self, sql: &str) -> Result<()> {
-        self.client.execute(sql).await.map_err(|e| server_error(sql, e))
+        self.client.execute(sql).await.map_err(|e| Error::of_server(sql, e))
     }
 
     /// Asks, on a new connection when the old one is gone: it is idle for as long as a backup
@@ -288,7 +275,7 @@ impl Server {
     }
 
     async fn query(&mut self, sql: &str) -> Result<Vec<Row>> {
-        self.try_query(sql).await.map_err(|e| server_error("ask the server", e))
+        self.try_query(sql).await.map_err(|e| Error::of_server("ask the server", e))
     }
 
     /// Ends the connection.
@@ -316,7 +303,7 @@ impl Facts {
 
 /// Opens a connection of the cluster's.
 pub async fn connect(conninfo: &ConnInfo, mode: Mode) -> Result<Client> {
-    Client::connect(conninfo, mode).await.map_err(|e| server_error("connect to PostgreSQL", e))
+    Client::connect(conninfo, mode).await.map_err(|e| Error::of_server("connect to PostgreSQL", e))
 }
 
 /// The error that a promotion during a backup ends in.

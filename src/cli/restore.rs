@@ -53,8 +53,8 @@ pub(super) struct Restore {
     /// Make a standby, which goes on replaying
     #[arg(long)]
     standby: bool,
-    /// Whether the restored server archives: as it did, or not at all
-    #[arg(long, value_name = "keep|off", default_value = "off", hide_possible_values = true)]
+    /// Whether the restored server archives: as it did, or not at all, for a copy to look at
+    #[arg(long, value_name = "keep|off", default_value = "keep", hide_possible_values = true)]
     archive_mode: ArchiveMode,
     /// Where a tablespace goes, by its object id or its directory; may be repeated
     #[arg(long, value_name = "OID-or-PATH=NEW", value_parser = tablespace)]

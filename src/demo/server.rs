@@ -9,9 +9,11 @@ use std::{
 
 use super::home::Home;
 use crate::{
-    backup::SUPPORTED,
     error::{Context, Error, Kind, Result},
-    postgres::client::{Client, ConnInfo, Mode},
+    postgres::{
+        SUPPORTED,
+        client::{Client, ConnInfo, Mode},
+    },
 };
 
 /// The original's port; it only names the socket, nothing listens on the network.

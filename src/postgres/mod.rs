@@ -14,3 +14,6 @@ pub mod wal;
 
 pub use lsn::{Lsn, Timeline};
 pub use segment::{SegmentName, SegmentSize, WalFile};
+
+/// The major versions whose formats and protocol are known here and tested.
+pub const SUPPORTED: std::ops::RangeInclusive<u32> = 15..=18;

@@ -221,10 +221,12 @@ async fn read_keys(storage: &dyn Storage, repository: RandomId) -> Result<Vec<Wr
         found.extend(parsed);
     }
     if found.is_empty() {
-        let message =
-            format!("{} has no keys object for repository {repository}", storage.address());
+        let message = format!(
+            "repo.json in {} says that this is repository {repository}, and keys/ has no key of it",
+            storage.address()
+        );
         return Err(Error::new(Kind::Damaged, message)
-            .hint("restore the folder keys/ from a copy; without it nothing can be opened"));
+            .hint("restore repo.json and the folder keys/ from a copy; without them nothing can be opened"));
     }
     Ok(found)
 }

@@ -51,7 +51,7 @@ pub async fn plan(
     let layout = ClusterLayout::new(&cluster.name)?;
     let choice = choose(repository, &layout, request).await?;
     let tablespaces = place_tablespaces(&choice.record, request)?;
-    let archives = request.keep_archive_mode && !sets(request, "archive_mode");
+    let archives = request.keep_archive_mode && !request.standby && !sets(request, "archive_mode");
     let settings = recovery_settings(&choice, request);
     Ok(Plan { repository: repository.clone(), layout, choice, tablespaces, settings, archives })
 }
