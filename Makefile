@@ -28,6 +28,7 @@ demo: install-demo build
 test: install-test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --document-private-items
 	@tools/deny.sh $(DENY_VERSION)
 	cargo test --locked
 

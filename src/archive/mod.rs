@@ -1,6 +1,6 @@
 //! The archive of WAL: pushing it into the repositories, getting it back, proving that it works.
 //!
-//! [`push`] is PostgreSQL's `archive_command`, [`get`] its `restore_command`, [`check`] what a
+//! [`push()`] is PostgreSQL's `archive_command`, [`get()`] its `restore_command`, [`check()`] what a
 //! person runs to know that both will do. Nothing here ever writes below a data directory, but for
 //! the one path that `restore_command` names.
 

@@ -57,7 +57,7 @@ pub struct Setup {
     pub start_lsn: Lsn,
     /// How many blocks a relation's file has at most, when pages carry checksums.
     pub segment_blocks: Option<u32>,
-    /// Held by every thread that may still write an object; see [`super::undo`].
+    /// Held by every thread that may still write an object; see [`super::commit::undo`].
     pub writing: mpsc::Sender<()>,
 }
 

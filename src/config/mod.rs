@@ -1,6 +1,6 @@
 //! File, environment and flags made into typed settings.
 //!
-//! The file is TOML ([`file`]), each key may also come from the environment ([`environment`]), and
+//! The file is TOML ([`mod@file`]), each key may also come from the environment ([`environment`]), and
 //! what may be set at all is one table ([`keys`]). Whatever is unknown, of the wrong type or
 //! impossible is refused with the key's name, its file and line or its variable, and what is
 //! allowed. Nothing is guessed: no relative paths, no numbers without a unit.

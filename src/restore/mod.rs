@@ -3,7 +3,7 @@
 //!
 //! [`choose`] answers *from which backup, along which timeline*, from what the repository holds and
 //! before anything is touched. [`plan`] turns the answer into recovery settings and places for
-//! tablespaces. [`write`] makes the data directory, in an order in which a restore that was stopped
+//! tablespaces. [`mod@write`] makes the data directory, in an order in which a restore that was stopped
 //! anywhere leaves nothing that could start.
 
 pub mod choose;
