@@ -184,9 +184,9 @@ impl From<crate::storage::StorageError> for Error {
             _ => Kind::Repository,
         };
         let hint = match e.kind {
-            ErrorKind::RootMissing => {
-                Some("is the disk mounted, and is the repository's url right?")
-            }
+            ErrorKind::RootMissing => Some(
+                "is the disk mounted, and is the url right? `pgkeep init` makes a new repository",
+            ),
             ErrorKind::Full => Some("make room; nothing was acknowledged"),
             _ => None,
         };

@@ -21,6 +21,7 @@ use crate::{
     repo::{
         Repository, SystemId,
         catalog::{register_system, systems},
+        id::RandomId,
         layout::{self, ClusterLayout},
         open::open,
         wal::WalStore,
@@ -274,7 +275,14 @@ async fn prove(
     progress: &dyn Progress,
 ) {
     let before = server.archiver().await;
-    let segment = match server.close_segment().await {
+    let mark = match RandomId::random() {
+        Ok(mark) => mark.to_string(),
+        Err(e) => {
+            report.failed("switch", &e);
+            return;
+        }
+    };
+    let segment = match server.close_segment(&mark).await {
         Ok(segment) => segment,
         Err(e) => {
             report.failed("switch", &e);
@@ -285,7 +293,7 @@ async fn prove(
     report.step("switch", StepState::Ok, format!("WAL segment {segment} was closed"));
     progress.step(&format!("waiting for WAL segment {segment} to arrive"));
 
-    let mut wait = Arrival { pending: stores, began: Instant::now(), gave_up: false };
+    let mut wait = Arrival { pending: stores, mark, began: Instant::now(), gave_up: false };
     wait.run(server, cluster, segment, before.as_ref().ok(), report).await;
     if wait.pending.is_empty() {
         return;
@@ -306,6 +314,8 @@ async fn prove(
 struct Arrival {
     /// Where it isn't yet.
     pending: Vec<WalStore>,
+    /// What this server alone has written into the segment.
+    mark: String,
     began: Instant,
     gave_up: bool,
 }
@@ -325,7 +335,7 @@ impl Arrival {
             let late = self.gave_up || Instant::now() >= deadline;
             let mut pending = Vec::new();
             for store in self.pending.drain(..) {
-                match arrived(&store, segment).await {
+                match arrived(&store, segment, &self.mark).await {
                     Ok(Some(text)) => {
                         report.step("arrival", StepState::Ok, text).of(store.repository().name());
                     }
@@ -353,13 +363,48 @@ impl Arrival {
     }
 }
 
-/// Whether the segment is in the repository. What is there is read to its last byte.
-async fn arrived(store: &WalStore, segment: SegmentName) -> Result<Option<String>> {
+/// Whether the segment is in the repository. What is there is read to its last byte, and has to be
+/// this server's: another one may archive under the same names.
+async fn arrived(store: &WalStore, segment: SegmentName, mark: &str) -> Result<Option<String>> {
     let name = store.plain(WalFile::Segment(segment));
-    let Some(summary) = store.copy_to(&name, &mut io::sink()).await? else { return Ok(None) };
+    let mut finder = Finder { mark: mark.as_bytes(), rest: Vec::new(), found: false };
+    let Some(summary) = store.copy_to(&name, &mut finder).await? else { return Ok(None) };
+    if !finder.found {
+        return Err(Error::new(
+            Kind::Conflict,
+            format!(
+                "WAL segment {segment} is there, and isn't the one that this server has closed"
+            ),
+        )
+        .hint("another server, a copy of this one perhaps, archives into the same place")
+        .hint("give each a cluster name of its own, or switch the archiving of the copy off"));
+    }
     Ok(Some(format!(
         "WAL segment {segment} arrived and was read back: {} bytes, SHA-256 {}…",
         summary.size,
         summary.short_checksum()
     )))
+}
+
+/// Looks for a mark in what is written to it.
+struct Finder<'a> {
+    mark: &'a [u8],
+    /// The end of what came before, in which the mark may begin.
+    rest: Vec<u8>,
+    found: bool,
+}
+
+impl io::Write for Finder<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.found {
+            self.rest.extend_from_slice(bytes);
+            self.found = self.rest.windows(self.mark.len()).any(|part| part == self.mark);
+            self.rest.drain(..self.rest.len().saturating_sub(self.mark.len()));
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

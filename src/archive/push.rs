@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::{ClusterSettings, RepositorySettings},
     error::{Error, Kind, Result},
-    postgres::WalFile,
+    postgres::{Timeline, WalFile},
     repo::{
         SystemId,
         catalog::{exists, systems},
@@ -70,6 +70,9 @@ pub async fn push(
     }
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
     source.check_ancestry(&open).await?;
+    if matches!(wal, WalFile::Segment(_) | WalFile::Partial(_)) {
+        store_history(repositories, cluster, &open, path, wal.timeline()).await?;
+    }
     let results = store_in_all(&mut source, &open).await?;
 
     let mut results = results.into_iter();
@@ -87,6 +90,36 @@ pub async fn push(
         Some(e) => Err(e),
         None => Ok(PushOutcome { file: wal, size: source.size(), system, stored }),
     }
+}
+
+/// Stores the history of a segment's timeline before the segment, where it isn't yet: without it
+/// nobody knows where that WAL belongs. The server offers it by itself, but not when the timeline
+/// began while archiving was off.
+async fn store_history(
+    repositories: &[&RepositorySettings],
+    cluster: &ClusterSettings,
+    stores: &[&WalStore],
+    path: &Path,
+    timeline: Timeline,
+) -> Result<()> {
+    if timeline == Timeline(1) {
+        return Ok(());
+    }
+    let mut missing = false;
+    for store in stores {
+        let object = store.plain(WalFile::History(timeline));
+        missing |= !exists(store.repository(), &object).await.unwrap_or(true);
+    }
+    if !missing {
+        return Ok(());
+    }
+    let history = path.with_file_name(timeline.history_file());
+    if history.exists() {
+        Box::pin(push(repositories, cluster, &history)).await?;
+    } else {
+        tracing::warn!("{} is neither here nor in the archive", timeline.history_file());
+    }
+    Ok(())
 }
 
 fn lost_result() -> Error {

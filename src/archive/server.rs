@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{
         SUPPORTED, SegmentName,
-        client::{Client, ConnInfo, Mode, Row},
+        client::{Client, ConnInfo, Mode, Row, quote_literal},
     },
     repo::SystemId,
 };
@@ -229,12 +229,19 @@ impl Server {
         }
     }
 
-    /// Writes something, so that there is a segment to close, and closes it.
-    pub async fn close_segment(&mut self) -> Result<SegmentName> {
-        let message = "SELECT pg_catalog.pg_logical_emit_message(false, 'pgkeep', 'check')";
-        self.client.execute(message).await.map_err(|e| Error::of_server("write to the WAL", e))?;
-        let switch = "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_switch_wal())";
-        let rows = self.client.query(switch).await.map_err(|e| {
+    /// Writes `mark` into the WAL and closes the segment that it is in, which is returned.
+    ///
+    /// The mark is written several times over: a page's header may stand in the middle of one.
+    pub async fn close_segment(&mut self, mark: &str) -> Result<SegmentName> {
+        let message = quote_literal(&[mark; 3].join(" "));
+        let write = format!(
+            "SELECT pg_catalog.pg_walfile_name(\
+             pg_catalog.pg_logical_emit_message(false, 'pgkeep', {message}))"
+        );
+        let rows =
+            self.client.query(&write).await.map_err(|e| Error::of_server("write to the WAL", e))?;
+        let switch = "SELECT pg_catalog.pg_switch_wal()";
+        self.client.execute(switch).await.map_err(|e| {
             let denied = e.code() == Some(NOT_PERMITTED);
             let error = Error::of_server("close a WAL segment", e);
             match denied {

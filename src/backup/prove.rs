@@ -74,7 +74,30 @@ impl Proof<'_> {
     pub async fn whole(&mut self, stop_lsn: Lsn) -> Result<()> {
         let size = self.server.facts.segment_size;
         self.progress.step(&format!("waiting for the WAL from {} to {stop_lsn}", self.start_lsn));
-        self.range(size.number_at(self.start_lsn), size.number_before(stop_lsn)).await
+        let last = size.number_before(stop_lsn);
+        self.range(size.number_at(self.start_lsn), last).await?;
+        if self.server.facts.source == Source::Standby {
+            // A standby writes nothing into the WAL that would tell its backup.
+            return Ok(());
+        }
+        let segment = size.name(self.timeline, last);
+        let summary = self.store.segment_summary(segment).await?.and_then(|s| s.segment);
+        let is_ours = summary.is_some_and(|s| {
+            s.backup_ends.contains(&self.start_lsn) || !s.head_known || s.lists_cut
+        });
+        if is_ours {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Conflict,
+            format!(
+                "WAL segment {segment} in the repository isn't this server's: it doesn't hold the \
+                 end of the backup that began at {}",
+                self.start_lsn
+            ),
+        )
+        .hint("another server, a copy of this one perhaps, archives into the same place: its log says so")
+        .hint("give each a cluster name of its own, or switch the archiving of the copy off"))
     }
 
     async fn range(&mut self, first: u64, last: u64) -> Result<()> {

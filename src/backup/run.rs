@@ -125,7 +125,6 @@ impl<'a> Run<'a> {
         let stream = self.start(&mut client, &label).await?;
         let rows = stream.tablespaces();
         check_tablespaces(&mut server, rows).await?;
-        self.progress.total(rows.iter().map(|row| row.size).sum());
         let begin = Begin {
             id,
             label,
@@ -233,6 +232,7 @@ impl<'a> Run<'a> {
             writing: self.writing.0.clone(),
         };
         self.progress.step("reading the cluster");
+        self.progress.total(stream.tablespaces().iter().map(|row| row.size).sum());
         let mut source = BaseBackupSource::new(stream, server.facts.directory_mode);
         let reading = pipeline::run(&mut source, setup, &self.progress);
         if server.facts.source == Source::Primary {

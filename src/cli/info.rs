@@ -37,17 +37,31 @@ impl Info {
         let selected = settings.selected_repositories(global.repo.as_deref())?;
         let cluster = settings.cluster(global.cluster.as_deref())?;
         let infos = runtime::alone(runtime::until_signal(async {
-            let mut repositories = Vec::new();
-            for repository in selected {
-                let repository = repo::open::open(repository).await?;
-                repositories.push(info(&repository, cluster).await?);
+            let (mut repositories, mut failure) = (Vec::new(), None);
+            for settings in selected {
+                let look = async {
+                    let repository = repo::open::open(settings).await?;
+                    info(&repository, cluster).await
+                };
+                match look.await {
+                    Ok(info) => repositories.push(info),
+                    // What the others hold is the more worth knowing.
+                    Err(e) if failure.is_none() => failure = Some(e),
+                    Err(e) => tracing::error!("{e}"),
+                }
             }
-            Ok(Infos { repositories })
+            Ok((Infos { repositories }, failure))
         }))?;
+        let (infos, failure) = infos;
+        if infos.repositories.is_empty()
+            && let Some(failure) = failure
+        {
+            return Err(failure);
+        }
         global.output.result(&infos, || {
             infos.repositories.iter().map(text).collect::<Vec<_>>().join("\n")
         })?;
-        Ok(0)
+        failure.map_or(Ok(0), Err)
     }
 }
 
@@ -130,6 +144,17 @@ fn system_text(system: &SystemInfo) -> String {
         ("", Align::Left),
     ]);
     for timeline in &system.timelines {
+        if timeline.history_missing {
+            let file = timeline.timeline.history_file();
+            table.row([
+                timeline.timeline.to_string(),
+                format!("{file} is missing: nothing can be restored along it"),
+                String::new(),
+                String::new(),
+                String::new(),
+                String::new(),
+            ]);
+        }
         let origin = timeline
             .parent
             .as_ref()

@@ -136,11 +136,13 @@ impl Restore {
             runtime::until_signal(async {
                 let mut opened = Vec::with_capacity(repositories.len());
                 let mut failed = None;
-                for repository in repositories {
+                for repository in &repositories {
                     match repo::open::open(repository).await {
                         Ok(repository) => opened.push(repository),
                         Err(e) => {
-                            progress.warn(&format!("{e}; trying the other repositories"));
+                            if repositories.len() > 1 {
+                                progress.warn(&format!("{e}; trying the other repositories"));
+                            }
                             failed = Some(e);
                         }
                     }
@@ -275,6 +277,10 @@ fn text(report: &RestoreReport) -> String {
     );
     out += &table::pairs(2, &rows);
     out += "Start the server now: it replays the WAL from the archive.\n";
+    if report.pauses {
+        out += "At the target it pauses, read-only: `select pg_wal_replay_resume()` makes it a primary.\n\
+                A table that was being dropped there stays locked until then.\n";
+    }
     out
 }
 

@@ -80,6 +80,9 @@ pub struct TimelineInfo {
     /// The timeline it comes from, and where it left that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
+    /// Whether its history file isn't there: then nothing can be restored along it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub history_missing: bool,
     /// Rows of segments without a gap: first and last name.
     pub ranges: Vec<(String, String)>,
     /// Segments of which there is only a partial copy.
@@ -228,6 +231,7 @@ fn timeline_info(inventory: &WalInventory, timeline: Timeline, wal: &TimelineWal
     TimelineInfo {
         timeline,
         parent,
+        history_missing: inventory.path(timeline).is_none(),
         ranges: wal.ranges.iter().map(|r| (name(r.first), name(r.last))).collect(),
         partials: wal.partials.iter().map(|n| name(*n)).collect(),
         segments: wal.ranges.iter().map(|r| r.last - r.first + 1).sum(),

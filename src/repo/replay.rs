@@ -214,13 +214,13 @@ impl Replay<'_> {
         }
     }
 
-    /// Follows recovery from `from` (a record's start) until `rule` stops it, the WAL ends, or
-    /// segment `until` is reached.
+    /// Follows recovery from `from` (a record's start) until `rule` stops it, the WAL ends, or a
+    /// record that starts at `until` or later is reached.
     pub async fn find_stop(
         &self,
         from: Lsn,
         rule: &StopRule,
-        until: Option<u64>,
+        until: Option<Lsn>,
     ) -> Result<Search> {
         let size = self.inventory.segment_size;
         let first = size.number_at(from);
@@ -230,11 +230,11 @@ impl Replay<'_> {
         let mut last_transaction: Option<LastTransaction> = None;
         let mut restore_points = VecDeque::new();
         let mut number = first;
-        while until.is_none_or(|until| number < until)
+        while until.is_none_or(|until| size.start_of(number) < until)
             && let Some(segment) = self.segment(number).await?
         {
             if may_hold(rule, &segment.summary) {
-                let mut scan = Scan::new(rule, from);
+                let mut scan = Scan::new(rule, from, until);
                 self.scan(&before, &segment, &mut scan).await?;
                 if let Some((record, position, time)) = scan.found {
                     let timeline = self.path.timeline_at(record);
@@ -352,6 +352,7 @@ fn may_hold(rule: &StopRule, summary: &SegmentSummary) -> bool {
 struct Scan<'a> {
     rule: &'a StopRule,
     from: Lsn,
+    until: Option<Lsn>,
     /// Record, position, time.
     found: Option<(Lsn, Lsn, Option<DateTime<Utc>>)>,
     /// The last commit or abort before it.
@@ -359,8 +360,8 @@ struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    fn new(rule: &'a StopRule, from: Lsn) -> Self {
-        Scan { rule, from, found: None, last: None }
+    fn new(rule: &'a StopRule, from: Lsn, until: Option<Lsn>) -> Self {
+        Scan { rule, from, until, found: None, last: None }
     }
 
     fn see(&mut self, event: &Event) {
@@ -373,7 +374,7 @@ impl<'a> Scan<'a> {
             Event::Record { start, end, .. } => (*start, *end, None),
             _ => return,
         };
-        if start < self.from {
+        if start < self.from || self.until.is_some_and(|until| start >= until) {
             return;
         }
         let at = |exclusive: bool| (start, if exclusive { start } else { end }, time);

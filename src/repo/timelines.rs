@@ -117,18 +117,29 @@ impl WalInventory {
         self.histories.values()
     }
 
-    /// The timelines that have WAL of their own and that no other such timeline comes from: where
-    /// WAL may still be growing.
-    pub fn leaves(&self) -> Vec<Timeline> {
-        let with_wal = |t: &Timeline| {
-            self.timelines.get(t).is_some_and(|w| !w.ranges.is_empty() || !w.partials.is_empty())
-        };
-        let known: Vec<_> = self.known().filter(|path| with_wal(&path.timeline)).collect();
+    fn has_wal(&self, timeline: Timeline) -> bool {
+        let wal = self.timelines.get(&timeline);
+        wal.is_some_and(|w| !w.ranges.is_empty() || !w.partials.is_empty())
+    }
+
+    /// The timelines that have WAL of their own, and those of `others`, that no other such timeline
+    /// comes from: where a cluster went on.
+    pub fn leaves(&self, others: &[Timeline]) -> Vec<Timeline> {
+        let counts = |t: Timeline| self.has_wal(t) || others.contains(&t);
+        let known: Vec<_> = self.known().filter(|path| counts(path.timeline)).collect();
         known
             .iter()
             .map(|path| path.timeline)
             .filter(|t| !known.iter().any(|other| other.timeline != *t && other.contains(*t)))
             .collect()
+    }
+
+    /// The timelines that have WAL, or are among `others`, and whose history isn't there: nobody can
+    /// say where they belong.
+    pub fn without_history(&self, others: &[Timeline]) -> Vec<Timeline> {
+        let with_wal = self.timelines.keys().copied().filter(|t| self.has_wal(*t));
+        let all: BTreeSet<Timeline> = with_wal.chain(others.iter().copied()).collect();
+        all.into_iter().filter(|t| self.path(*t).is_none()).collect()
     }
 
     /// The file from which recovery along `path` reads segment `number`, if it is there whole.
@@ -252,7 +263,15 @@ mod tests {
                 (4, "1\t0/2800000\tx\n2\t0/3100000\tx\n"),
             ],
         );
-        assert_eq!(there.leaves(), [Timeline(2), Timeline(3)]);
+        assert_eq!(there.leaves(&[]), [Timeline(2), Timeline(3)]);
+        assert_eq!(there.leaves(&[Timeline(4)]), [Timeline(3), Timeline(4)]);
+    }
+
+    #[test]
+    fn wal_whose_history_is_missing_is_told() {
+        let there = inventory(&[(1, &[1, 2]), (2, &[2, 3]), (3, &[])], &[]);
+        assert_eq!(there.without_history(&[]), [Timeline(2)]);
+        assert_eq!(there.without_history(&[Timeline(1), Timeline(5)]), [Timeline(2), Timeline(5)]);
     }
 
     #[test]

@@ -44,6 +44,11 @@ pub(super) struct Holdings {
 }
 
 impl Holdings {
+    /// The timelines of the backups.
+    fn backup_timelines(&self) -> Vec<Timeline> {
+        self.records.iter().map(|record| record.timeline).collect()
+    }
+
     /// The backups that lie on `path`, the last one to stop first.
     fn on_path<'a>(
         &'a self,
@@ -124,6 +129,12 @@ fn paths(holdings: &Holdings, request: &RestoreRequest) -> Result<Vec<TimelineHi
         let path = inventory.path(timeline).cloned();
         path.ok_or_else(|| refuse::unknown_timeline(holdings, timeline))
     };
+    if matches!(request.timeline, TargetTimeline::Unspecified | TargetTimeline::Latest)
+        && let Some(lost) = inventory.without_history(&holdings.backup_timelines()).last()
+        && request.target != Target::Immediate
+    {
+        return Err(refuse::without_history(holdings, *lost));
+    }
     let newest = holdings.records.last().map_or(Timeline(1), |record| record.timeline);
     match request.timeline {
         TargetTimeline::Id(timeline) => {
@@ -136,15 +147,22 @@ fn paths(holdings: &Holdings, request: &RestoreRequest) -> Result<Vec<TimelineHi
         }
         TargetTimeline::Current => Ok(vec![of(newest)?]),
         TargetTimeline::Latest => {
-            let leaves = inventory.leaves().into_iter().filter_map(|t| inventory.path(t));
+            let leaves = inventory
+                .leaves(&holdings.backup_timelines())
+                .into_iter()
+                .filter_map(|t| inventory.path(t));
             let latest = leaves.filter(|path| usable(path)).max_by_key(|path| path.timeline);
             Ok(vec![latest.cloned().map_or_else(|| of(newest), Ok)?])
         }
         // A backup says nothing about what came after it on other timelines than its own.
         TargetTimeline::Unspecified if request.target == Target::Immediate => Ok(vec![of(newest)?]),
         TargetTimeline::Unspecified => {
-            let with_wal = inventory.timelines().filter_map(|(t, _)| inventory.path(t));
-            let paths: Vec<_> = with_wal.filter(|path| usable(path)).cloned().collect();
+            let mut timelines = holdings.backup_timelines();
+            timelines.extend(inventory.timelines().map(|(timeline, _)| timeline));
+            timelines.sort();
+            timelines.dedup();
+            let known = timelines.into_iter().filter_map(|t| inventory.path(t));
+            let paths: Vec<_> = known.filter(|path| usable(path)).cloned().collect();
             if paths.is_empty() { Ok(vec![of(newest)?]) } else { Ok(paths) }
         }
     }

@@ -143,6 +143,8 @@ pub struct RestoreReport {
     pub stop_lsn: Option<Lsn>,
     /// When the last transaction before that point ended.
     pub last_transaction: Option<DateTime<Utc>>,
+    /// Whether the server will pause there and wait for a word.
+    pub pauses: bool,
     /// The data directory.
     pub pgdata: PathBuf,
     /// Files written.

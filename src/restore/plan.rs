@@ -151,6 +151,16 @@ fn recovery_settings(choice: &Choice, request: &RestoreRequest) -> RecoverySetti
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut set = |name: &str, value: &str| lines.push((name.to_owned(), value.to_owned()));
     set("restore_command", &request.restore_command);
+    // What the original's postgresql.conf runs or delays in a recovery isn't meant for this one.
+    for (name, value) in [
+        ("recovery_end_command", ""),
+        ("archive_cleanup_command", ""),
+        ("recovery_min_apply_delay", "0"),
+    ] {
+        if !sets(request, name) && !request.standby {
+            set(name, value);
+        }
+    }
     let signal = if request.standby {
         set("recovery_target_timeline", "latest");
         Signal::Standby
@@ -164,10 +174,9 @@ fn recovery_settings(choice: &Choice, request: &RestoreRequest) -> RecoverySetti
             Target::Xid(xid) => set("recovery_target_xid", &xid.to_string()),
             Target::Name(name) => set("recovery_target_name", name),
         }
-        if request.exclusive {
-            set("recovery_target_inclusive", "off");
-        }
         if request.target != Target::Latest {
+            // Both ways, since postgresql.conf may say otherwise.
+            set("recovery_target_inclusive", if request.exclusive { "off" } else { "on" });
             let action = request.action.unwrap_or(TargetAction::Pause);
             set("recovery_target_action", action.as_str());
         }
@@ -227,6 +236,8 @@ impl Plan {
             timeline: (!request.standby).then_some(self.choice.timeline),
             target,
             stop_lsn: self.choice.stop,
+            pauses: request.target != Target::Latest
+                && request.action.unwrap_or(TargetAction::Pause) == TargetAction::Pause,
             last_transaction: self.choice.last_transaction,
             pgdata: request.pgdata.clone(),
             files: written.files,

@@ -27,6 +27,23 @@ pub(super) fn unknown_timeline(holdings: &Holdings, timeline: Timeline) -> Error
     .hint(format!("known timelines: {}", known.join(", ")))
 }
 
+/// A timeline has WAL or a backup here, and nobody can say where it comes from: it may be the one
+/// on which the cluster went on.
+pub(super) fn without_history(holdings: &Holdings, timeline: Timeline) -> Error {
+    let known: Vec<_> = holdings.inventory.known().map(|p| p.timeline.to_string()).collect();
+    let file = timeline.history_file();
+    Error::new(
+        Kind::Target,
+        format!(
+            "timeline {timeline} has WAL or a backup in {}, but its history file {file} is missing, \
+             so it can't be told whether the cluster went on there",
+            holdings.store.repository().storage().address()
+        ),
+    )
+    .hint(format!("on a server that has it: pgkeep archive-push pg_wal/{file}"))
+    .hint(format!("to restore without that timeline: --target-timeline, one of {}", known.join(", ")))
+}
+
 /// No backup lies on the timeline that was asked for.
 pub(super) fn no_backup_on(holdings: &Holdings, timeline: Timeline) -> Error {
     let error = Error::new(
@@ -143,6 +160,13 @@ pub(super) fn beyond(record: &BackupRecord, target: &Target, reach: &Reach) -> M
         }
     } else {
         error = error.hint("leave the target out to restore to the end of the WAL");
+        if let (Target::Time(_), Some(last)) = (target, reach.last_transaction) {
+            error = error.hint(format!(
+                "to stop right after that transaction: --target-xid {}; a target time needs a later \
+                 one in the WAL",
+                last.xid
+            ));
+        }
         if !matches!(target, Target::Name(_) | Target::Xid(_)) {
             error = error.hint(
                 "if the server still runs, `SELECT pg_switch_wal()` brings its newest WAL into the \

@@ -5,10 +5,10 @@ use chrono::{DateTime, Utc};
 use super::{Choice, Holdings, refuse};
 use crate::{
     error::{Error, Result},
-    postgres::{Timeline, history::TimelineHistory},
+    postgres::{Lsn, Timeline, history::TimelineHistory},
     repo::{
         record::BackupRecord,
-        replay::{Reach, Replay, Search, Stop, StopRule},
+        replay::{KEPT_RESTORE_POINTS, Reach, Replay, Search, Stop, StopRule},
     },
     restore::{RestoreRequest, Target, TargetTimeline},
 };
@@ -42,7 +42,7 @@ pub(super) async fn search(
     paths: &[TimelineHistory],
     request: &RestoreRequest,
 ) -> Result<Choice> {
-    let leaves = holdings.inventory.leaves();
+    let leaves = holdings.inventory.leaves(&holdings.backup_timelines());
     let to_the_end = request.target == Target::Latest
         && request.timeline == TargetTimeline::Unspecified
         && paths.iter().any(|path| leaves.contains(&path.timeline));
@@ -62,24 +62,44 @@ pub(super) async fn search(
             .into_iter()
             .max_by_key(|miss| miss.until)
             .map_or_else(|| refuse::nothing(holdings), |miss| miss.error)),
-        1 => Ok(found.remove(0).into_choice(&request.timeline)),
+        1 => found.remove(0).into_choice(holdings, request.timeline).await,
         _ => Err(refuse::ambiguous(&request.target, &found)),
     }
 }
 
 impl Found {
-    fn into_choice(self, asked: &TargetTimeline) -> Choice {
-        // The timeline on which the record lies is enough, unless another was asked for.
-        let timeline = match (asked, &self.stop) {
-            (TargetTimeline::Unspecified, Some(stop)) => stop.timeline,
+    async fn into_choice(self, holdings: &Holdings, asked: TargetTimeline) -> Result<Choice> {
+        // The timeline on which the record lies is enough, unless another was asked for, or the
+        // archive has the parent's last records in the child's copy of that segment only.
+        let timeline = match &self.stop {
+            Some(stop)
+                if asked == TargetTimeline::Unspecified && holdings.holds_itself(stop).await? =>
+            {
+                stop.timeline
+            }
             _ => self.timeline,
         };
-        Choice {
+        Ok(Choice {
             record: self.record,
             timeline,
             stop: self.stop.map(|stop| stop.position),
             last_transaction: self.last_transaction,
-        }
+        })
+    }
+}
+
+impl Holdings {
+    /// Whether the record at a stop can be read along its own timeline.
+    async fn holds_itself(&self, stop: &Stop) -> Result<bool> {
+        let inventory = &self.inventory;
+        let Some(path) = inventory.path(stop.timeline) else { return Ok(false) };
+        let replay = Replay { store: &self.store, inventory, path };
+        let segment = replay.segment(inventory.segment_size.number_at(stop.record)).await?;
+        Ok(segment.is_some_and(|segment| {
+            let summary = segment.summary;
+            // A record that goes on in the next segment needs that one too, which was followed.
+            summary.end > stop.record || summary.whole
+        }))
     }
 }
 
@@ -215,7 +235,7 @@ async fn backward(
     target: &Target,
     rule: &StopRule,
 ) -> Result<Outcome> {
-    let mut until = None;
+    let mut until: Option<Lsn> = None;
     let mut behind: Option<(Stop, Option<DateTime<Utc>>)> = None;
     let mut end: Option<(&BackupRecord, Reach)> = None;
     for record in holdings.on_path(replay.path) {
@@ -228,8 +248,18 @@ async fn backward(
                 end = Some((record, reach));
             }
             Search::NotFound(reach) => {
+                // What there is in all stretches is worth naming.
+                if let Some((_, end)) = &mut end {
+                    let mut points = reach.restore_points.clone();
+                    points.append(&mut end.restore_points);
+                    end.restore_points =
+                        points.split_off(points.len().saturating_sub(KEPT_RESTORE_POINTS));
+                    end.last_transaction = end.last_transaction.or(reach.last_transaction);
+                }
                 // The row ended before the newer backup's: nothing behind can be reached from here.
-                if until.is_some_and(|n| reach.missing.number(record.segment_size) < Some(n)) {
+                let size = record.segment_size;
+                let until = until.map(|lsn| size.number_at(lsn));
+                if reach.missing.number(size) < until {
                     break;
                 }
             }
@@ -239,7 +269,7 @@ async fn backward(
         {
             return Ok(Ok(found(record, replay, stop.clone(), *before)));
         }
-        until = Some(record.segment_size.number_at(record.start_lsn));
+        until = Some(record.start_lsn);
     }
     Ok(Err(match (behind, end) {
         (None, Some((record, reach))) => refuse::beyond(record, target, &reach),

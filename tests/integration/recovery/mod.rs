@@ -20,7 +20,12 @@ struct Site {
 
 impl Site {
     fn new(version: u32) -> Self {
-        let cluster = Cluster::builder(version).checksums(true).start();
+        let cluster = Cluster::builder(version)
+            .checksums(true)
+            // What the original says of recoveries isn't meant for those made here.
+            .conf("recovery_target_inclusive = off")
+            .conf("recovery_end_command = 'false'")
+            .start();
         let pgkeep = Pgkeep::archiving(&cluster);
         pgkeep.ok(["check"]);
         Site { cluster, pgkeep }

@@ -1,8 +1,14 @@
 //! Failovers and forks: targets on each timeline, numbers beyond ten, and two timelines of which only
 //! a person knows which is meant.
 
+use std::fs;
+
 use super::{Site, archive_all};
-use crate::support::{Cluster, Stop, scratch};
+use crate::support::{
+    Cluster, Stop,
+    objects::{ObjectKind, objects_of},
+    scratch,
+};
 
 #[test]
 fn after_two_failovers_targets_on_each_timeline_restore() {
@@ -141,4 +147,58 @@ fn what_committed_before_a_failover_is_found_in_the_partial_segment() {
     end.start();
     end.wait_for_primary(60);
     assert_eq!(end.digest("t"), later.digest);
+}
+
+#[test]
+fn wal_whose_history_is_missing_is_no_reason_to_restore_another_timeline() {
+    let mut site = Site::new(15);
+    site.cluster.make_table("t", 100);
+    site.pgkeep.ok(["backup"]);
+    // The server never offers the history of a timeline that began while archiving was off.
+    site.cluster.conf("archive_mode = off");
+    next_timeline(&mut site.cluster);
+    site.cluster.conf("archive_mode = on");
+    site.cluster.restart();
+    let moment = site.cluster.moment("t");
+    site.archive_all();
+    site.cluster.moment("t");
+    site.archive_all();
+    let history = objects_of(&site.pgkeep.repository(), ObjectKind::History);
+    assert_eq!(history.len(), 1, "it is stored with the first segment");
+    let restored = site.restore_and_pause("there", &["--target-time", &moment.time]);
+    assert_eq!(restored.digest("t"), moment.digest);
+
+    fs::remove_file(&history[0].path).unwrap();
+    for (name, arguments) in [("end", &[][..]), ("time", &["--target-time", &moment.time][..])] {
+        let refused = site.refuse(name, arguments);
+        assert_eq!(refused.code, 8, "{refused}");
+        assert!(refused.stderr.contains("00000002.history is missing"), "{refused}");
+    }
+    let info = site.pgkeep.ok(["info"]).stdout;
+    assert!(info.contains("00000002.history is missing"), "{info}");
+}
+
+#[test]
+fn the_wal_of_another_server_proves_nothing_for_a_copy() {
+    let mut site = Site::new(15);
+    site.cluster.make_table("t", 100);
+    site.archive_all();
+    site.cluster.stop(Stop::Fast);
+    let mut copy = site.cluster.copy_offline();
+    site.cluster.start();
+    for _ in 0..8 {
+        site.archive_all();
+    }
+    copy.start();
+    let (original, pgdata) = (site.cluster.conninfo(), site.cluster.pgdata().display().to_string());
+    site.pgkeep.edit(|text| {
+        text.replace(&original, &copy.conninfo())
+            .replace(&pgdata, &copy.pgdata().display().to_string())
+    });
+    let check = site.pgkeep.fails(["check"]);
+    assert_eq!(check.code, 1, "{check}");
+    assert!(check.stdout.contains("isn't the one that this server has closed"), "{check}");
+    let backup = site.pgkeep.fails(["backup"]);
+    assert_eq!(backup.code, 9, "{backup}");
+    assert!(objects_of(&site.pgkeep.repository(), ObjectKind::Record).is_empty());
 }
