@@ -19,7 +19,8 @@ use super::{
 };
 
 /// What every cluster of the tests is set to; a test's own settings come after, and win. Durability
-/// against a power cut isn't what is tested on the source's side.
+/// against a power cut isn't what is tested on the source's side. Shared memory lies in the data
+/// directory, since a server that is killed leaves it behind.
 const SETTINGS: &str = "
 fsync = off
 shared_buffers = 16MB
@@ -34,6 +35,7 @@ max_wal_size = 256MB
 log_line_prefix = '%m [%p] '
 log_checkpoints = on
 allow_in_place_tablespaces = on
+dynamic_shared_memory_type = mmap
 ";
 
 /// A cluster of one of the versions. Its server is stopped and its directory removed when this is
