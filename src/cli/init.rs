@@ -45,6 +45,12 @@ impl Init {
         let settings = global.settings()?;
         let selected = settings.selected_repositories(global.repo.as_deref())?;
         let made = runtime::alone(make(&selected))?;
+        if rustix::process::geteuid().is_root() {
+            tracing::warn!(
+                "repository and key belong to root now: a server archives as its own user, and can \
+                 only if both are handed to it (chown -R)"
+            );
+        }
         global.output.result(&made, || made.repositories.iter().map(text).collect())?;
         Ok(0)
     }

@@ -66,6 +66,12 @@ fn check_request(request: &RestoreRequest) -> Result<()> {
     if !request.pgdata.is_absolute() {
         return usage("--pgdata has to be an absolute path");
     }
+    // Below a data directory even an empty folder is the server's, and part of its backups.
+    let around = request.pgdata.ancestors().skip(1).find(|above| above.join("PG_VERSION").exists());
+    if let Some(above) = around {
+        let message = format!("--pgdata is inside the data directory {}", above.display());
+        return Err(Error::new(Kind::Usage, message).hint("restore to a directory beside it"));
+    }
     if request.standby && request.target != Target::Latest {
         return usage("a standby replays for ever: --standby and a target exclude each other");
     }

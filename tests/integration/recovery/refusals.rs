@@ -79,6 +79,10 @@ fn a_directory_that_is_in_use_or_not_empty_is_refused() {
     site.cluster.make_table("t", 10);
     site.pgkeep.ok(["backup"]);
     let pgdata = site.cluster.pgdata().display().to_string();
+    let inside = format!("{pgdata}/base/new");
+    let refused = site.pgkeep.fails(["restore", "--pgdata", &inside]);
+    assert_eq!(refused.code, 2, "{refused}");
+    assert!(refused.stderr.contains("is inside the data directory"), "{refused}");
     let running = site.pgkeep.fails(["restore", "--pgdata", &pgdata]);
     assert_eq!(running.code, 9, "{running}");
     assert!(running.stderr.contains("running"), "{running}");
