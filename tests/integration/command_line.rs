@@ -230,7 +230,7 @@ fn errors_say_what_is_wrong_and_what_to_do() {
     let path = room.path().display();
     insta::assert_snapshot!(room.run(&["info"]).stderr, @r"
     pgkeep: open the root in file://ROOM/r: No such file or directory (os error 2)
-    hint: is the disk mounted, and is the repository's url right?
+    hint: is the disk mounted, and is the url right? `pgkeep init` makes a new repository
     ");
     let text = room.run(&["--repo", "other", "info"]).stderr;
     insta::assert_snapshot!(text, @r"
