@@ -14,7 +14,7 @@ pub enum Kind {
     No,
     /// Wrong usage or configuration.
     Usage,
-    /// A repository can't be reached, read or written.
+    /// A repository can't be reached, read or written. Trying again may help.
     Repository,
     /// Something stored is damaged: it was flipped, cut, swapped, forged or deleted.
     Damaged,
@@ -34,6 +34,8 @@ pub enum Kind {
     Interrupted,
     /// A fault in pgkeep itself.
     Internal,
+    /// A repository refuses this user or these credentials. Only a person can help.
+    Denied,
 }
 
 impl Kind {
@@ -53,6 +55,7 @@ impl Kind {
             Kind::Local => 10,
             Kind::Interrupted => 11,
             Kind::Internal => 12,
+            Kind::Denied => 13,
         }
     }
 
@@ -71,6 +74,7 @@ impl Kind {
             Kind::Local => "local",
             Kind::Interrupted => "interrupted",
             Kind::Internal => "internal",
+            Kind::Denied => "denied",
         }
     }
 }
@@ -181,13 +185,17 @@ impl From<crate::storage::StorageError> for Error {
         let kind = match e.kind {
             ErrorKind::NotFound | ErrorKind::OutOfRange => Kind::Damaged,
             ErrorKind::AlreadyExists => Kind::Conflict,
-            _ => Kind::Repository,
+            ErrorKind::Denied => Kind::Denied,
+            ErrorKind::RootMissing | ErrorKind::Full | ErrorKind::Unavailable => Kind::Repository,
         };
         let hint = match e.kind {
             ErrorKind::RootMissing => Some(
                 "is the disk mounted, and is the url right? `pgkeep init` makes a new repository",
             ),
             ErrorKind::Full => Some("make room; nothing was acknowledged"),
+            ErrorKind::Denied => {
+                Some("whoever runs pgkeep must be able to read and write all of the repository")
+            }
             _ => None,
         };
         let error = Error::new(kind, e.to_string());

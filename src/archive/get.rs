@@ -50,7 +50,8 @@ pub enum Got {
 /// Writes `file` to `destination`, the path that PostgreSQL gives for `%p`.
 ///
 /// A repository that can't be reached (an error of [`Kind::Repository`]) is tried again until
-/// [`ClusterSettings::outage_wait`] has passed. A damaged file is looked for in the other
+/// [`ClusterSettings::outage_wait`] has passed. One that refuses ([`Kind::Denied`]), or has no WAL of
+/// the system at all ([`Kind::Wal`]), is set up wrongly: that is no outage. A damaged file is looked for in the other
 /// repositories and is then [`Kind::Damaged`], never [`Got::Absent`].
 pub async fn get(
     repositories: &[&RepositorySettings],
@@ -256,9 +257,10 @@ fn served(repository: String, object: &ObjectName) -> Got {
 /// After a miss: that the repository is still there and itself, and has WAL of this system. An
 /// unmounted disk leaves an empty directory that has nothing, either.
 async fn prove_absence(store: &WalStore) -> Result<()> {
+    store.repository().prove_present().await?;
     if store.timelines().await?.is_empty() {
         return Err(Error::new(
-            Kind::Repository,
+            Kind::Wal,
             format!(
                 "{} has no WAL of the system {} for cluster {}",
                 store.repository().storage().address(),
@@ -266,7 +268,9 @@ async fn prove_absence(store: &WalStore) -> Result<()> {
                 store.layout().cluster()
             ),
         )
-        .hint("is the url right, and the cluster's name?"));
+        .hint(
+            "is the url right, and the cluster's name? `pgkeep check` archives a first segment",
+        ));
     }
-    store.repository().prove_present().await
+    Ok(())
 }

@@ -25,7 +25,8 @@ use crate::{
 /// PostgreSQL takes 1 for the end of the archive: it ends recovery and promotes. So an outage must
 /// never look like it. On a standby (standby.signal is in the data directory) stopping would end a
 /// server that may still stream: there an outage is 1, after retrying for outage-timeout, unless
-/// the cluster has standby-outage = "stop". A damaged file is 126 everywhere.
+/// the cluster has standby-outage = "stop". A damaged file, a refused permission and a wrong
+/// configuration are 126 everywhere.
 ///
 /// With --repo only that repository is asked, and it alone decides.
 #[derive(Debug, Args)]
@@ -96,7 +97,8 @@ impl ArchiveGet {
 }
 
 /// Whether this failure is an outage that a standby may sit out: it goes on streaming, and asks
-/// again. What is damaged, or wrongly set up, is none.
+/// again. What is damaged, refused, or wrongly set up, is none: it won't pass by itself, and a standby
+/// that sat it out would fall behind with nobody noticing.
 fn outage_is_absence(error: &Error, cluster: &ClusterSettings, path: &Path) -> bool {
     error.kind() == Kind::Repository
         && cluster.standby_outage == StandbyOutage::Continue
@@ -119,7 +121,16 @@ mod tests {
         assert!(!outage(&cluster, Kind::Repository), "recovery, not a standby");
         std::fs::write(data.path().join("standby.signal"), "").unwrap();
         assert!(outage(&cluster, Kind::Repository));
-        for kind in [Kind::Damaged, Kind::Usage, Kind::Key, Kind::Internal, Kind::Interrupted] {
+        for kind in [
+            Kind::Denied,
+            Kind::Wal,
+            Kind::Conflict,
+            Kind::Damaged,
+            Kind::Usage,
+            Kind::Key,
+            Kind::Internal,
+            Kind::Interrupted,
+        ] {
             assert!(!outage(&cluster, kind), "{kind:?}");
         }
         cluster.standby_outage = StandbyOutage::Stop;

@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(Reader::Anyone.code(catch_unwind(|| panic!("test"))), 12);
     }
 
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 13] = [
         Kind::No,
         Kind::Usage,
         Kind::Repository,
@@ -176,5 +176,6 @@ mod tests {
         Kind::Local,
         Kind::Interrupted,
         Kind::Internal,
+        Kind::Denied,
     ];
 }

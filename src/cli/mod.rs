@@ -102,7 +102,8 @@ Exit codes:
   10  a local file or directory can't be used
   11  stopped by a signal
   12  a fault in pgkeep
-archive-get exits with 126 instead of 2 to 12, so that PostgreSQL stops and doesn't promote.";
+  13  a repository refuses this user or these credentials
+archive-get exits with 126 instead of 2 to 13, so that PostgreSQL stops and doesn't promote.";
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]

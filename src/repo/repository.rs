@@ -199,7 +199,7 @@ async fn read_repository_file(storage: &dyn Storage) -> Result<RepositoryFile> {
     }
     if version.format != FORMAT {
         return Err(Error::new(
-            Kind::Repository,
+            Kind::Conflict,
             format!(
                 "the repository at {address} has format {}, this pgkeep reads {FORMAT}",
                 version.format

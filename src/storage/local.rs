@@ -44,7 +44,27 @@ pub struct Local {
 impl Local {
     /// The storage in the directory `root`, which must exist and belong to the user of this
     /// process: files written by another one couldn't be read or extended by the server's.
+    ///
+    /// An empty directory of another user is [`ErrorKind::RootMissing`]: the mount point of a disk
+    /// that isn't mounted is mostly root's.
     pub fn open(root: &Path) -> Result<Self> {
+        let is_empty = || fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_none());
+        Local::opened(root).map_err(|e| {
+            if e.kind != ErrorKind::Denied || !is_empty() {
+                return e;
+            }
+            let message = format!("the directory is empty; {}", e.message);
+            StorageError { kind: ErrorKind::RootMissing, message, ..e }
+        })
+    }
+
+    /// As [`Local::open`], making the directory (0700) when it isn't there.
+    pub fn open_or_make(root: &Path) -> Result<Self> {
+        make_folders(root).map_err(|e| Local::at(root).error("make", "", e))?;
+        Local::opened(root)
+    }
+
+    fn opened(root: &Path) -> Result<Self> {
         let local = Local::at(root);
         let meta = fs::metadata(root).map_err(|e| local.error("open", "", e))?;
         if !meta.is_dir() {
@@ -60,13 +80,6 @@ impl Local {
             return Err(local.failure(ErrorKind::Denied, "open", "", message));
         }
         Ok(local)
-    }
-
-    /// As [`Local::open`], making the directory (0700) when it isn't there.
-    pub fn open_or_make(root: &Path) -> Result<Self> {
-        let local = Local::at(root);
-        make_folders(root).map_err(|e| local.error("make", "", e))?;
-        Local::open(root)
     }
 
     fn at(root: &Path) -> Self {

@@ -121,7 +121,8 @@ pub enum ErrorKind {
     OutOfRange,
     /// The repository's root isn't there: not mounted, a wrong path, a wrong bucket.
     RootMissing,
-    /// No permission. Trying again doesn't help.
+    /// No permission, whatever the reason: a file's mode or owner, a read-only file system, credentials
+    /// that are wrong or have expired (403). Trying again doesn't help.
     Denied,
     /// No space, or a quota is used up.
     Full,

@@ -208,7 +208,8 @@ async fn fail_once(site: &Site) {
             let met = site.faulty.faults() > 0;
             site.faulty.heal();
             if let Err(e) = &result {
-                let known = matches!(e.kind(), Kind::Repository | Kind::Conflict | Kind::Damaged);
+                let kinds = [Kind::Repository, Kind::Conflict, Kind::Damaged, Kind::Denied];
+                let known = kinds.contains(&e.kind());
                 assert!(known, "{kind:?} {n} {fault:?}: {e:?}");
             }
             check(site, &before, result, &format!("{kind:?} {n} {fault:?}")).await;

@@ -15,7 +15,7 @@ fn absent_is_said_only_when_every_repository_has_said_so() {
     let (cluster, segments) = cluster_with_segments(15, 2);
     let keeper = Keeper::new(&cluster, &["main", "second"]);
     // Nothing was ever archived: the folder of the system's WAL isn't there.
-    assert_eq!(keeper.refused(&segments[0]).kind(), Kind::Repository);
+    assert_eq!(keeper.refused(&segments[0]).kind(), Kind::Wal);
     keeper.pushed(&cluster, &segments[0]);
     for absent in [&segments[1], "00000002.history", "000000010000000000000001.00000028.backup"] {
         assert_eq!(keeper.get(absent).unwrap(), Got::Absent, "{absent}");
@@ -57,8 +57,8 @@ fn absent_is_said_only_when_every_repository_has_said_so() {
     for (what, kind) in [
         ("repo.json", Kind::Repository),
         ("keys", Kind::Damaged),
-        ("clusters", Kind::Repository),
-        ("clusters/main/wal", Kind::Repository),
+        ("clusters", Kind::Wal),
+        ("clusters/main/wal", Kind::Wal),
     ] {
         let (breaks, heals) = moves(what);
         outage(what, kind, &breaks, &heals);

@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 use super::{snapshot, wal};
 use crate::support::{
     Cluster, Pgkeep, Stop,
+    install::{is_root, user},
     objects::{ObjectKind, flip_bit, objects_of},
     on_each_version, wait_until,
 };
@@ -94,6 +95,57 @@ fn exit_codes_tell_recovery_only_what_is_certain() {
     pgkeep.edit(|text| text.replace("pgdata = ", "# pgdata = "));
     assert_eq!(get(&pgkeep, &cluster, &missing), 126);
     fs::rename(control.with_extension("aside"), &control).unwrap();
+}
+
+/// What a standby sits out passes by itself. All else stops it, so that a person sees it.
+#[test]
+fn a_standby_sits_out_an_outage_and_nothing_else() {
+    let (cluster, pgkeep) = prepared(15);
+    let (segment, missing) = (cluster.switch_wal(), cluster.switch_wal());
+    assert_eq!(push(&pgkeep, &cluster, &segment), 0);
+    fs::write(cluster.pgdata().join("standby.signal"), "").unwrap();
+    let answers = |what: &str, expected: i32| {
+        for name in [&segment, &missing] {
+            assert_eq!(get(&pgkeep, &cluster, name), expected, "{what}");
+        }
+    };
+    let root = pgkeep.repository();
+    for part in ["", "clusters", "clusters/main/wal", "repo.json", "keys"] {
+        let path = root.join(part);
+        let mode = fs::metadata(&path).unwrap().permissions();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        answers(&format!("unreadable: {part:?}"), 126);
+        let pushed = push(&pgkeep, &cluster, &segment);
+        assert!((1..=125).contains(&pushed), "unreadable: {part:?}: {pushed}");
+        fs::set_permissions(&path, mode).unwrap();
+    }
+    for (name, other) in [("[cluster.main]", "[cluster.mian]"), ("main.key", "mian.key")] {
+        pgkeep.edit(|text| text.replace(name, other));
+        answers(other, 126);
+        pgkeep.edit(|text| text.replace(other, name));
+    }
+    let aside = pgkeep.scratch().path().join("aside");
+    if is_root() {
+        let owner = |id: Option<u32>| {
+            std::os::unix::fs::chown(&root, id.or(Some(user().uid)), None).unwrap();
+        };
+        owner(Some(0));
+        answers("the repository of another user", 126);
+        owner(None);
+        // The mount point of a disk that isn't mounted is root's, too.
+        fs::rename(&root, &aside).unwrap();
+        fs::create_dir(&root).unwrap();
+        answers("a mount point of root", 1);
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&aside, &root).unwrap();
+    }
+    fs::rename(&root, &aside).unwrap();
+    pgkeep.scratch().folder("repository/main");
+    answers("a mount point", 1);
+    fs::remove_dir(&root).unwrap();
+    answers("no mount point", 1);
+    fs::rename(&aside, &root).unwrap();
+    assert_eq!(get(&pgkeep, &cluster, &segment), 0);
 }
 
 /// Kills pushes at all kinds of moments. Whatever was stored by then, the next push succeeds.
