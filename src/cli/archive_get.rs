@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Global, runtime, wal_path};
+use super::{Global, runtime::Guarded, wal_path};
 use crate::{
     archive::{self, Got},
     config::{ClusterSettings, StandbyOutage},
@@ -52,9 +52,8 @@ struct Answer<'a> {
 }
 
 impl ArchiveGet {
-    pub fn run(&self, global: &Global) -> Result<u8> {
-        // Signals are watched first: death by SIGTERM would be taken for a shutdown.
-        let got = runtime::alone(runtime::until_signal(self.get(global)))?;
+    pub fn run(&self, global: &Global, guarded: Guarded) -> Result<u8> {
+        let got = guarded.run(self.get(global))?;
         let answer = match &got {
             Got::Served { repository, object } => {
                 Answer { file: &self.name, repository: Some(repository), object: Some(object) }

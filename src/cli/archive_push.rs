@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Global, runtime, wal_path};
+use super::{Global, runtime::Guarded, wal_path};
 use crate::{
     archive::{self, PushOutcome, Stored},
     error::{Error, Kind, Result},
@@ -43,8 +43,8 @@ struct PushedTo {
 }
 
 impl ArchivePush {
-    pub fn run(&self, global: &Global) -> Result<u8> {
-        let outcome = runtime::alone(runtime::until_signal(async {
+    pub fn run(&self, global: &Global, guarded: Guarded) -> Result<u8> {
+        let outcome = guarded.run(async {
             if global.repo.is_some() {
                 let message = "archive-push stores in every repository: --repo can't be used";
                 return Err(Error::new(Kind::Usage, message));
@@ -53,7 +53,7 @@ impl ArchivePush {
             let repositories = settings.selected_repositories(None)?;
             let cluster = wal_path::cluster(global, &settings, &self.path)?;
             archive::push(&repositories, cluster, &self.path).await
-        }))?;
+        })?;
         let pushed = pushed(&outcome);
         for to in &pushed.repositories {
             tracing::info!("{} in repository {}: {}", pushed.file, to.name, to.outcome);

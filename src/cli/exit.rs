@@ -9,6 +9,8 @@
 //! - `archive_command`: 1 to 125 are logged and tried again; above, the archiver itself dies. So
 //!   `archive-push` stays below, whatever happens.
 //!
+//! Signals are kept from ending these two in [`super::runtime::Guarded`].
+//!
 //! (Documentation, "Continuous Archiving"; `RestoreArchivedFile` in `xlogarchive.c`, `pgarch.c`.)
 
 use std::{

@@ -39,6 +39,7 @@ use crate::{
 };
 use exit::Reader;
 use output::Output;
+use runtime::Guarded;
 
 /// PostgreSQL backup and point-in-time recovery.
 #[derive(Debug, Parser)]
@@ -150,13 +151,15 @@ impl Command {
         }
     }
 
-    /// Runs it. The exit code of a success is 0, or 1 where the answer is no.
-    fn run(&self, global: &Global) -> Result<u8> {
+    /// Runs it. The exit code of a success is 0, or 1 where the answer is no. `guarded` is there for
+    /// commands that a server runs.
+    fn run(&self, global: &Global, guarded: Option<Result<Guarded>>) -> Result<u8> {
+        let guarded = || guarded.unwrap_or_else(Guarded::new);
         match self {
             Command::Init(command) => command.run(global),
             Command::Check(command) => command.run(global),
-            Command::ArchivePush(command) => command.run(global),
-            Command::ArchiveGet(command) => command.run(global),
+            Command::ArchivePush(command) => command.run(global, guarded()?),
+            Command::ArchiveGet(command) => command.run(global, guarded()?),
             Command::Backup(command) => command.run(global),
             Command::Restore(command) => command.run(global),
             Command::Info(command) => command.run(global),
@@ -183,12 +186,14 @@ impl Global {
 pub fn main(args: Vec<OsString>) -> u8 {
     let reader = Reader::of(&args);
     exit::watch_for_panics(reader);
+    // Before all else: until then a signal leaves an exit code that means something else to a server.
+    let guarded = (reader != Reader::Anyone).then(Guarded::new);
     match Cli::try_parse_from(&args) {
         Ok(cli) => {
             let reader = cli.command.reader();
             exit::watch_for_panics(reader);
             logging::start(cli.global.verbose, cli.global.quiet);
-            let outcome = catch_unwind(AssertUnwindSafe(|| cli.command.run(&cli.global)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| cli.command.run(&cli.global, guarded)));
             if let Ok(Err(e)) = &outcome {
                 cli.global.output.error(e, reader);
             }

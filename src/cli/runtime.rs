@@ -1,10 +1,14 @@
 //! The asynchronous runtime, made when a command needs it, and what ends a command early.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    task::Poll,
+    time::Duration,
+};
 
 use tokio::{
     runtime::{Builder, Runtime},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 use crate::error::{Context, Error, Kind, Result};
@@ -12,7 +16,36 @@ use crate::error::{Context, Error, Kind, Result};
 /// How long work that was given up may go on, before the process ends under it.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
-/// Runs on this thread alone. PostgreSQL waits for each push and get, so they start no threads.
+/// What a command that a server runs is run with: this thread alone, since the server waits for each
+/// push and get, and no signal that ends the process.
+///
+/// The server reads the code that a signal's default action would leave behind (128 and its number),
+/// so signals are watched from here on to the process's end: those that arrive before the work begins
+/// end it as soon as it waits for something, and those that arrive after it change nothing.
+pub(super) struct Guarded {
+    runtime: Runtime,
+    signals: Signals,
+}
+
+impl Guarded {
+    /// Begins to watch for signals.
+    pub fn new() -> Result<Self> {
+        let runtime = build(Builder::new_current_thread())?;
+        let inside = runtime.enter();
+        let signals = Signals::watch(&ENDING)?;
+        drop(inside);
+        Ok(Guarded { runtime, signals })
+    }
+
+    /// Runs `work`, and gives it up at a signal: it is dropped, which removes what it has begun.
+    pub fn run<T>(mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let result = self.runtime.block_on(self.signals.end(work));
+        self.runtime.shutdown_timeout(GIVE_UP);
+        result
+    }
+}
+
+/// Runs on this thread alone.
 pub(super) fn alone<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     run(Builder::new_current_thread(), work)
 }
@@ -24,34 +57,78 @@ pub(super) fn together<T>(threads: usize, work: impl Future<Output = Result<T>>)
     run(builder, work)
 }
 
-fn run<T>(mut builder: Builder, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime: Runtime =
-        builder.enable_all().build().context(Kind::Local, || "start the runtime")?;
+fn run<T>(builder: Builder, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = build(builder)?;
     let result = runtime.block_on(work);
     runtime.shutdown_timeout(GIVE_UP);
     result
 }
 
-/// Gives `work` up at SIGINT or SIGTERM: it is dropped, which removes what it has begun.
-pub(super) async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let watch = |kind| signal(kind).context(Kind::Local, || "watch for signals");
-    let mut interrupt = watch(SignalKind::interrupt())?;
-    let mut terminate = watch(SignalKind::terminate())?;
-    tokio::select! {
-        biased;
-        result = work => result,
-        _ = interrupt.recv() => Err(interrupted("SIGINT")),
-        _ = terminate.recv() => Err(interrupted("SIGTERM")),
-    }
+/// A runtime in a process that outlives a file size limit: the write that meets it fails with EFBIG
+/// when SIGXFSZ has a handler. (SIGPIPE is ignored from the start, by Rust's own runtime.)
+fn build(mut builder: Builder) -> Result<Runtime> {
+    let runtime = builder.enable_all().build().context(Kind::Local, || "start the runtime")?;
+    let inside = runtime.enter();
+    // The handler stays although nobody listens.
+    Signals::watch(&[("SIGXFSZ", SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))])?;
+    drop(inside);
+    Ok(runtime)
 }
 
-fn interrupted(signal: &str) -> Error {
-    Error::new(Kind::Interrupted, format!("stopped by {signal}"))
+/// Gives `work` up at SIGINT or SIGTERM: it is dropped, which removes what it has begun.
+pub(super) async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let asked = [("SIGINT", SignalKind::interrupt()), ("SIGTERM", SignalKind::terminate())];
+    Signals::watch(&asked)?.end(work).await
+}
+
+/// What ends a process that doesn't care for it, other than its own faults and what the kernel lets
+/// nobody catch.
+const ENDING: [(&str, SignalKind); 8] = [
+    ("SIGINT", SignalKind::interrupt()),
+    ("SIGTERM", SignalKind::terminate()),
+    ("SIGQUIT", SignalKind::quit()),
+    ("SIGHUP", SignalKind::hangup()),
+    ("SIGALRM", SignalKind::alarm()),
+    ("SIGUSR1", SignalKind::user_defined1()),
+    ("SIGUSR2", SignalKind::user_defined2()),
+    ("SIGXCPU", SignalKind::from_raw(rustix::process::Signal::XCPU.as_raw())),
+];
+
+/// Signals that are watched for, with their names.
+struct Signals(Vec<(&'static str, Signal)>);
+
+impl Signals {
+    /// Handlers for `kinds`, in the runtime that was entered. They stay when this is dropped.
+    fn watch(kinds: &[(&'static str, SignalKind)]) -> Result<Self> {
+        let watch = |(name, kind): &(&'static str, SignalKind)| Ok((*name, signal(*kind)?));
+        let signals = kinds.iter().map(watch).collect::<std::io::Result<_>>();
+        signals.context(Kind::Local, || "watch for signals").map(Signals)
+    }
+
+    /// The result of `work`, or that a signal came first.
+    async fn end<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let signal = poll_fn(|context| {
+            for (name, signal) in &mut self.0 {
+                if signal.poll_recv(context).is_ready() {
+                    return Poll::Ready(*name);
+                }
+            }
+            Poll::Pending
+        });
+        tokio::select! {
+            biased;
+            result = work => result,
+            name = signal => Err(Error::new(Kind::Interrupted, format!("stopped by {name}"))),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A signal is for all tests of this process: one of those that send one at a time.
+    static SENDING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
     struct Cleaner<'a>(&'a std::cell::Cell<bool>);
 
@@ -63,6 +140,7 @@ mod tests {
 
     #[test]
     fn a_signal_ends_the_work_and_what_it_has_begun_is_cleaned_up() {
+        let _alone = SENDING.lock();
         let cleaned = std::cell::Cell::new(false);
         let work = async {
             let _temporary = Cleaner(&cleaned);
@@ -78,7 +156,18 @@ mod tests {
     }
 
     #[test]
+    fn a_signal_before_the_work_ends_it_as_well() {
+        let _alone = SENDING.lock();
+        let guarded = Guarded::new().unwrap();
+        let me = rustix::process::getpid();
+        rustix::process::kill_process(me, rustix::process::Signal::USR2).unwrap();
+        let error = guarded.run(std::future::pending::<Result<()>>()).unwrap_err();
+        assert_eq!(error.to_string(), "stopped by SIGUSR2");
+    }
+
+    #[test]
     fn results_come_through() {
+        assert_eq!(Guarded::new().unwrap().run(async { Ok(0) }).unwrap(), 0);
         assert_eq!(alone(until_signal(async { Ok(1) })).unwrap(), 1);
         assert_eq!(together(1, until_signal(async { Ok(2) })).unwrap(), 2);
     }

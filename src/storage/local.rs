@@ -120,7 +120,7 @@ impl Local {
             }
             Io::AlreadyExists => ErrorKind::AlreadyExists,
             Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
-            Io::StorageFull | Io::QuotaExceeded => ErrorKind::Full,
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::Full,
             Io::UnexpectedEof => ErrorKind::OutOfRange,
             _ => ErrorKind::Unavailable,
         };

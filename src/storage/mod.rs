@@ -124,7 +124,7 @@ pub enum ErrorKind {
     /// No permission, whatever the reason: a file's mode or owner, a read-only file system, credentials
     /// that are wrong or have expired (403). Trying again doesn't help.
     Denied,
-    /// No space, or a quota is used up.
+    /// No space, or a quota or limit is used up.
     Full,
     /// Anything else; trying again may help.
     Unavailable,

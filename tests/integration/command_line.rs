@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Stdio},
@@ -206,7 +207,11 @@ fn a_signal_is_answered_with_an_exit_code() {
     for (args, signal, code) in [
         (vec!["archive-get", SEGMENT, &target], Signal::TERM, 126),
         (vec!["archive-get", SEGMENT, &target], Signal::INT, 126),
+        (vec!["archive-get", SEGMENT, &target], Signal::QUIT, 126),
+        (vec!["archive-get", SEGMENT, &target], Signal::USR1, 126),
         (vec!["archive-push", &segment], Signal::TERM, 11),
+        (vec!["archive-push", &segment], Signal::HUP, 11),
+        (vec!["archive-push", &segment], Signal::XCPU, 11),
         (vec!["info"], Signal::INT, 11),
         (vec!["backup"], Signal::TERM, 11),
         (vec!["restore", "--pgdata", "/nowhere"], Signal::TERM, 11),
@@ -222,6 +227,31 @@ fn a_signal_is_answered_with_an_exit_code() {
         assert!(begun.elapsed() < Duration::from_secs(30), "{args:?} went on waiting");
     }
     assert!(!Path::new(&target).exists());
+}
+
+/// A process that writes an error into a full pipe is past its first milliseconds, and has done none
+/// of its work yet.
+#[test]
+fn a_signal_before_the_work_begins_leaves_the_exit_code_alone() {
+    let room = Room::new();
+    for (command, code) in [("archive-get", 126), ("archive-push", 2)] {
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        while writer.write(&[b'x'; 4096]).is_ok() {}
+        rustix::io::ioctl_fionbio(&writer, false).unwrap();
+        let mut child = room.command(&[command, "--nope"]).stderr(writer).spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        let sleeps = || fs::read_to_string(&stat).unwrap().contains(") S ");
+        wait_until("it writes", 30, || {
+            std::thread::sleep(Duration::from_millis(300));
+            sleeps()
+        });
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{command}");
+    }
 }
 
 #[test]

@@ -5,9 +5,11 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 use super::{snapshot, wal};
 use crate::support::{
     Cluster, Pgkeep, Stop,
-    install::{is_root, user},
+    install::{command, is_root, pgkeep_binary, user},
     objects::{ObjectKind, flip_bit, objects_of},
-    on_each_version, wait_until,
+    on_each_version,
+    pgkeep::run_to_end,
+    wait_until,
 };
 
 /// A cluster that doesn't archive by itself, and a pgkeep that knows its system.
@@ -145,6 +147,26 @@ fn a_standby_sits_out_an_outage_and_nothing_else() {
     fs::remove_dir(&root).unwrap();
     answers("no mount point", 1);
     fs::rename(&aside, &root).unwrap();
+    assert_eq!(get(&pgkeep, &cluster, &segment), 0);
+}
+
+/// SIGXFSZ, which a limit sends, would end them with 153: the archiver itself would die of that.
+#[test]
+fn a_file_size_limit_is_an_error_like_others() {
+    let (cluster, pgkeep) = prepared(15);
+    let segment = cluster.switch_wal();
+    let limited = |arguments: &[&str]| {
+        let mut command = command("prlimit");
+        command.arg("--fsize=512").arg(pgkeep_binary()).arg("--config").arg(pgkeep.config());
+        run_to_end(command.args(arguments).current_dir(cluster.pgdata()))
+    };
+    let pushed = limited(&["archive-push", &format!("pg_wal/{segment}")]);
+    assert!((1..=125).contains(&pushed.code), "{pushed}");
+    assert!(pushed.stderr.contains("File too large"), "{pushed}");
+    assert!(objects_of(&pgkeep.repository(), ObjectKind::Segment).is_empty());
+    assert_eq!(push(&pgkeep, &cluster, &segment), 0);
+    let got = limited(&["archive-get", &segment, "pg_wal/RECOVERYXLOG"]);
+    assert_eq!(got.code, 126, "{got}");
     assert_eq!(get(&pgkeep, &cluster, &segment), 0);
 }
 
