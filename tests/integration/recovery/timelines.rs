@@ -150,6 +150,51 @@ fn what_committed_before_a_failover_is_found_in_the_partial_segment() {
 }
 
 #[test]
+fn the_end_of_a_timeline_that_only_its_child_has_is_reached_along_the_child() {
+    for version in [15, 18].into_iter().filter(|v| crate::support::versions().contains(v)) {
+        let mut site = Site::new(version);
+        site.cluster.make_table("t", 100);
+        site.pgkeep.ok(["backup"]);
+        let whole = site.cluster.moment("t");
+        // The first commit later than a time ends recovery: that is in the same segment, too.
+        site.cluster.moment("t");
+        site.archive_all();
+        // Without archiving it leaves no partial segment behind when it is promoted.
+        let mut second = Cluster::standby_with(&site.cluster, "archive_mode = off");
+        let end = site.cluster.moment("t");
+        site.cluster.moment("t");
+        second.catch_up_with(&site.cluster);
+        site.cluster.kill9();
+        second.promote();
+        second.conf("archive_mode = on");
+        second.restart();
+        second.moment("t");
+        archive_all(&second);
+        let names = |kind| objects_of(&site.pgkeep.repository(), kind).into_iter().map(|o| o.name);
+        assert_eq!(names(ObjectKind::Partial).count(), 0);
+        let segment = second.sql(&format!("SELECT pg_walfile_name('{}')", end.lsn));
+        assert!(names(ObjectKind::Segment).any(|name| name.ends_with(&segment)), "{segment}");
+        let of_parent = segment.replacen("00000002", "00000001", 1);
+        assert!(!names(ObjectKind::Segment).any(|name| name.ends_with(&of_parent)), "{of_parent}");
+
+        for (what, moment, timeline) in [("whole", &whole, 1), ("end", &end, 2)] {
+            let xid = moment.xid.to_string();
+            for (kind, value) in [("time", &moment.time), ("lsn", &moment.lsn), ("xid", &xid)] {
+                let name = format!("{what}-{kind}");
+                let mut restored = site.restore(&name, &[&format!("--target-{kind}"), value]);
+                let settings = restored.pgdata().join("postgresql.auto.conf");
+                let settings = fs::read_to_string(settings).expect("read the settings");
+                let expected = format!("recovery_target_timeline = '{timeline}'");
+                assert!(settings.contains(&expected), "{name} on {version}: {settings}");
+                restored.start();
+                restored.wait_for_pause(60);
+                assert_eq!(restored.digest("t"), moment.digest, "{name} on {version}");
+            }
+        }
+    }
+}
+
+#[test]
 fn wal_whose_history_is_missing_is_no_reason_to_restore_another_timeline() {
     let mut site = Site::new(15);
     site.cluster.make_table("t", 100);
