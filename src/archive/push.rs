@@ -1,7 +1,7 @@
 //! `archive-push`: one file of `pg_wal` into every repository.
 //!
-//! Success means that each of them holds the file durably. Nothing is queued, nothing below the
-//! data directory is touched. A file that was stored before is a success again, since PostgreSQL
+//! Success means that each of them holds the file durably; where one fails, the others get theirs all
+//! the same. Nothing is queued, nothing below the data directory is touched. A file that was stored before is a success again, since PostgreSQL
 //! offers a file once more after a crash, and since the push before may have been killed after
 //! storing it; to be sure that what is there is the file and durable, all of it is read. Other
 //! content under the same name is refused and the stored one stays.
@@ -71,8 +71,9 @@ pub async fn push(
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
     source.check_ancestry(&open).await?;
     if matches!(wal, WalFile::Segment(_) | WalFile::Partial(_)) {
-        store_history(repositories, cluster, &open, path, wal.timeline()).await?;
+        store_history(&directory, &mut stores, path, wal.timeline()).await;
     }
+    let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
     let results = store_in_all(&mut source, &open).await?;
 
     let mut results = results.into_iter();
@@ -95,31 +96,51 @@ pub async fn push(
 /// Stores the history of a segment's timeline before the segment, where it isn't yet: without it
 /// nobody knows where that WAL belongs. The server offers it by itself, but not when the timeline
 /// began while archiving was off.
+///
+/// A repository that can't be given it is one that fails: its store becomes the error.
 async fn store_history(
-    repositories: &[&RepositorySettings],
-    cluster: &ClusterSettings,
-    stores: &[&WalStore],
+    directory: &DataDirectory,
+    stores: &mut [Result<WalStore>],
     path: &Path,
     timeline: Timeline,
-) -> Result<()> {
+) {
     if timeline == Timeline(1) {
-        return Ok(());
+        return;
     }
-    let mut missing = false;
-    for store in stores {
-        let object = store.plain(WalFile::History(timeline));
-        missing |= !exists(store.repository(), &object).await.unwrap_or(true);
+    let file = WalFile::History(timeline);
+    let (mut without, mut targets) = (Vec::new(), Vec::new());
+    for (index, store) in stores.iter().enumerate() {
+        let Ok(store) = store else { continue };
+        if matches!(exists(store.repository(), &store.plain(file)).await, Ok(false)) {
+            without.push(index);
+            targets.push(store);
+        }
     }
-    if !missing {
-        return Ok(());
+    if without.is_empty() {
+        return;
     }
-    let history = path.with_file_name(timeline.history_file());
-    if history.exists() {
-        Box::pin(push(repositories, cluster, &history)).await?;
-    } else {
+    let beside = path.with_file_name(timeline.history_file());
+    if !beside.exists() {
         tracing::warn!("{} is neither here nor in the archive", timeline.history_file());
+        return;
     }
-    Ok(())
+    let stored =
+        async { store_in_all(&mut Source::open(&beside, file, directory)?, &targets).await };
+    let doing = format!("store {} first", timeline.history_file());
+    match stored.await {
+        Ok(results) => {
+            for (index, result) in without.into_iter().zip(results) {
+                if let Err(e) = result {
+                    stores[index] = Err(e.while_doing(&doing));
+                }
+            }
+        }
+        Err(e) => {
+            for index in without {
+                stores[index] = Err(Error::new(e.kind(), e.to_string()).while_doing(&doing));
+            }
+        }
+    }
 }
 
 fn lost_result() -> Error {

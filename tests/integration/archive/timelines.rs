@@ -8,7 +8,7 @@ use pgkeep::{
     postgres::SegmentName,
 };
 
-use super::{Keeper, reset_wal, run, wal};
+use super::{Keeper, reset_wal, run, system, wal};
 use crate::support::{Cluster, Stop, objects::flip_bit, scratch::write, wait_until};
 
 /// A primary and two standbys that were promoted within the same segment, the second after more
@@ -127,6 +127,40 @@ fn two_promotions_leave_two_partials_and_one_new_timeline() {
     let whole = fs::read(wal(&fork.primary, &fork.segment)).unwrap();
     assert_ne!(whole, long);
     assert_eq!(keeper.served(&fork.segment), whole);
+}
+
+#[test]
+fn the_history_that_one_repository_does_not_take_is_stored_in_the_others() {
+    let fork = fork("00000001");
+    let keeper = Keeper::new(&fork.primary, &["first", "gone", "blocked", "last"]);
+    let path = |name: &str| keeper.scratch.join(name);
+    let timelines = format!("clusters/main/wal/{}", system(&fork.primary));
+    fs::rename(path("gone"), path("aside")).unwrap();
+    // It opens, and can't have a folder for the timeline.
+    fs::create_dir_all(path("blocked").join(&timelines)).unwrap();
+    let in_the_way = path("blocked").join(&timelines).join("00000002");
+    fs::write(&in_the_way, "").unwrap();
+    let there = |name: &str| {
+        [&fork.history, &fork.begun]
+            .map(|file| path(name).join(&timelines).join(&file[..8]).join(file).exists())
+    };
+
+    let e = keeper.push(&wal(&fork.first, &fork.begun)).unwrap_err();
+    assert_eq!(e.kind(), Kind::Repository, "{e}");
+    for part in ["repository gone", "repository blocked: store 00000002.history first"] {
+        assert!(e.to_string().contains(part), "{e}");
+    }
+    for name in ["first", "last"] {
+        assert_eq!(there(name), [true, true], "{name}");
+    }
+    // A segment without its history would be of no use: that one gets neither.
+    assert_eq!(there("blocked"), [false, false]);
+
+    fs::rename(path("aside"), path("gone")).unwrap();
+    fs::remove_file(in_the_way).unwrap();
+    let stored = keeper.pushed(&fork.first, &fork.begun);
+    assert_eq!(stored, [Stored::Already, Stored::New, Stored::New, Stored::Already]);
+    assert_eq!(["gone", "blocked"].map(there), [[true, true]; 2]);
 }
 
 #[test]
