@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::Write,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -79,6 +79,8 @@ pub fn write_key_file(path: &Path) -> Result<()> {
         }
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        // Whatever the umask is.
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.write_all(line.as_bytes())?;
         file.sync_all()?;
         let linked = fs::hard_link(&temporary, path);

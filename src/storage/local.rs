@@ -12,7 +12,7 @@ use std::{
     collections::BinaryHeap,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Once,
     time::Duration,
@@ -33,7 +33,8 @@ const TEMPORARY: &str = ".tmp";
 /// fails and is run again.
 const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 
-/// A repository in a local directory, with directories of mode 0700 and files of mode 0600.
+/// A repository in a local directory, with directories of mode 0700 and files of mode 0600, whatever
+/// the process's umask is.
 #[derive(Debug)]
 pub struct Local {
     root: PathBuf,
@@ -155,6 +156,8 @@ impl Local {
         let file =
             OpenOptions::new().write(true).read(true).create_new(true).mode(0o600).open(&path)?;
         let temporary = Temporary { path, file, renamed: false };
+        // A umask may have taken the owner's own rights.
+        temporary.file.set_permissions(fs::Permissions::from_mode(0o600))?;
         flock(&temporary.file, FlockOperation::NonBlockingLockExclusive)?;
         Ok(temporary)
     }
@@ -187,7 +190,7 @@ fn make_folders(path: &Path) -> io::Result<()> {
         make_folders(parent)?;
     }
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => {}
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o700))?,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         Err(e) => return Err(e),
     }

@@ -319,6 +319,23 @@ fn a_repository_is_made_once() {
 }
 
 #[test]
+fn a_key_file_can_be_read_by_its_owner_whatever_the_umask_is() {
+    let room = Room::configured();
+    let mut init = room.command(&["init"]);
+    let program = init.get_program().to_owned();
+    let made = Command::new("sh")
+        .args(["-c", "umask 777 && exec \"$0\" init"])
+        .arg(program)
+        .envs(init.get_envs().filter_map(|(key, value)| Some((key, value?))))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let key = fs::metadata(room.path().join("main.key")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o7777, 0o600);
+    assert_eq!(init.status().unwrap().code(), Some(9), "it is there");
+}
+
+#[test]
 fn secrets_are_never_shown() {
     let room = Room::new();
     let path = room.path().display();

@@ -120,6 +120,12 @@ async fn in_a_child() {
             let storage = Local::open(root).expect("open");
             show(storage.read(&name("folder/object"), Range::All).await.map(|_| ()));
         }
+        "make" => {
+            let storage = Local::open_or_make(root).expect("make");
+            show(storage.put(&name("a/b/c"), "x".into()).await);
+            show(storage.replace(&name("leases/x"), "lease".into()).await);
+            assert_eq!(storage.read(&name("a/b/c"), Range::All).await.expect("read"), "x");
+        }
         "fill" => {
             let storage = Local::open(root).expect("open");
             storage.put(&name("small"), content(1, 10_000)).await.expect("there is room");
@@ -185,6 +191,29 @@ async fn no_permission_is_not_absence() {
         let output = open();
         assert!(output.contains("open: Denied"), "{output}");
         assert!(output.contains(&format!("runs as {}", user().uid)), "{output}");
+    }
+}
+
+#[test]
+fn modes_do_not_depend_on_the_umask() {
+    for umask in ["777", "277", "000"] {
+        let scratch = Scratch::new("umask");
+        let root = scratch.path().join("made/repository");
+        let work = child(IN_A_CHILD, &format!("make:{}", root.display()));
+        let mut command = crate::support::install::command("sh");
+        command.args(["-c", "umask $0 && exec \"$@\"", umask]);
+        command.arg(work.get_program()).args(work.get_args());
+        for (key, value) in work.get_envs() {
+            command.env(key, value.expect("a value"));
+        }
+        let output = said(&mut command);
+        assert_eq!(output.matches("make: worked").count(), 2, "{umask}: {output}");
+        let found = walk(scratch.path());
+        assert_eq!(found.iter().filter(|path| path.is_file()).count(), 2, "{found:?}");
+        for path in found {
+            let expected = if path.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(mode(&path), expected, "{umask}: {}", path.display());
+        }
     }
 }
 
