@@ -60,11 +60,12 @@ impl ArchiveGet {
             }
             Got::Absent => Answer { file: &self.name, repository: None, object: None },
         };
-        global.output.result(&answer, String::new)?;
-        Ok(match got {
-            Got::Served { .. } => 0,
-            Got::Absent => 1,
-        })
+        let (what, code) = match got {
+            Got::Served { .. } => ("is there", 0),
+            Got::Absent => ("is in no repository", 1),
+        };
+        global.output.done(format!("{} {what}", self.name), &answer, String::new);
+        Ok(code)
     }
 
     async fn get(&self, global: &Global) -> Result<Got> {

@@ -59,7 +59,7 @@ impl ArchivePush {
             tracing::info!("{} in repository {}: {}", pushed.file, to.name, to.outcome);
         }
         // The server's log needs no line for each segment.
-        global.output.result(&pushed, String::new)?;
+        global.output.done(format!("{} is stored", pushed.file), &pushed, String::new);
         Ok(0)
     }
 }

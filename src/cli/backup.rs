@@ -84,7 +84,8 @@ impl Backup {
             // It watches for signals itself, to undo what it has stored.
             backup::backup(&repository, cluster, &options, global.progress()).await
         })?;
-        global.output.result(&record, || text(&record, &repository.name))?;
+        let done = format!("backup {} is complete", record.id);
+        global.output.done(done, &record, || text(&record, &repository.name));
         Ok(0)
     }
 }

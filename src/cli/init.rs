@@ -51,7 +51,8 @@ impl Init {
                  only if both are handed to it (chown -R)"
             );
         }
-        global.output.result(&made, || made.repositories.iter().map(text).collect())?;
+        let text = || made.repositories.iter().map(text).collect();
+        global.output.done("the repository is made", &made, text);
         Ok(0)
     }
 }

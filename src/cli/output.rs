@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    fmt::Display,
     io::{ErrorKind, Write},
 };
 
@@ -40,6 +41,14 @@ impl Output {
             }
         };
         print(&text)
+    }
+
+    /// Writes the result of what is done and durable. That it can't be printed is only warned about: an
+    /// exit code would say that it has to be done again.
+    pub fn done<T: Serialize>(self, what: impl Display, value: &T, text: impl FnOnce() -> String) {
+        if let Err(e) = self.result(value, text) {
+            tracing::warn!("{what}, which couldn't be printed: {e}");
+        }
     }
 
     /// Writes an error. JSON is one line and the last one on standard error; a server's log gets

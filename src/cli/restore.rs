@@ -153,7 +153,7 @@ impl Restore {
                 }
             }),
         )?;
-        global.output.result(&report, || text(&report))?;
+        global.output.done("the restore is complete", &report, || text(&report));
         Ok(0)
     }
 

@@ -1,6 +1,6 @@
 //! The program itself: exit codes, kills, and servers that archive and recover with it.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Stdio, time::Duration};
 
 use super::{snapshot, wal};
 use crate::support::{
@@ -148,6 +148,40 @@ fn a_standby_sits_out_an_outage_and_nothing_else() {
     answers("no mount point", 1);
     fs::rename(&aside, &root).unwrap();
     assert_eq!(get(&pgkeep, &cluster, &segment), 0);
+}
+
+/// A code other than 0 would have it done again, although it is done.
+#[test]
+fn what_is_done_is_no_failure_because_it_cannot_be_printed() {
+    let cluster = Cluster::builder(15).wal_segsize(1).start();
+    let pgkeep = Pgkeep::new(&cluster);
+    let into_full = |arguments: &[&str]| {
+        let mut command = pgkeep.command(arguments);
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let child = command.current_dir(cluster.pgdata()).stdout(full).stderr(Stdio::piped());
+        let output = child.spawn().unwrap().wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let done = |arguments: &[&str], what: &str| {
+        let (code, stderr) = into_full(arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(what) && stderr.contains("No space left"), "{stderr}");
+        stderr
+    };
+    done(&["init"], "the repository is made");
+    pgkeep.archive(&cluster);
+    let stderr = done(&["backup"], "is complete");
+    let id = stderr.split("warning: backup ").nth(1).unwrap().split(' ').next().unwrap();
+    let info = pgkeep.ok(["info"]).stdout;
+    assert!(info.contains(id) && id.ends_with("-full"), "{info}{stderr}");
+    let segment = cluster.switch_wal();
+    let path = format!("pg_wal/{segment}");
+    done(&["--output", "json", "archive-push", &path], "is stored");
+    done(&["--output", "json", "archive-get", &segment, "pg_wal/RECOVERYXLOG"], "is there");
+    let place = pgkeep.scratch().path().join("restored");
+    done(&["restore", "--pgdata", &place.display().to_string()], "the restore is complete");
+    // Whose whole work is to print has failed.
+    assert_eq!(into_full(&["info"]).0, Some(10));
 }
 
 /// SIGXFSZ, which a limit sends, would end them with 153: the archiver itself would die of that.
