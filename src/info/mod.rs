@@ -43,7 +43,7 @@ pub struct ClusterInfo {
 pub struct SystemInfo {
     /// Major version and system identifier.
     pub system: SystemId,
-    /// Its backups, in the order in which they stopped.
+    /// Its backups, the newest last ([`catalog::in_order`]).
     pub backups: Vec<BackupRecord>,
     /// From when until when one can restore.
     pub windows: Vec<Window>,
@@ -162,8 +162,7 @@ async fn backups(
         };
         unusable.push(UnusableBackup { id: entry.id, state, why });
     }
-    records.sort_by(|a, b| (a.stopped_at, &a.id).cmp(&(b.stopped_at, &b.id)));
-    Ok((records, unusable))
+    Ok((catalog::in_order(repository, layout, records).await?, unusable))
 }
 
 async fn system_info(

@@ -1,4 +1,9 @@
 //! What backups and systems a cluster has in a repository.
+//!
+//! Which of two backups is the newer one is decided here, in [`in_order`], for everybody: what is
+//! restored by default, what an incremental is compared with, what is shown last.
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Duration, Utc};
 
@@ -7,9 +12,12 @@ use super::{
     layout::ClusterLayout,
     record::BackupRecord,
     sealed::{put_sealed, read_whole},
+    timelines::read_history,
+    wal::WalStore,
 };
 use crate::{
     error::{Context, Error, Kind, Result},
+    postgres::{Timeline, history::TimelineHistory},
     storage::ObjectName,
 };
 
@@ -80,7 +88,7 @@ async fn state(
     })
 }
 
-/// The committed backups, in the order in which they stopped. Damaged ones are warned about.
+/// The committed backups, the newest last ([`in_order`]). Damaged ones are warned about.
 pub async fn backups(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<BackupRecord>> {
     let mut records = Vec::new();
     for entry in entries(repository, layout).await? {
@@ -90,8 +98,66 @@ pub async fn backups(repository: &Repository, layout: &ClusterLayout) -> Result<
             BackupState::Unfinished | BackupState::Deleted => {}
         }
     }
-    records.sort_by(|a, b| (a.stopped_at, &a.id).cmp(&(b.stopped_at, &b.id)));
-    Ok(records)
+    in_order(repository, layout, records).await
+}
+
+/// Sorts backups of one cluster, the newest last.
+///
+/// A server's clock may have been set back between two backups, so where the WAL says which came
+/// first, it decides: of one timeline the one that stopped at the higher position is the newer, and
+/// one on the way to another's timeline is the older. Only between those that the WAL doesn't
+/// compare, of different systems or of timelines that went separate ways, the clock decides. So the
+/// newest backup is, of those behind which no other one lies, the last by the clock.
+pub async fn in_order(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    records: Vec<BackupRecord>,
+) -> Result<Vec<BackupRecord>> {
+    let mut rows = BTreeMap::<(SystemId, Timeline), Vec<BackupRecord>>::new();
+    for record in records {
+        rows.entry((record.system, record.timeline)).or_default().push(record);
+    }
+    let mut paths = BTreeMap::new();
+    for &(system, timeline) in rows.keys().filter(|(_, timeline)| *timeline != Timeline(1)) {
+        let store = WalStore::new(repository, layout, system);
+        match read_history(&store, timeline).await {
+            Ok(history) => paths.extend(history.map(|path| ((system, timeline), path))),
+            // Who needs it to restore fails with this. It is no reason not to list the backups.
+            Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(merged(rows, &paths))
+}
+
+/// Merges the backups of each timeline, which are compared by position, from the newest on. `paths`
+/// are the histories that are known.
+fn merged(
+    mut rows: BTreeMap<(SystemId, Timeline), Vec<BackupRecord>>,
+    paths: &BTreeMap<(SystemId, Timeline), TimelineHistory>,
+) -> Vec<BackupRecord> {
+    for row in rows.values_mut() {
+        row.sort_by(|a, b| {
+            (a.stop_lsn, a.stopped_at, &a.id).cmp(&(b.stop_lsn, b.stopped_at, &b.id))
+        });
+    }
+    let mut newest_first = Vec::new();
+    loop {
+        let behind = |record: &BackupRecord, (system, timeline): &(SystemId, Timeline)| {
+            *system == record.system
+                && *timeline != record.timeline
+                && paths.get(&(*system, *timeline)).is_some_and(|path| record.lies_on(path))
+        };
+        let newest = rows
+            .values()
+            .filter_map(|row| row.last())
+            .filter(|record| !rows.iter().any(|(at, row)| !row.is_empty() && behind(record, at)))
+            .max_by(|a, b| (a.stopped_at, &a.id).cmp(&(b.stopped_at, &b.id)));
+        let Some(at) = newest.map(|record| (record.system, record.timeline)) else { break };
+        newest_first.extend(rows.get_mut(&at).and_then(Vec::pop));
+    }
+    newest_first.reverse();
+    newest_first
 }
 
 /// Reads a commit object.
@@ -167,5 +233,72 @@ pub async fn register_system(
             Ok(repository.storage().ensure_durable(&name).await?)
         }
         result => result.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backup of one system: its timeline, where it stopped, and when, in minutes past noon.
+    fn backup(system: u64, timeline: u32, stop: &str, minute: u32) -> BackupRecord {
+        serde_json::from_value(serde_json::json!({
+            "format": 1, "id": format!("20261120T12{minute:02}00Z-full"), "cluster": "main",
+            "kind": "full", "asked": "full", "label": "", "system": format!("15-{system}"),
+            "server-version": "15.18", "source": "primary", "timeline": timeline,
+            "start-lsn": "0/28", "stop-lsn": stop, "segment-size": 16_777_216,
+            "started-at": "2026-11-20T12:00:00Z",
+            "stopped-at": format!("2026-11-20T12:{minute:02}:00Z"), "data-checksums": true,
+            "sizes": { "files": 0, "cluster": 0, "raw": 0, "stored": 0 }, "pgkeep": "0.1.0"
+        }))
+        .unwrap()
+    }
+
+    /// The order of these, as the minutes of each; timelines have these history files.
+    fn order(backups: &[BackupRecord], histories: &[(u32, &str)]) -> Vec<String> {
+        let mut rows = BTreeMap::<_, Vec<_>>::new();
+        for record in backups {
+            rows.entry((record.system, record.timeline)).or_default().push(record.clone());
+        }
+        let paths = histories.iter().map(|(timeline, text)| {
+            let timeline = Timeline(*timeline);
+            let path = TimelineHistory::parse(timeline, text.as_bytes()).unwrap();
+            ((SystemId { major: 15, identifier: 1 }, timeline), path)
+        });
+        let sorted = merged(rows, &paths.collect());
+        sorted.iter().map(|record| record.stopped_at.format("%M").to_string()).collect()
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_no_backup_newer() {
+        let backups = [
+            backup(1, 1, "0/3000000", 50),
+            backup(1, 1, "0/5000000", 20),
+            backup(1, 1, "0/7000000", 30),
+        ];
+        assert_eq!(order(&backups, &[]), ["50", "20", "30"]);
+        // Nor on the timeline that came from this one; 1 went on after it.
+        let history = [(2, "1\t0/6000000\tpromoted\n")];
+        let mut promoted = backups.to_vec();
+        promoted.push(backup(1, 2, "0/6500000", 10));
+        assert_eq!(order(&promoted, &history), ["50", "20", "10", "30"]);
+        promoted.push(backup(1, 2, "0/8000000", 40));
+        assert_eq!(order(&promoted, &history), ["50", "20", "10", "30", "40"]);
+    }
+
+    #[test]
+    fn what_the_wal_does_not_compare_is_ordered_by_time() {
+        // A new system after an upgrade, a fork, and a timeline whose history isn't there.
+        let backups = [
+            backup(1, 6, "0/9000000", 10),
+            backup(2, 1, "0/2000000", 20),
+            backup(1, 7, "0/8000000", 30),
+            backup(2, 1, "0/3000000", 40),
+            backup(1, 8, "0/7000000", 50),
+        ];
+        let history = [(7, "6\t0/8000000\tx\n")];
+        assert_eq!(order(&backups, &history), ["10", "20", "30", "40", "50"]);
+        let reversed: Vec<_> = backups.iter().rev().cloned().collect();
+        assert_eq!(order(&reversed, &history), ["10", "20", "30", "40", "50"]);
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Holdings {
     pub store: WalStore,
     /// What it holds.
     pub inventory: WalInventory,
-    /// The committed backups that may be taken, in the order in which they stopped.
+    /// The committed backups that may be taken, the newest last ([`catalog::in_order`]).
     pub records: Vec<BackupRecord>,
 }
 
@@ -49,7 +49,7 @@ impl Holdings {
         self.records.iter().map(|record| record.timeline).collect()
     }
 
-    /// The backups that lie on `path`, the last one to stop first.
+    /// The backups that lie on `path`, the newest first.
     fn on_path<'a>(
         &'a self,
         path: &'a TimelineHistory,

@@ -4,7 +4,7 @@ mod archiving;
 mod interrupted;
 mod standby;
 mod tablespaces;
-mod tree;
+pub mod tree;
 
 use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
 

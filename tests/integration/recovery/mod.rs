@@ -1,6 +1,7 @@
 //! From a backup and its WAL to a server that has exactly the rows it should.
 
 mod bare_host;
+mod choice;
 mod damage;
 mod refusals;
 mod standby;
