@@ -113,6 +113,17 @@ pub enum Search {
     NotFound(Reach),
 }
 
+/// A restore point on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PointOnPath {
+    /// When it was made.
+    pub time: DateTime<Utc>,
+    /// The end of its record, which is what `pg_create_restore_point()` returned.
+    pub end: Lsn,
+    /// The timeline that the record lies on.
+    pub timeline: Timeline,
+}
+
 /// Recovery along one path of one system, looked at without doing it.
 #[derive(Debug, Clone, Copy)]
 pub struct Replay<'a> {
@@ -235,7 +246,8 @@ impl Replay<'_> {
         {
             if may_hold(rule, &segment.summary) {
                 let mut scan = Scan::new(rule, from, until);
-                self.scan(&before, &segment, &mut scan).await?;
+                let records = matches!(rule, StopRule::Lsn { .. });
+                self.scan(&before, &segment, records, &mut |event| scan.see(event)).await?;
                 if let Some((record, position, time)) = scan.found {
                     let timeline = self.path.timeline_at(record);
                     let stop = Stop { position, record, time, timeline };
@@ -265,6 +277,49 @@ impl Replay<'_> {
         Ok(Search::NotFound(reach))
     }
 
+    /// The restore points called `name` on the way from `from` (a record's start) up to `until`, in
+    /// order, and whether the way leads that far: without `until`, always. Reads summaries, and
+    /// segments only where a summary doesn't know all.
+    pub async fn points_named(
+        &self,
+        name: &str,
+        from: Lsn,
+        until: Option<Lsn>,
+    ) -> Result<(Vec<PointOnPath>, bool)> {
+        let size = self.inventory.segment_size;
+        let mut number = size.number_at(from);
+        let (mut points, mut before) = (Vec::new(), Vec::<PathSegment>::new());
+        let mut add = |end: Lsn, time: DateTime<Utc>| {
+            if end > from && until.is_none_or(|until| end <= until) {
+                let timeline = self.path.timeline_at(Lsn(end.0 - 1));
+                points.push(PointOnPath { time, end, timeline });
+            }
+        };
+        while until.is_none_or(|until| size.start_of(number) < until)
+            && let Some(segment) = self.segment(number).await?
+        {
+            let summary = &segment.summary;
+            if summary.head_known && !summary.lists_cut {
+                let named = summary.restore_points.iter().filter(|point| point.name == name);
+                named.for_each(|point| add(point.lsn, point.time));
+            } else {
+                let see = &mut |event: &Event| match event {
+                    Event::RestorePoint { end, time, name: this, .. } if this == name => {
+                        add(*end, *time);
+                    }
+                    _ => {}
+                };
+                self.scan(&before, &segment, false, see).await?;
+            }
+            if segment.summary.end > segment.summary.start {
+                before.clear();
+            }
+            before.push(segment);
+            number += 1;
+        }
+        Ok((points, until.is_none_or(|until| number >= size.number_at(until))))
+    }
+
     /// How far recovery comes from segment `first` on. Reads the last summaries only.
     pub async fn end_from(&self, first: u64) -> Result<Reach> {
         let size = self.inventory.segment_size;
@@ -286,22 +341,19 @@ impl Replay<'_> {
         Ok(self.reach(first, number, last.as_ref(), transaction))
     }
 
-    /// Feeds a segment to `scan`, behind those before it, in which a record that ends in it may have
-    /// begun.
+    /// Tells `see` what is in a segment, read behind those before it, in which a record that ends in
+    /// it may have begun; each single record only if `records`.
     async fn scan(
         &self,
         before: &[PathSegment],
         segment: &PathSegment,
-        scan: &mut Scan<'_>,
+        records: bool,
+        see: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<()> {
         let size = self.inventory.segment_size;
         let begin = |segment: &PathSegment| {
             let scanner = SegmentScanner::new(segment.name, size, None);
-            if matches!(scan.rule, StopRule::Lsn { .. }) {
-                scanner.report_records()
-            } else {
-                scanner
-            }
+            if records { scanner.report_records() } else { scanner }
         };
         let mut scanner = begin(before.first().unwrap_or(segment));
         let next = before.iter().skip(1).chain([segment]);
@@ -309,7 +361,7 @@ impl Replay<'_> {
             self.read(before, &mut scanner, &mut |_| {}).await?;
             scanner.next_segment(next.name);
         }
-        self.read(segment, &mut scanner, &mut |event| scan.see(event)).await
+        self.read(segment, &mut scanner, see).await
     }
 
     async fn read(
@@ -344,7 +396,7 @@ fn may_hold(rule: &StopRule, summary: &SegmentSummary) -> bool {
             transactions.is_some_and(|t| (t.min_xid..=t.max_xid).contains(xid))
         }
         StopRule::Lsn { lsn, .. } => summary.end > *lsn,
-        StopRule::Name(name) => summary.restore_points.iter().any(|p| p.name == *name),
+        StopRule::Name(name) => summary.lists_cut || summary.restore_point(name).is_some(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! from one another both contain it, only a person knows which is meant: both are listed and the
 //! restore refused. A target that can't be reached is refused with what is possible instead.
 
+mod named;
 mod refuse;
 mod search;
 
@@ -72,6 +73,9 @@ pub async fn choose(
     let inventory = WalInventory::read(&store, segment_size).await?;
     let holdings = Holdings { store, inventory, records };
     let paths = paths(&holdings, request)?;
+    if let (Target::Name(name), None) = (&request.target, &request.backup) {
+        named::refuse_several(&holdings, &paths, name).await?;
+    }
     search::search(&holdings, &paths, request).await
 }
 

@@ -1,9 +1,12 @@
 //! Refusals: each says why the target can't be reached and what can.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 
 use super::{
     Holdings, described,
+    named::Named,
     search::{Found, Missed},
 };
 use crate::{
@@ -194,4 +197,36 @@ pub(super) fn ambiguous(target: &Target, found: &[Found]) -> Error {
         ));
     }
     error
+}
+
+/// How many restore points of one name are listed: the last ones.
+const LISTED_POINTS: usize = 20;
+
+/// Several restore points have the name.
+pub(super) fn named_several(name: &str, points: &[Named]) -> Error {
+    let mut error = Error::new(
+        Kind::Target,
+        format!("{} restore points that can be reached are called {name:?}", points.len()),
+    );
+    let timelines: BTreeSet<_> = points.iter().map(|named| named.point.timeline).collect();
+    let earlier = points.len().saturating_sub(LISTED_POINTS);
+    if earlier > 0 {
+        error = error.hint(format!("{earlier} earlier ones aren't listed here"));
+    }
+    for Named { point, from } in points.iter().skip(earlier) {
+        let along = match timelines.len() {
+            1 => String::new(),
+            _ => format!(" --target-timeline {}", point.timeline),
+        };
+        let from = from.as_ref().map(|id| format!("; or by this name with --backup {id}{along}"));
+        error = error.hint(format!(
+            "of {}, LSN {}, timeline {}: --target-lsn {} --target-exclusive{along}{}",
+            server_time(point.time),
+            point.end,
+            point.timeline,
+            point.end,
+            from.unwrap_or_default()
+        ));
+    }
+    error.hint("with --backup the first one behind that backup is taken")
 }

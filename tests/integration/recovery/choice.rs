@@ -1,4 +1,4 @@
-//! Which backup is taken when nobody says which.
+//! Which backup is taken when nobody says which, and which restore point when several have the name.
 
 use std::fs;
 
@@ -59,4 +59,53 @@ fn a_backup_taken_before_the_clock_was_set_back_is_not_the_newest() {
     restored.start();
     restored.wait_for_pause(60);
     assert_eq!(restored.digest("t"), then);
+}
+
+#[test]
+fn a_restore_point_whose_name_was_used_again_is_asked_for() {
+    let site = Site::new(15);
+    let original = &site.cluster;
+    original.make_table("t", 10);
+    original.restore_point("once");
+    // A restore point called `twice` and what the table held there.
+    let point = || {
+        let lsn = original.restore_point("twice");
+        let then = original.digest("t");
+        original.insert("t", 1);
+        (lsn, then)
+    };
+    let unreachable = point();
+    site.pgkeep.ok(["backup"]);
+    let first = point();
+    original.restore_point("once");
+    let once = original.digest("t");
+    let second = point();
+    site.pgkeep.ok(["backup"]);
+    let third = point();
+    site.archive_all();
+    let info = site.pgkeep.json(["info"]);
+    let id = |i: usize| {
+        let backup = &info["repositories"][0]["systems"][0]["backups"][i];
+        backup["id"].as_str().unwrap().to_owned()
+    };
+
+    let refused = site.refuse("twice", &["--target-name", "twice"]);
+    assert_eq!(refused.code, 8, "{refused}");
+    assert!(refused.stderr.contains("3 restore points that can be reached"), "{refused}");
+    assert!(!refused.stderr.contains(&unreachable.0), "{refused}");
+    let line = |lsn: &str| {
+        let line = refused.stderr.lines().find(|line| line.contains(&format!("LSN {lsn}, ")));
+        line.unwrap_or_else(|| panic!("{lsn}: {refused}")).to_owned()
+    };
+    assert!(line(&first.0).contains(&format!("--backup {}", id(0))), "{refused}");
+    assert!(!line(&second.0).contains("--backup"), "{refused}");
+    assert!(line(&third.0).contains(&format!("--backup {}", id(1))), "{refused}");
+
+    let rows = |name: &str, arguments: &[&str]| site.restore_and_pause(name, arguments).digest("t");
+    for (name, backup, then) in [("first", id(0), &first.1), ("third", id(1), &third.1)] {
+        assert_eq!(rows(name, &["--target-name", "twice", "--backup", &backup]), *then);
+    }
+    let at_second = ["--target-lsn", &second.0, "--target-exclusive"];
+    assert_eq!(rows("second", &at_second), second.1);
+    assert_eq!(rows("once", &["--target-name", "once"]), once, "one can't be reached");
 }
