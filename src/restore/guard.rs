@@ -52,13 +52,15 @@ impl Places {
         tablespaces: &BTreeMap<u32, PathBuf>,
         repository: Option<&Path>,
     ) -> Result<Self> {
-        let places = Places {
-            pgdata: resolve(pgdata)?,
-            tablespaces: tablespaces
-                .iter()
-                .map(|(oid, path)| Ok((*oid, resolve(path)?)))
-                .collect::<Result<_>>()?,
-        };
+        let mut places = Places { pgdata: resolve(pgdata)?, tablespaces: BTreeMap::new() };
+        for (oid, path) in tablespaces {
+            // Before it is resolved too: the data directory needn't be there yet.
+            outside(*oid, path, [pgdata])?;
+            let path = resolve(path).map_err(|e| e.hint(elsewhere(*oid)))?;
+            let above = path.ancestors().skip(1).filter(|above| above.join("PG_VERSION").exists());
+            outside(*oid, &path, above.chain([places.pgdata.as_path()]))?;
+            places.tablespaces.insert(*oid, path);
+        }
         let mut taken: Vec<(&str, &Path)> = Vec::new();
         let repository = repository.map(resolve).transpose()?;
         taken.extend(repository.as_deref().map(|path| ("the repository", path)));
@@ -106,6 +108,32 @@ impl Places {
     fn wrote(marker: &Marker, path: &Path) -> bool {
         marker.phase == Phase::Finishing && marker.tablespaces.values().any(|p| p == path)
     }
+}
+
+/// Refuses a place for a tablespace inside one of these data directories. A cluster may have such a
+/// tablespace, and its backup does; but what is below a data directory is a server's alone.
+fn outside<'a>(
+    oid: u32,
+    path: &Path,
+    data_directories: impl IntoIterator<Item = &'a Path>,
+) -> Result<()> {
+    match data_directories.into_iter().find(|directory| path.starts_with(directory)) {
+        None => Ok(()),
+        Some(directory) => Err(Error::new(
+            Kind::Usage,
+            format!(
+                "tablespace {oid} would lie at {}, inside the data directory {}: it is in the \
+                 backup, but can be restored only to a place outside",
+                path.display(),
+                directory.display()
+            ),
+        )
+        .hint(elsewhere(oid))),
+    }
+}
+
+fn elsewhere(oid: u32) -> String {
+    format!("--tablespace-map {oid}=DIR puts it into the directory DIR")
 }
 
 /// `path`, absolute and resolved; its last part may not exist yet.

@@ -60,3 +60,39 @@ fn tablespaces_are_remapped_and_the_original_is_left_alone(version: u32) {
     again.wait_for_primary(60);
     assert_eq!(again.digests(), expected);
 }
+
+#[test]
+fn a_tablespace_inside_the_data_directory_is_restored_outside_it() {
+    let mut site = Site::new(15);
+    let inside = site.cluster.pgdata().join("spaces");
+    install::run(install::command("mkdir").args(["-m", "0700"]).arg(&inside));
+    site.cluster.sql(&format!("CREATE TABLESPACE near LOCATION '{}'", inside.display()));
+    site.cluster.sql("CREATE TABLE t TABLESPACE near AS SELECT n FROM generate_series(1, 4000) n");
+    let oid = site.cluster.sql("SELECT oid FROM pg_tablespace WHERE spcname = 'near'");
+    site.pgkeep.ok(["backup"]);
+    let expected = site.cluster.digests();
+    site.archive_all();
+
+    let refuse = |place: &str| {
+        let refused = site.pgkeep.fails(["restore", "--pgdata", place]);
+        assert_eq!(refused.code, 2, "{refused}");
+        let what = format!("tablespace {oid} would lie at {}", inside.display());
+        for words in [&*what, "only to a place outside", &format!("--tablespace-map {oid}=DIR")] {
+            assert!(refused.stderr.contains(words), "{words}: {refused}");
+        }
+    };
+    // Beside the original, whose it would be, and in its place.
+    refuse(&site.place("beside").display().to_string());
+    assert!(!site.place("beside").exists(), "nothing was touched");
+    site.cluster.stop(Stop::Fast);
+    let pgdata = site.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, pgdata.with_extension("aside")).unwrap();
+    refuse(&pgdata.display().to_string());
+    assert!(!pgdata.exists(), "nothing was touched");
+
+    let map = format!("{oid}={}", site.place("near").display());
+    let mut restored = site.restore("outside", &["--tablespace-map", &map]);
+    restored.start();
+    restored.wait_for_primary(60);
+    assert_eq!(restored.digests(), expected);
+}

@@ -67,14 +67,15 @@ fn impossible_requests_are_refused_before_anything_is_written() {
     let data = house.pgdata();
     refused(&data, &[], "where tablespace 16400 goes");
     refused(&data, &[space(), (16402, house.path("x"))], "no tablespace 16402");
-    refused(&data, &[(16400, data.join("inside"))], "the directory above");
-    refused(&data, &[(16400, data.clone())], "lie one in the other");
+    refused(&data, &[(16400, data.join("inside"))], "only to a place outside");
+    refused(&data, &[(16400, data.clone())], "only to a place outside");
+    refused(&data, &[(16400, house.path("missing/space"))], "the directory above");
     refused(&house.path("missing/data"), &[space()], "the directory above");
     for inside in ["repository", "repository/data", "repository/clusters"] {
         refused(&house.path(inside), &[space()], "the repository at");
     }
-    refused(house.scratch.path(), &[space()], "the repository at");
     let elsewhere = Scratch::new("link");
+    refused(house.scratch.path(), &[(16400, elsewhere.join("space"))], "the repository at");
     symlink(house.path("repository"), elsewhere.join("link")).unwrap();
     refused(&elsewhere.join("link/data"), &[space()], "the repository at");
 }
