@@ -61,6 +61,12 @@ impl Places {
             outside(*oid, &path, above.chain([places.pgdata.as_path()]))?;
             places.tablespaces.insert(*oid, path);
         }
+        if let Some(path) = places.all().find(|path| path.to_str().is_none()) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("can't restore to {path:?}: only paths in UTF-8 are supported"),
+            ));
+        }
         let mut taken: Vec<(&str, &Path)> = Vec::new();
         let repository = repository.map(resolve).transpose()?;
         taken.extend(repository.as_deref().map(|path| ("the repository", path)));

@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
-    os::unix::fs::symlink,
+    os::unix::{ffi::OsStrExt, fs::symlink},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -78,6 +79,14 @@ fn impossible_requests_are_refused_before_anything_is_written() {
     refused(house.scratch.path(), &[(16400, elsewhere.join("space"))], "the repository at");
     symlink(house.path("repository"), elsewhere.join("link")).unwrap();
     refused(&elsewhere.join("link/data"), &[space()], "the repository at");
+    // The marker of a restore can't name them, nor can its report.
+    let strange = elsewhere.join(OsStr::from_bytes(b"not UTF-8 \xff"));
+    refused(&strange, &[space()], "only paths in UTF-8");
+    fs::create_dir(&strange).unwrap();
+    symlink(&strange, elsewhere.join("plain")).unwrap();
+    refused(&elsewhere.join("plain/data"), &[space()], "only paths in UTF-8");
+    refused(&data, &[(16400, elsewhere.join("plain/space"))], "only paths in UTF-8");
+    assert_eq!(fs::read_dir(&strange).unwrap().count(), 0);
 }
 
 #[test]
