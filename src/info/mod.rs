@@ -11,7 +11,7 @@ use crate::{
         BackupId, Repository, SystemId,
         catalog::{self, BackupState},
         layout::ClusterLayout,
-        lease,
+        lease::{self, Lease},
         record::BackupRecord,
         replay::Replay,
         timelines::{TimelineWal, WalInventory},
@@ -145,9 +145,6 @@ async fn backups(
     layout: &ClusterLayout,
 ) -> Result<(Vec<BackupRecord>, Vec<UnusableBackup>)> {
     let leases = lease::leases(repository, layout).await?;
-    let now = Utc::now();
-    let is_running =
-        |id: &BackupId| leases.iter().any(|l| l.backup.as_ref() == Some(id) && !l.is_expired(now));
     let (mut records, mut unusable) = (Vec::new(), Vec::new());
     for entry in catalog::entries(repository, layout).await? {
         let (state, why) = match entry.state {
@@ -155,14 +152,26 @@ async fn backups(
                 records.push(*record);
                 continue;
             }
-            BackupState::Unfinished if is_running(&entry.id) => ("running", None),
-            BackupState::Unfinished => ("crashed", Some("it was never finished".to_owned())),
+            BackupState::Unfinished => {
+                unfinished(leases.iter().find(|l| l.backup.as_ref() == Some(&entry.id)))
+            }
             BackupState::Deleted => ("deleted", None),
             BackupState::Damaged(e) => ("damaged", Some(e.to_string())),
         };
         unusable.push(UnusableBackup { id: entry.id, state, why });
     }
     Ok((catalog::in_order(repository, layout, records).await?, unusable))
+}
+
+/// Whether a backup that isn't finished is still being taken, by its lease.
+fn unfinished(lease: Option<&Lease>) -> (&'static str, Option<String>) {
+    match lease {
+        Some(lease) if lease.is_abandoned() => {
+            ("crashed", Some(format!("the process that took it, {}, is gone", lease.process)))
+        }
+        Some(lease) if !lease.is_expired(Utc::now()) => ("running", None),
+        _ => ("crashed", Some("it was never finished".to_owned())),
+    }
 }
 
 async fn system_info(

@@ -2,14 +2,16 @@
 //!
 //! A lease is the only object that is replaced. It is plain JSON and holds no secret: host,
 //! process, operation, when it was last renewed. One that wasn't renewed for [`EXPIRED_AFTER`] is
-//! taken for a crashed process's.
+//! taken for a crashed process's; on the host itself a crash is seen at once ([`Holder`]).
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{BackupId, Repository, catalog::PAGE, id::RandomId, layout::ClusterLayout};
+use super::{
+    BackupId, Repository, catalog::PAGE, holder::Holder, id::RandomId, layout::ClusterLayout,
+};
 use crate::{
     error::{Context, Kind, Result},
     postgres::Lsn,
@@ -32,6 +34,9 @@ pub struct Lease {
     pub host: String,
     /// The process id there.
     pub process: u32,
+    /// What tells that process from every other; `None` where the system doesn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
     /// What is being done: `backup`, `restore`.
     pub operation: String,
     /// The backup it is about.
@@ -55,6 +60,7 @@ impl Lease {
             id: RandomId::random()?,
             host,
             process: std::process::id(),
+            holder: Holder::this_process(),
             operation: operation.to_owned(),
             backup,
             start_lsn: None,
@@ -66,6 +72,11 @@ impl Lease {
     /// Whether its holder has stopped renewing it.
     pub fn is_expired(&self, now: DateTime<Utc>) -> bool {
         (now - self.renewed).to_std().is_ok_and(|age| age > EXPIRED_AFTER)
+    }
+
+    /// Whether it is certain, as seen from here, that the process that took it is gone.
+    pub fn is_abandoned(&self) -> bool {
+        self.holder.as_ref().is_some_and(|holder| holder.is_gone(self.process))
     }
 
     async fn store(&self, repository: &Repository, layout: &ClusterLayout) -> Result<()> {

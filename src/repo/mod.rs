@@ -5,10 +5,11 @@
 //! backup is a tree: [`record`] (the commit object), [`manifest`], file leaves and map leaves
 //! ([`tree`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
 //! the archive, [`timelines`] says what can be reached with it, [`replay`] follows recovery through
-//! it before it happens, [`lease`] tells running from crashed.
+//! it before it happens, [`lease`] tells running from crashed, on one host by [`holder`].
 
 pub mod catalog;
 pub mod codec;
+pub mod holder;
 pub mod id;
 pub mod keys;
 pub mod layout;

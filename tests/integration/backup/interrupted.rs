@@ -69,6 +69,20 @@ fn a_backup_that_is_told_to_stop_removes_what_it_has_stored() {
 }
 
 #[test]
+fn a_backup_that_was_killed_is_shown_as_crashed_at_once() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    let running = pgkeep.spawn(["backup", "--max-rate", "1M"]);
+    let unusable = || pgkeep.json(["info"])["repositories"][0]["unusable"][0].clone();
+    crate::support::wait_until("the backup is running", 30, || unusable()["state"] == "running");
+    let process = running.pid();
+    assert_eq!(running.kill_after(Duration::ZERO).code, -9);
+    let left = unusable();
+    assert_eq!(left["state"], "crashed", "{left}");
+    assert!(left["why"].as_str().unwrap().contains(&process.to_string()), "{left}");
+}
+
+#[test]
 fn a_server_that_dies_under_a_backup_fails_it() {
     let mut cluster = Cluster::builder(15).start();
     let pgkeep = Pgkeep::archiving(&cluster);
