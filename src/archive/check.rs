@@ -11,7 +11,10 @@ use tokio::time::{Duration, Instant};
 
 use super::{
     diagnose::{Archiver, diagnose},
+    pgdata::report_data_directory,
+    replication::report_replication,
     server::Server,
+    settings::report_settings,
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
@@ -67,8 +70,8 @@ impl StepState {
 /// One thing that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckStep {
-    /// What, a stable name: `server`, `wal-level`, `archive-mode`, `archive-command`,
-    /// `archive-timeout`, `data-directory`, `repository`, `system`, `switch`, `arrival`.
+    /// What, a stable name: `server`, `data-directory`, `replication`, `wal-level`, `archive-mode`,
+    /// `archive-command`, `archive-timeout`, `repository`, `system`, `switch`, `arrival`.
     pub name: &'static str,
     /// The repository that it is about, if it is about one.
     pub repository: Option<String>,
@@ -115,7 +118,7 @@ impl CheckReport {
         &mut self.steps[last]
     }
 
-    fn failed(&mut self, name: &'static str, e: &Error) -> &mut CheckStep {
+    pub(super) fn failed(&mut self, name: &'static str, e: &Error) -> &mut CheckStep {
         let step = self.step(name, StepState::Problem, e.to_string());
         step.hints = e.hints().to_vec();
         step
@@ -161,9 +164,12 @@ pub async fn check(
     let mut archives = false;
     if let Some(server) = &server {
         report.system = Some(server.system);
-        server.report(&mut report);
-        archives = server.report_settings(&mut report);
-        server.report_data_directory(cluster, &mut report);
+        report.step("server", StepState::Ok, server.describe());
+        let directory = report_data_directory(server, cluster, &mut report);
+        report_replication(server, &mut report).await;
+        // Elsewhere a standby may have its own under the same path.
+        let directory = directory.filter(|_| server.is_local());
+        archives = report_settings(server, directory.as_deref(), &mut report);
     }
 
     progress.step("opening the repositories");
@@ -188,7 +194,7 @@ pub async fn check(
     register(&opened, &layout, server.system, options, &mut report).await?;
 
     if !archives {
-        let text = "no segment was closed, since the server doesn't archive";
+        let text = "no segment was closed, since the server can't archive it";
         report.step("switch", StepState::Skipped, text);
     } else if server.in_recovery {
         let text = "no segment can be closed on a standby; run the check on the primary too";

@@ -5,13 +5,17 @@
 //! the one path that `restore_command` names.
 
 pub mod check;
+mod command;
 mod data_directory;
 mod destination;
 mod diagnose;
 pub mod get;
 mod partial;
+mod pgdata;
 pub mod push;
+mod replication;
 mod server;
+mod settings;
 mod source;
 mod store;
 

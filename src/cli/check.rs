@@ -12,8 +12,9 @@ use crate::{
 /// Prove that archiving works, from end to end, and say what is wrong if it doesn't
 ///
 /// Closes a WAL segment and waits until the server has archived it into every repository and it can
-/// be read back: archive-timeout at most. The first check also registers the server's system in the
-/// repositories: from then on they take its WAL, and no other's.
+/// be read back: archive-timeout at most. Whether a backup could connect is tried too. The first
+/// check also registers the server's system in the repositories: from then on they take its WAL, and
+/// no other's.
 ///
 /// The exit code is 1 if a problem was found.
 #[derive(Debug, Args)]

@@ -90,6 +90,11 @@ impl Connection {
         Connection { stream, input: BytesMut::new(), max_length }
     }
 
+    /// Whether it is a Unix socket.
+    pub(super) fn is_unix(&self) -> bool {
+        matches!(self.stream, Stream::Unix(_))
+    }
+
     /// From now on messages of any sane length are taken.
     pub(super) fn authenticated(&mut self) {
         self.max_length = None;

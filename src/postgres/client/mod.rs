@@ -120,6 +120,12 @@ impl Client {
         &self.version
     }
 
+    /// Whether the server is reached over a Unix socket, and so is on this host, if perhaps with
+    /// another view of its files.
+    pub fn is_local(&self) -> bool {
+        self.connection.is_unix()
+    }
+
     /// A parameter that the server reports by itself (documentation, "Asynchronous Operations"), as
     /// `in_hot_standby`: its value now, as far as messages were read.
     pub fn parameter(&self, name: &str) -> Option<&str> {

@@ -90,7 +90,7 @@ fn what_keeps_the_server_from_archiving_is_named() {
     cluster.conf("archive_command = 'sleep 1000; true archive-push %p'");
     cluster.reload();
     problem(&pgkeep, "arrival", &["may still be running"]);
-    cluster.conf("archive_command = 'pgkeep archive-push'");
+    cluster.conf("archive_command = 'true archive-push'");
     cluster.reload();
     problem(&pgkeep, "archive-command", &["no %p"]);
 
@@ -110,13 +110,81 @@ fn what_keeps_the_server_from_archiving_is_named() {
 fn a_role_that_may_not_switch_is_told_what_it_needs() {
     let cluster = Cluster::builder(15).start();
     let pgkeep = Pgkeep::archiving(&cluster);
-    cluster.sql("CREATE ROLE \"Keeper\" LOGIN");
+    cluster.sql("CREATE ROLE \"Keeper\" LOGIN REPLICATION");
     pgkeep.edit(|text| text.replace("user=postgres", "user=Keeper"));
     let grant = r#"GRANT EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() TO \"Keeper\""#;
     problem(&pgkeep, "switch", &["permission denied", grant]);
     cluster.sql(&grant.replace('\\', ""));
     let (code, report) = check(&pgkeep, &[]);
     assert_eq!(code, 0, "that is all it needs: {report:#}");
+}
+
+/// The shell's exit code 127 ends the archiver, which counts nothing then: it has to be seen before.
+#[test]
+fn a_program_that_the_server_cannot_run_is_named_at_once() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    assert_eq!(check(&pgkeep, &[]).0, 0);
+    for (program, why) in [("pgkeeep", "isn't in the PATH"), ("/nowhere/pgkeep", "isn't there")] {
+        cluster.conf(&format!("archive_command = '{program} archive-push %p'"));
+        cluster.reload();
+        let began = std::time::Instant::now();
+        let this = crate::support::install::pgkeep_binary().display().to_string();
+        problem(&pgkeep, "archive-command", &[program, why, &this]);
+        assert!(began.elapsed().as_secs() < 20, "it doesn't wait for the archiver");
+    }
+}
+
+#[test]
+fn a_backup_that_could_not_connect_is_told_before() {
+    let mut cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    cluster.sql("CREATE ROLE \"Keeper\" LOGIN; GRANT pg_monitor TO \"Keeper\"");
+    pgkeep.edit(|text| text.replace("user=postgres", "user=Keeper"));
+    problem(
+        &pgkeep,
+        "replication",
+        &["walsender", r#"as a superuser: ALTER ROLE \"Keeper\" REPLICATION"#],
+    );
+    pgkeep.edit(|text| text.replace("user=Keeper", "user=postgres"));
+
+    let hba = cluster.pgdata().join("pg_hba.conf");
+    let lines = fs::read_to_string(&hba).unwrap();
+    crate::support::scratch::write(&hba, "local all all trust\n");
+    cluster.reload();
+    let line = r#"local replication \"postgres\" peer"#;
+    problem(&pgkeep, "replication", &["no pg_hba.conf entry for replication", line]);
+    crate::support::scratch::write(&hba, lines);
+
+    cluster.stop(Stop::Fast);
+    cluster.conf("max_wal_senders = 0");
+    cluster.start();
+    problem(&pgkeep, "replication", &["max_wal_senders (currently 0)", "max_wal_senders = 10"]);
+    assert_eq!(pgkeep.fails(["backup"]).code, 6, "as was said");
+}
+
+#[test]
+fn a_wrong_data_directory_is_corrected_where_the_server_is_on_this_host() {
+    let cluster = Cluster::builder(15).tcp().start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    let ours = cluster.pgdata().display().to_string();
+    let elsewhere = pgkeep.scratch().folder("elsewhere").display().to_string();
+    let correction = format!("set pgdata = \\\"{ours}\\\" in [cluster.main]");
+    let mut now = ours.clone();
+    let mut point_to = |place: &str| {
+        pgkeep.edit(|text| text.replace(&format!("\"{now}\""), &format!("\"{place}\"")));
+        now = place.to_owned();
+    };
+    for wrong in ["/nowhere/data", &elsewhere] {
+        point_to(wrong);
+        problem(&pgkeep, "data-directory", &[wrong, &correction]);
+    }
+    // Who connects over the network may be on another host.
+    point_to("/nowhere/data");
+    let socket = format!("host={}", cluster.socket_dir().display());
+    pgkeep.edit(|text| text.replace(&socket, "host=127.0.0.1"));
+    let (code, report) = check(&pgkeep, &[]);
+    assert_eq!((code, step(&report, "data-directory").0.as_str()), (0, "skipped"), "{report:#}");
 }
 
 #[test]
