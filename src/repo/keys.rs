@@ -409,7 +409,7 @@ mod tests {
             assert_eq!(read_key_file(&path).unwrap_err().kind(), Kind::Key, "{bad:?}");
         }
         fs::write(&path, &text).unwrap();
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        let open = PermissionsExt::from_mode(0o644);
         fs::set_permissions(&path, open).unwrap();
         assert!(read_key_file(&path).is_err());
     }

@@ -10,7 +10,6 @@ mod faults;
 mod fixture;
 mod formats_oracle;
 mod house;
-mod outage;
 mod recovery;
 mod replication;
 mod restore_write;

@@ -1,12 +1,13 @@
 //! Pushing WAL into repositories and getting it back, with segments of real servers.
 //!
 //! Most of it calls the library, which is faster and says more; [`process`] runs the program, for
-//! exit codes, kills, and servers that archive and recover with it.
+//! exit codes and kills, and [`servers`] has servers run it.
 
 mod check;
 mod get;
 mod process;
 mod push;
+mod servers;
 mod timelines;
 
 use std::{

@@ -1,12 +1,16 @@
 //! Backups whose WAL doesn't arrive fail at their beginning, say why, and leave nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use super::tree::Opened;
 use crate::support::{
-    Cluster, Pgkeep,
+    Cluster, Pgkeep, install,
     objects::{ObjectKind, objects},
     pgkeep::Output,
+    scratch, wait_until,
 };
 
 /// Takes a backup that has to fail with this exit code and leave nothing of it.
@@ -121,4 +125,35 @@ fn archiving_that_breaks_in_the_middle_fails_the_backup() {
     assert_eq!(output.code, 7, "{output}");
     assert!(output.stderr.contains("didn't arrive"), "{output}");
     assert!(Opened::new(&pgkeep).backups().is_empty());
+}
+
+#[test]
+fn a_backup_and_its_archiving_leave_the_data_directory_alone() {
+    let cluster = Cluster::builder(18).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    cluster.make_table("t", 1000);
+    cluster.sql("CHECKPOINT");
+    scratch::write(&cluster.pgdata().join("pg_wal/foreign"), "not ours");
+    let names = || {
+        let all =
+            install::run(Command::new("find").arg(cluster.pgdata()).args(["-printf", "%P %i\n"]));
+        let mut all: Vec<String> = all
+            .lines()
+            // The server's own coming and going.
+            .filter(|line| !line.starts_with("pg_wal/0") && !line.starts_with("pg_wal/archive_st"))
+            .filter(|line| !line.contains("pg_internal.init") && !line.starts_with("pg_stat"))
+            .filter(|line| !line.starts_with("pg_logical/") && !line.starts_with("pg_dynshmem/"))
+            .map(str::to_owned)
+            .collect();
+        all.sort();
+        all
+    };
+    let before = names();
+    pgkeep.ok(["check"]);
+    let closed = cluster.switch_wal();
+    let archived = format!("SELECT last_archived_wal >= '{closed}' FROM pg_stat_archiver");
+    wait_until("the segment is archived", 60, || cluster.sql(&archived) == "t");
+    pgkeep.ok(["backup"]);
+    pgkeep.ok(["info"]);
+    assert_eq!(names(), before, "names and inodes");
 }
