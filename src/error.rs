@@ -5,7 +5,16 @@
 //! and the error below it. `storage` and `postgres` have error types of their own, which say
 //! whether the thing is absent, refused or merely unreachable; here they become a kind.
 
-use std::fmt;
+use std::{
+    fmt, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+};
 
 /// The kind of failure: decides the exit code, nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,6 +127,20 @@ impl Error {
         self
     }
 
+    /// Adds who owns what, and who asks, if this process wasn't permitted to use `path`.
+    #[must_use]
+    pub fn if_denied(self, path: &Path) -> Self {
+        let mut below = self.source.as_deref().map(|e| e as &(dyn std::error::Error + 'static));
+        while let Some(error) = below {
+            let io = error.downcast_ref::<io::Error>();
+            if io.is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
+                return self.hint(who_may_use(path));
+            }
+            below = error.source();
+        }
+        self
+    }
+
     /// The kind.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -148,6 +171,34 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Who owns `path`, or what is in the way to it, and who asks.
+fn who_may_use(path: &Path) -> String {
+    let closed = |above: &&Path| access(*above, Access::EXEC_OK) == Err(Errno::ACCESS);
+    let closed = path.ancestors().skip(1).filter(closed).last();
+    let there = || path.ancestors().find(|above| above.symlink_metadata().is_ok());
+    let me = user(rustix::process::geteuid().as_raw());
+    let owner = closed.or_else(there).and_then(|what| Some((what, fs::metadata(what).ok()?)));
+    let Some((what, meta)) = owner else { return format!("this process runs as {me}") };
+    format!(
+        "{} belongs to {} and has mode {:04o}, this process runs as {me}: run pgkeep as the user who \
+         may, as in `sudo -u postgres pgkeep …`, or let this one, by chown or chmod",
+        what.display(),
+        user(meta.uid()),
+        meta.mode() & 0o7777
+    )
+}
+
+/// A user's name, where this host's own list has it.
+fn user(id: u32) -> String {
+    let list = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = list.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(id)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| format!("user id {id}"))
+}
 
 /// Turns a lower error into an [`Error`] with a kind and a message.
 pub trait Context<T> {
@@ -199,9 +250,16 @@ impl From<crate::storage::StorageError> for Error {
             _ => None,
         };
         let error = Error::new(kind, e.to_string());
-        match hint {
-            Some(hint) => error.hint(hint),
-            None => error,
+        // EACCES: a read-only file system is denied too.
+        let denied = e.kind == ErrorKind::Denied && e.message.ends_with("(os error 13)");
+        match (hint, e.address.strip_prefix("file://").filter(|_| denied)) {
+            (_, Some(root)) => {
+                // Without a slash at the end.
+                let path: PathBuf = Path::new(root).join(&e.object).components().collect();
+                error.hint(who_may_use(&path))
+            }
+            (Some(hint), _) => error.hint(hint),
+            _ => error,
         }
     }
 }

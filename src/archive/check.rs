@@ -242,11 +242,8 @@ async fn register(
                     others.join(", ")
                 ),
             )
-            .hint(
-                "run `pgkeep check --new-system` if this is the same cluster after pg_upgrade or \
-                 initdb",
-            )
-            .hint("give another cluster a name of its own"));
+            .hint("if it is another cluster, give it a section [cluster.NAME] and name it by --cluster")
+            .hint("if it is the same one after pg_upgrade or initdb: pgkeep check --new-system"));
         }
         known.push(systems);
     }

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     config::ClusterSettings,
     error::{Context, Error, Kind, Result},
-    postgres::control::{ControlFile, read_major},
+    postgres::control::{CONTROL_FILE, ControlFile, read_major},
     repo::SystemId,
 };
 
@@ -60,7 +60,9 @@ impl DataDirectory {
     /// Reads a data directory's identity.
     pub fn read(path: &Path) -> Result<Self> {
         let what = || format!("read the identity of the data directory {}", path.display());
-        let control = ControlFile::read(path).context(Kind::Local, what)?;
+        let control = ControlFile::read(path)
+            .context(Kind::Local, what)
+            .map_err(|e| e.if_denied(&path.join(CONTROL_FILE)))?;
         let major = read_major(path).context(Kind::Local, what)?;
         let system = SystemId { major, identifier: control.system_identifier };
         Ok(DataDirectory { path: path.to_owned(), system, control })

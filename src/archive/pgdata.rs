@@ -37,9 +37,8 @@ pub fn report_data_directory(
     }
     match DataDirectory::read(pgdata) {
         Err(e) => {
-            let step = report.step(NAME, StepState::Problem, e.to_string());
-            correct(server, pgdata, &section, step)
-                .hint("run pgkeep as the user that the server runs as");
+            let step = report.failed(NAME, &e);
+            correct(server, pgdata, &section, step);
             None
         }
         Ok(directory) if directory.system != server.system => {

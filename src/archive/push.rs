@@ -166,14 +166,16 @@ async fn open_store(
                 others.join(", ")
             ),
         };
-        let hint = match others.as_slice() {
-            [] => "run `pgkeep check` once: it registers the system",
-            _ => {
-                "run `pgkeep check --new-system` if this is the same cluster after pg_upgrade or \
-                 initdb; give another cluster a name of its own"
-            }
-        };
-        return Err(Error::new(Kind::Conflict, message).hint(hint));
+        let error = Error::new(Kind::Conflict, message);
+        return Err(match others.as_slice() {
+            [] => error.hint("run `pgkeep check` once: it registers the system"),
+            _ => error
+                .hint(
+                    "if it is another cluster, give it a section [cluster.NAME] with its pgdata, or \
+                     name it by --cluster in archive_command",
+                )
+                .hint("if it is the same one after pg_upgrade or initdb: pgkeep check --new-system"),
+        });
     }
     read_whole(&repository, &registration).await?;
     Ok(WalStore::new(&repository, layout, system))

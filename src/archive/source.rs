@@ -39,7 +39,8 @@ impl Source {
     /// Opens the file at `path` and checks that it is what its name says, and of this system.
     pub fn open(path: &Path, wal: WalFile, directory: &DataDirectory) -> Result<Self> {
         let what = || format!("read {}", path.display());
-        let mut file = File::open(path).context(Kind::Local, what)?;
+        let mut file =
+            File::open(path).context(Kind::Local, what).map_err(|e| e.if_denied(path))?;
         let meta = file.metadata().context(Kind::Local, what)?;
         let refuse = |why: String| Error::new(Kind::Local, format!("{} {why}", path.display()));
         if !meta.is_file() {

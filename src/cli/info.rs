@@ -94,7 +94,7 @@ fn system_text(system: &SystemInfo) -> String {
         format!("\n  PostgreSQL {}, system {}\n", system.system.major, system.system.identifier);
     out += "\n  backups\n";
     if system.backups.is_empty() {
-        out += "    none\n";
+        out += "    none: `pgkeep backup` takes one\n";
     } else {
         let mut table = Table::new(&[
             ("backup", Align::Left),
@@ -159,20 +159,17 @@ fn system_text(system: &SystemInfo) -> String {
             .parent
             .as_ref()
             .map(|parent| format!("left timeline {} at {}", parent.timeline, parent.switch_lsn));
-        let mut numbers = (
-            timeline.timeline.to_string(),
-            timeline.segments.to_string(),
-            human::bytes(timeline.stored),
-            origin.unwrap_or_default(),
-        );
-        for (i, (first, last)) in timeline.ranges.iter().enumerate() {
-            let (id, segments, stored, note) = std::mem::take(&mut numbers);
+        let mut head = (timeline.timeline.to_string(), origin.unwrap_or_default());
+        for (i, range) in timeline.ranges.iter().enumerate() {
+            let (id, note) = std::mem::take(&mut head);
             let note = if i > 0 { "after a gap".to_owned() } else { note };
-            table.row([id, first.clone(), last.clone(), segments, stored, note]);
+            let (segments, stored) = (range.segments.to_string(), human::bytes(range.stored));
+            table.row([id, range.first.clone(), range.last.clone(), segments, stored, note]);
         }
         for partial in &timeline.partials {
-            let (id, segments, stored, _) = std::mem::take(&mut numbers);
-            table.row([id, partial.clone(), String::new(), segments, stored, "partial".into()]);
+            let (id, _) = std::mem::take(&mut head);
+            let empty = String::new;
+            table.row([id, partial.clone(), empty(), empty(), empty(), "partial".into()]);
         }
     }
     out += &table.show(4);

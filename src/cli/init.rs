@@ -38,6 +38,8 @@ struct MadeOne {
     encrypted: bool,
     /// The key file, if it was made now.
     key_file: Option<String>,
+    /// The key file, if it was there and is used.
+    used_key_file: Option<String>,
 }
 
 impl Init {
@@ -63,13 +65,21 @@ async fn make(selected: &[&RepositorySettings]) -> Result<Made> {
     let mut there = None;
     for repository in selected {
         match repo::open::init(repository).await {
-            Ok(new) => repositories.push(MadeOne {
-                name: repository.name.clone(),
-                url: repository.location.to_string(),
-                id: new.id.to_string(),
-                encrypted: repository.key != KeySource::Unencrypted,
-                key_file: new.key_file.map(|path| path.display().to_string()),
-            }),
+            Ok(new) => {
+                let key_file = new.key_file.map(|path| path.display().to_string());
+                let (key_file, used_key_file) = match new.key_file_made {
+                    true => (key_file, None),
+                    false => (None, key_file),
+                };
+                repositories.push(MadeOne {
+                    name: repository.name.clone(),
+                    url: repository.location.to_string(),
+                    id: new.id.to_string(),
+                    encrypted: repository.key != KeySource::Unencrypted,
+                    key_file,
+                    used_key_file,
+                });
+            }
             Err(e) if e.kind() == Kind::Conflict => {
                 if selected.len() > 1 {
                     tracing::warn!("{e}");
@@ -95,6 +105,9 @@ fn text(made: &MadeOne) -> String {
     if let Some(path) = &made.key_file {
         rows.push(("key file", path.clone()));
     }
+    if let Some(path) = &made.used_key_file {
+        rows.push(("key file", format!("{path}, which was there and is used")));
+    }
     let mut out = format!("made the repository {}\n", made.name);
     out += &table::pairs(2, &rows);
     if made.key_file.is_some() {
@@ -115,6 +128,7 @@ mod tests {
             id: "00112233445566778899aabbccddeeff".into(),
             encrypted: true,
             key_file: Some("/etc/pgkeep/main.key".into()),
+            used_key_file: None,
         };
         insta::assert_snapshot!(text(&made), @r"
         made the repository main

@@ -210,9 +210,9 @@ fn not_parsed(e: &clap::Error, args: &[OsString], reader: Reader) -> u8 {
         return reader.code(Ok(output::print(&e.render().to_string()).map(|()| 0)));
     }
     let error = usage_error(e);
-    match (output, reader) {
-        (Output::Text, Reader::Anyone) => {
-            // Wrong usage at a terminal is shown as clap does it, with colours.
+    match (output, reader, e.kind()) {
+        (Output::Text, Reader::Anyone, NO_COMMAND) => {
+            // Nothing was asked, so all there is to ask is shown.
             let _ = e.print();
         }
         _ => output.error(&error, reader),
@@ -220,12 +220,28 @@ fn not_parsed(e: &clap::Error, args: &[OsString], reader: Reader) -> u8 {
     reader.code(Ok(Err(error)))
 }
 
-/// clap's message in one line, without its headings.
+/// pgkeep alone.
+const NO_COMMAND: clap::error::ErrorKind =
+    clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+/// clap's message in one line, without its headings; its tips and the command's form are hints.
 fn usage_error(e: &clap::Error) -> Error {
+    let help = "pgkeep COMMAND --help says how it is used";
+    if e.kind() == NO_COMMAND {
+        return Error::new(Kind::Usage, "there is no command").hint(help);
+    }
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = e.render().to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    let message = first.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>();
-    Error::new(Kind::Usage, message.join(" ")).hint("pgkeep COMMAND --help says how it is used")
+    let (first, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let mut error = Error::new(Kind::Usage, one_line(first.trim_start_matches("error: ")));
+    for line in rest.lines().map(str::trim) {
+        if let Some(tip) = line.strip_prefix("tip: ") {
+            error = error.hint(tip);
+        } else if let Some(form) = line.strip_prefix("Usage: ") {
+            error = error.hint(format!("usage: {form}"));
+        }
+    }
+    error.hint(help)
 }
 
 #[cfg(test)]
@@ -256,5 +272,14 @@ mod tests {
     fn wrong_usage_is_one_line() {
         let e = Cli::try_parse_from(["pgkeep", "archive-get", "x"]).unwrap_err();
         insta::assert_snapshot!(usage_error(&e), @"the following required arguments were not provided: <PATH>");
+        let e = Cli::try_parse_from(["pgkeep", "inf"]).unwrap_err();
+        assert_eq!(
+            usage_error(&e).hints(),
+            [
+                "some similar subcommands exist: 'init', 'info'",
+                "usage: pgkeep [OPTIONS] <COMMAND>",
+                "pgkeep COMMAND --help says how it is used"
+            ]
+        );
     }
 }

@@ -39,7 +39,7 @@ impl ConfigFile {
         let what = || format!("read the configuration file {}", path.display());
         let mut file = match File::open(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.context(Kind::Usage, what)?,
+            opened => opened.context(Kind::Usage, what).map_err(|e| e.if_denied(path))?,
         };
         let mode = file.metadata().context(Kind::Usage, what)?.mode();
         let mut text = String::new();
@@ -52,7 +52,16 @@ impl ConfigFile {
         let reader = Reader { path: self.path.as_path().into(), text: &self.text };
         // The error's own text would repeat the line, and a password with it.
         let table = DeTable::parse(&self.text).map_err(|e| {
-            let (line, column) = reader.position(e.span().map_or(0, |span| span.start));
+            let start = e.span().map_or(0, |span| span.start);
+            let (line, column) = reader.position(start);
+            if let Some(key) = key_of_bare_text(&self.text, start) {
+                let message = format!(
+                    "{}, line {line}: the value of {key} is a text without quotes",
+                    self.path.display()
+                );
+                return Error::new(Kind::Usage, message)
+                    .hint(format!("a text is in quotes: {key} = \"…\""));
+            }
             let message =
                 format!("{}, line {line}, column {column}: {}", self.path.display(), e.message());
             let word = e.span().and_then(|span| self.text.get(span)).filter(|w| is_bare_key(w));
@@ -69,6 +78,17 @@ impl ConfigFile {
         })?;
         reader.document(table.get_ref())
     }
+}
+
+/// The key of the line that byte `at` is on, if its value is none in TOML for want of quotes. The
+/// parser's own words for that are about booleans.
+fn key_of_bare_text(text: &str, at: usize) -> Option<&str> {
+    let begin = text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
+    let (key, value) = text.get(begin..)?.lines().next()?.split_once('=')?;
+    let (key, value) = (key.trim(), value.trim_start());
+    let is_text = value.starts_with(|c: char| c.is_alphabetic() || "/~.".contains(c))
+        || (value.starts_with(|c: char| c.is_ascii_digit()) && value.contains(char::is_alphabetic));
+    (is_bare_key(key) && is_text).then_some(key)
 }
 
 fn is_bare_key(word: &str) -> bool {

@@ -14,7 +14,7 @@ use crate::{
         lease::{self, Lease},
         record::BackupRecord,
         replay::Replay,
-        timelines::{TimelineWal, WalInventory},
+        timelines::{SegmentRange, TimelineWal, WalInventory},
         wal::WalStore,
     },
 };
@@ -83,12 +83,26 @@ pub struct TimelineInfo {
     /// Whether its history file isn't there: then nothing can be restored along it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub history_missing: bool,
-    /// Rows of segments without a gap: first and last name.
-    pub ranges: Vec<(String, String)>,
+    /// Rows of segments without a gap.
+    pub ranges: Vec<WalRange>,
     /// Segments of which there is only a partial copy.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub partials: Vec<String>,
-    /// Whole segments.
+    /// Whole segments, of all ranges.
+    pub segments: u64,
+    /// Stored bytes, of everything that the timeline has.
+    pub stored: u64,
+}
+
+/// Segments in a row.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct WalRange {
+    /// The first one's name.
+    pub first: String,
+    /// The last one's name.
+    pub last: String,
+    /// How many.
     pub segments: u64,
     /// Stored bytes.
     pub stored: u64,
@@ -236,13 +250,20 @@ fn timeline_info(inventory: &WalInventory, timeline: Timeline, wal: &TimelineWal
         let parent = path.ancestors.last()?;
         Some(Parent { timeline: parent.timeline, switch_lsn: parent.end })
     });
+    let range = |range: &SegmentRange| WalRange {
+        first: name(range.first),
+        last: name(range.last),
+        segments: range.last - range.first + 1,
+        stored: range.stored,
+    };
+    let ranges: Vec<_> = wal.ranges.iter().map(range).collect();
     TimelineInfo {
         timeline,
         parent,
         history_missing: inventory.path(timeline).is_none(),
-        ranges: wal.ranges.iter().map(|r| (name(r.first), name(r.last))).collect(),
         partials: wal.partials.iter().map(|n| name(*n)).collect(),
-        segments: wal.ranges.iter().map(|r| r.last - r.first + 1).sum(),
+        segments: ranges.iter().map(|range| range.segments).sum(),
+        ranges,
         stored: wal.stored,
     }
 }

@@ -31,6 +31,9 @@ pub const MIN_PASSPHRASE: usize = 12;
 
 const KEY_FILE_MAGIC: &str = "pgkeep-key-1";
 
+const FROM_COPY: &str = "bring it back from the copy that was made of it: nothing else opens the \
+                         repository";
+
 /// Random bytes from the operating system.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
@@ -88,7 +91,7 @@ pub fn write_key_file(path: &Path) -> Result<()> {
         linked?;
         File::open(folder)?.sync_all()
     };
-    write().context(Kind::Local, what)
+    write().context(Kind::Local, what).map_err(|e| e.if_denied(path))
 }
 
 fn key_checksum(key: &Secret) -> String {
@@ -100,29 +103,32 @@ fn key_checksum(key: &Secret) -> String {
 pub fn read_key_file(path: &Path) -> Result<Secret> {
     let refuse =
         |why: &str| Error::new(Kind::Key, format!("the key file {} {why}", path.display()));
-    let meta = fs::metadata(path).map_err(|e| {
-        refuse("can't be read").because(e).hint(
+    let unreadable = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => refuse("can't be read").because(e).hint(
             "`pgkeep init` makes one for a new repository; for an existing repository bring the \
              key file that it was made with",
-        )
-    })?;
+        ),
+        _ => refuse("can't be read").because(e).if_denied(path),
+    };
+    let meta = fs::metadata(path).map_err(unreadable)?;
     if meta.mode() & 0o007 != 0 {
         return Err(refuse("may be used by everybody on this host").hint("chmod 600 it"));
     }
-    let text =
-        Zeroizing::new(fs::read_to_string(path).map_err(|e| refuse("can't be read").because(e))?);
+    let text = Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
     let mut words = text.split_whitespace();
     let (magic, key, checksum) = (words.next(), words.next(), words.next());
     if magic != Some(KEY_FILE_MAGIC) || words.next().is_some() {
-        return Err(refuse("isn't a pgkeep key file").hint(format!(
-            "expected one line: {KEY_FILE_MAGIC}, 64 hexadecimal digits, checksum"
-        )));
+        return Err(refuse("isn't a pgkeep key file")
+            .hint(format!("expected one line: {KEY_FILE_MAGIC}, 64 hexadecimal digits, checksum"))
+            .hint(FROM_COPY));
     }
     let mut secret = Zeroizing::new([0u8; 32]);
     let whole = key.is_some_and(|k| hex::decode_to_slice(k, secret.as_mut_slice()).is_ok())
         && checksum == Some(key_checksum(&secret).as_str());
     if !whole {
-        return Err(refuse("is damaged: its key is short or doesn't fit its checksum"));
+        return Err(
+            refuse("is damaged: its key is short or doesn't fit its checksum").hint(FROM_COPY)
+        );
     }
     Ok(secret)
 }

@@ -41,8 +41,10 @@ pub async fn open(settings: &RepositorySettings) -> Result<Repository> {
 pub struct NewRepository {
     /// The new repository's id.
     pub id: RandomId,
-    /// The key file, if `init` made one. An existing one is used as it is.
+    /// Its key file, if it has one.
     pub key_file: Option<PathBuf>,
+    /// Whether `init` made the key file. An existing one is used as it is.
+    pub key_file_made: bool,
 }
 
 /// Makes a repository, and its key file unless that is there.
@@ -62,13 +64,13 @@ pub async fn init(settings: &RepositorySettings) -> Result<NewRepository> {
             return Err(Error::new(Kind::Conflict, message));
         }
     }
-    let key_file = match &settings.key {
-        KeySource::File(path) => make_key_file(path)?.then(|| path.clone()),
-        _ => None,
+    let (key_file, key_file_made) = match &settings.key {
+        KeySource::File(path) => (Some(path.clone()), make_key_file(path)?),
+        _ => (None, false),
     };
     let material = key_material(settings).await?;
     let id = Repository::init(&storage, &material).await?;
-    Ok(NewRepository { id, key_file })
+    Ok(NewRepository { id, key_file, key_file_made })
 }
 
 /// Makes the key file unless it is there; whether it did.
@@ -84,10 +86,9 @@ fn make_key_file(path: &Path) -> Result<bool> {
             })?;
             Ok(true)
         }
-        Err(e) => {
-            Err(Error::new(Kind::Key, format!("look at the key file {}", path.display()))
-                .because(e))
-        }
+        Err(e) => Err(Error::new(Kind::Key, format!("look at the key file {}", path.display()))
+            .because(e)
+            .if_denied(path)),
     }
 }
 
@@ -106,12 +107,12 @@ async fn key_material(settings: &RepositorySettings) -> Result<KeyMaterial> {
 fn passphrase_file(path: &Path) -> Result<Zeroizing<String>> {
     let refuse =
         |why: &str| Error::new(Kind::Key, format!("the passphrase file {} {why}", path.display()));
-    let meta = fs::metadata(path).map_err(|e| refuse("can't be read").because(e))?;
+    let unreadable = |e| refuse("can't be read").because(e).if_denied(path);
+    let meta = fs::metadata(path).map_err(unreadable)?;
     if meta.mode() & 0o007 != 0 {
         return Err(refuse("may be used by everybody on this host").hint("chmod 600 it"));
     }
-    let text =
-        Zeroizing::new(fs::read_to_string(path).map_err(|e| refuse("can't be read").because(e))?);
+    let text = Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
     match text.lines().next().unwrap_or_default() {
         "" => Err(refuse("has no passphrase in its first line")),
         phrase => Ok(Zeroizing::new(phrase.to_owned())),
@@ -173,7 +174,7 @@ mod tests {
         assert_eq!(open(&settings).await.unwrap_err().kind(), Kind::Repository);
 
         let made = init(&settings).await.unwrap();
-        assert_eq!(made.key_file.as_deref(), Some(key.as_path()));
+        assert_eq!((made.key_file.as_deref(), made.key_file_made), (Some(key.as_path()), true));
         let repository = open(&settings).await.unwrap();
         assert_eq!(repository.keyring().repository(), made.id);
         assert!(repository.keyring().is_encrypted());
@@ -202,7 +203,7 @@ mod tests {
         // All but the last step was done.
         fs::remove_file(folder.path().join("repo/repo.json")).unwrap();
         let made = init(&settings).await.unwrap();
-        assert_eq!(made.key_file, None, "the existing key is used as it is");
+        assert!(!made.key_file_made, "the existing key is used as it is");
         assert_eq!(open(&settings).await.unwrap().keyring().repository(), made.id);
     }
 

@@ -21,6 +21,8 @@ pub struct SegmentRange {
     pub first: u64,
     /// The last one's number.
     pub last: u64,
+    /// Stored bytes of their objects, repaired copies included.
+    pub stored: u64,
 }
 
 /// What there is of one timeline.
@@ -42,11 +44,14 @@ impl TimelineWal {
         (number <= range.last).then_some(range)
     }
 
-    fn add(&mut self, number: u64) {
+    /// Adds an object of a segment, the last one so far or the next.
+    fn add(&mut self, number: u64, stored: u64) {
         match self.ranges.last_mut() {
-            Some(range) if number >= range.first && number <= range.last => {}
-            Some(range) if number == range.last + 1 => range.last = number,
-            _ => self.ranges.push(SegmentRange { first: number, last: number }),
+            Some(range) if (range.first..=range.last + 1).contains(&number) => {
+                range.last = range.last.max(number);
+                range.stored += stored;
+            }
+            _ => self.ranges.push(SegmentRange { first: number, last: number, stored }),
         }
     }
 }
@@ -78,7 +83,7 @@ impl WalInventory {
                         WalObject::Plain(WalFile::Segment(segment))
                         | WalObject::Repair(WalFile::Segment(segment), _) => {
                             match segment.number(segment_size) {
-                                Some(number) => wal.add(number),
+                                Some(number) => wal.add(number, size),
                                 None => {
                                     tracing::warn!("{name} can't be a segment of {segment_size}")
                                 }
@@ -226,7 +231,7 @@ mod tests {
             .iter()
             .map(|(timeline, numbers)| {
                 let mut wal = TimelineWal::default();
-                numbers.iter().for_each(|n| wal.add(*n));
+                numbers.iter().for_each(|n| wal.add(*n, 1));
                 (Timeline(*timeline), wal)
             })
             .collect();

@@ -94,7 +94,8 @@ async fn candidates(
                 Kind::Target,
                 format!("there is no backup of cluster {cluster} in {address}"),
             )
-            .hint("`pgkeep info` lists what there is; is --cluster right?"))
+            .hint("`pgkeep backup` takes one")
+            .hint("if there should be one: are --cluster and the repository's url right?"))
         } else {
             Ok(records)
         };

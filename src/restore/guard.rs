@@ -153,9 +153,12 @@ fn resolve(path: &Path) -> Result<PathBuf> {
         Ok(path) => Ok(path),
         Err(e) if e.kind() == io::ErrorKind::NotFound && !absolute.is_symlink() => {
             let parent = absolute.parent().unwrap_or(Path::new("/"));
-            let parent = parent.canonicalize().context(Kind::Local, || {
-                format!("the directory above {} can't be used", absolute.display())
-            })?;
+            let parent = parent
+                .canonicalize()
+                .context(Kind::Local, || {
+                    format!("the directory above {} can't be used", absolute.display())
+                })
+                .map_err(|e| e.if_denied(parent))?;
             Ok(parent.join(name))
         }
         Err(e) => Err(local("use", &absolute, e)),
@@ -163,7 +166,7 @@ fn resolve(path: &Path) -> Result<PathBuf> {
 }
 
 fn local(doing: &str, path: &Path, e: io::Error) -> Error {
-    Error::new(Kind::Local, format!("{doing} {}", path.display())).because(e)
+    Error::new(Kind::Local, format!("{doing} {}", path.display())).because(e).if_denied(path)
 }
 
 fn in_the_way(path: &Path, what: impl std::fmt::Display) -> Error {

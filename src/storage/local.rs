@@ -99,11 +99,10 @@ impl Local {
         object: impl ToString,
         message: impl Into<String>,
     ) -> StorageError {
-        let object = Some(object.to_string()).filter(|o| !o.is_empty());
         StorageError {
             kind,
             operation,
-            object: object.unwrap_or_else(|| "the root".into()),
+            object: object.to_string(),
             address: self.address.clone(),
             message: message.into(),
         }

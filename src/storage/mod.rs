@@ -132,13 +132,13 @@ pub enum ErrorKind {
 
 /// A storage operation failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {object} in {address}: {message}")]
+#[error("{operation} {}: {message}", self.place())]
 pub struct StorageError {
     /// What callers decide by.
     pub kind: ErrorKind,
     /// What was being done: "read", "create".
     pub operation: &'static str,
-    /// The object or folder it was about.
+    /// The object or folder it was about; empty for the repository itself.
     pub object: String,
     /// The storage's address.
     pub address: String,
@@ -147,6 +147,13 @@ pub struct StorageError {
 }
 
 impl StorageError {
+    fn place(&self) -> String {
+        match self.object.as_str() {
+            "" => format!("the repository {}", self.address),
+            object => format!("{object} in {}", self.address),
+        }
+    }
+
     /// Whether the place answered that the object doesn't exist.
     pub fn is_not_found(&self) -> bool {
         self.kind == ErrorKind::NotFound

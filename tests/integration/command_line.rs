@@ -134,7 +134,20 @@ fn wrong_usage_is_2_and_says_what_is_wrong() {
         let said = room.run(&args);
         assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{args:?}: {}", said.stderr);
         assert!(said.stderr.contains(what), "{args:?}: {}", said.stderr);
+        let begins = said.stderr.starts_with("pgkeep: ") || args.is_empty();
+        assert!(begins, "{args:?}: {}", said.stderr);
     }
+    insta::assert_snapshot!(room.run(&["inf"]).stderr, @r"
+    pgkeep: unrecognized subcommand 'inf'
+    hint: some similar subcommands exist: 'init', 'info'
+    hint: usage: pgkeep [OPTIONS] <COMMAND>
+    hint: pgkeep COMMAND --help says how it is used
+    ");
+    insta::assert_snapshot!(room.run(&["restore"]).stderr, @r"
+    pgkeep: the following required arguments were not provided: --pgdata <DIR>
+    hint: usage: pgkeep restore --pgdata <DIR>
+    hint: pgkeep COMMAND --help says how it is used
+    ");
 }
 
 #[test]
@@ -259,7 +272,7 @@ fn errors_say_what_is_wrong_and_what_to_do() {
     let room = Room::configured();
     let path = room.path().display();
     insta::assert_snapshot!(room.run(&["info"]).stderr, @r"
-    pgkeep: open the root in file://ROOM/r: No such file or directory (os error 2)
+    pgkeep: open the repository file://ROOM/r: No such file or directory (os error 2)
     hint: is the disk mounted, and is the url right? `pgkeep init` makes a new repository
     ");
     let text = room.run(&["--repo", "other", "info"]).stderr;
@@ -276,11 +289,73 @@ fn errors_say_what_is_wrong_and_what_to_do() {
     pgkeep: unknown key repository.main.keyfile (ROOM/pgkeep.toml, line 3)
     hint: [repository.NAME] takes url, key-file, passphrase-file, passphrase-command, encryption, compression-level
     ");
+    // TOML's own word for this would be about booleans.
+    room.configure(&format!("[repository.main]\nurl = file://{path}/r\n"));
+    insta::assert_snapshot!(room.run(&["info"]).stderr, @r#"
+    pgkeep: ROOM/pgkeep.toml, line 2: the value of url is a text without quotes
+    hint: a text is in quotes: url = "…"
+    "#);
+    room.configure(&format!("[repository.main]\nurl = \"file://{path}/r\"\nkeyfile = \"/k\"\n"));
     // A server's log gets one line.
     insta::assert_snapshot!(
         room.run(&["archive-push", "x"]).stderr,
         @"pgkeep: unknown key repository.main.keyfile (ROOM/pgkeep.toml, line 3) (hint: [repository.NAME] takes url, key-file, passphrase-file, passphrase-command, encryption, compression-level)"
     );
+}
+
+#[test]
+fn a_key_file_that_was_there_is_named_and_a_damaged_one_is_brought_back_from_its_copy() {
+    let room = Room::configured();
+    let key = room.path().join("main.key");
+    assert_eq!(room.run(&["init"]).code, 0);
+    fs::remove_dir_all(room.path().join("r")).unwrap();
+    let again = room.run(&["init"]).stdout;
+    assert!(again.contains("ROOM/main.key, which was there and is used"), "{again}");
+    fs::remove_dir_all(room.path().join("r")).unwrap();
+    let json = room.run(&["--output", "json", "init"]).stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let made = &json["repositories"][0];
+    assert!(made["key-file"].is_null() && made["used-key-file"].is_string(), "{json}");
+
+    let text = fs::read_to_string(&key).unwrap();
+    for damaged in [text.replace("pgkeep-key", "pgkeep-kex"), text[..60].to_owned()] {
+        fs::write(&key, damaged).unwrap();
+        let said = room.run(&["info"]);
+        assert_eq!(said.code, 5, "{}", said.stderr);
+        assert!(said.stderr.contains("from the copy"), "{}", said.stderr);
+    }
+}
+
+#[test]
+fn who_may_not_is_told_who_may() {
+    let cluster = Cluster::builder(15).make();
+    let keep = Pgkeep::new(&cluster);
+    keep.init();
+    let denied = |path: &Path, said: &str| {
+        let meta = fs::metadata(path).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
+        let output = keep.fails(["info"]);
+        fs::set_permissions(path, meta.permissions()).unwrap();
+        assert!(output.stderr.contains(said), "{output}");
+        let who = format!("hint: {} belongs to ", path.display());
+        for words in [&*who, "and has mode 0000, this process runs as ", "chown or chmod"] {
+            assert!(output.stderr.contains(words), "{words}: {output}");
+        }
+    };
+    denied(&keep.key_file("main"), "key file");
+    denied(keep.config(), "configuration file");
+    denied(&keep.repository().join("keys"), "keys");
+    denied(keep.repository().parent().unwrap(), "open the repository");
+    denied(&keep.repository().join("repo.json"), "repo.json");
+}
+
+#[test]
+fn where_there_is_no_backup_it_is_said_how_to_take_one() {
+    let keep = Pgkeep::without_cluster();
+    keep.init();
+    let refused = keep.fails(["restore", "--pgdata", "/nowhere/data"]);
+    assert_eq!(refused.code, 8, "{refused}");
+    assert!(refused.stderr.contains("`pgkeep backup` takes one"), "{refused}");
 }
 
 #[test]

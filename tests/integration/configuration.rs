@@ -153,6 +153,13 @@ fn each_mistake_is_refused_by_key_file_and_line() {
             "[cluster.a]\npgdata = \"/pg\"\n[cluster.b]\npgdata = \"/pg\"",
             "cluster.b.pgdata (pgkeep.toml, line 4): cluster.a has the same data directory",
         ),
+        (
+            "[repository.main]\nurl = file:///r",
+            "pgkeep.toml, line 2: the value of url is a text without quotes\na text is in quotes: \
+             url = \"…\"",
+        ),
+        ("[cluster.main]\npgdata = /data", "line 2: the value of pgdata is a text without quotes"),
+        ("[cluster.main]\narchive-timeout = 60s", "value of archive-timeout is a text without"),
         ("threads = ", "pgkeep.toml, line 1, column 11: "),
         ("threads = 1\nthreads = 2", "pgkeep.toml, line 2, column 1: duplicate key threads"),
         ("[cluster.main", "pgkeep.toml, line 1, column 14: "),
@@ -269,6 +276,7 @@ fn what_may_hold_a_secret_is_never_shown() {
         "[repository.main]\nurl = \"ftp://me:hunter2@host/\"\nkey-file = \"/k\"",
         "[repository.main]\nurl = \"s3://me:hunter2@host/\"\nkey-file = \"/k\"",
         "[cluster.main]\nconninfo = \"password=hunter2\" pgdata",
+        "[cluster.main]\nconninfo = host=x password=hunter2",
         "[cluster.main]\nconninfo = 'password=hunter2",
         "[cluster.main]\nconninfo = [\"password=hunter2\"]",
         "[cluster.main]\nconninfo = \"password=hunter2\\u0000\"",
