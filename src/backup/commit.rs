@@ -13,14 +13,20 @@ use crate::{
 };
 
 /// Writes the commit object of a backup whose packs, manifest and WAL are there, and checks that
-/// nobody deleted the backup or cut its WAL meanwhile: deletion and expiry write their mark first
-/// and read the backups afterwards, so one of the two sees the other.
+/// nobody deleted its base, or the backup, or cut its WAL meanwhile: deletion and expiry write their
+/// mark first and read the manifests and backups afterwards, so one of the two sees the other.
 pub async fn commit(
     repository: &Repository,
     layout: &ClusterLayout,
     record: &BackupRecord,
 ) -> Result<()> {
     let id = &record.id;
+    if let Some(base) = &record.base
+        && exists(repository, &layout.of_backup(base, "deleted")).await?
+    {
+        let message = format!("backup {base}, which {id} is over, was deleted while it was taken");
+        return Err(Error::new(Kind::Conflict, message).hint("run the backup again"));
+    }
     if let Err(e) = catalog::commit(repository, layout, record).await {
         // It may be there all the same, durable or not: nobody must take it for a backup that was
         // acknowledged.

@@ -1,24 +1,23 @@
-//! Files cut into blocks, and blocks put into frames.
+//! Files cut into blocks.
 //!
 //! [`Cutter`] is the sink that a source fills. What comes out of it are [`Batch`]es in the order of
-//! the stream: a full frame with the list of what it holds, so that a worker can hash and check the
-//! blocks in it, and the tree can be put together from the batches in the same order. Blocks of
-//! zeros are in the list and in no frame.
+//! the stream: as many blocks as a frame holds with the list of what they are, so that a worker can
+//! hash and check them, and the tree can be put together from the batches in the same order. Blocks
+//! of zeros, and those that the source says are as in the base backup, are in the list only.
 //!
 //! This runs on the one thread that reads, so it does nothing but copy each block once.
+
+use bytes::Bytes;
 
 use super::source::FileSink;
 use crate::{
     error::{Error, Kind, Result},
     postgres::page::RelationFile,
-    repo::{
-        pack::{FrameFiller, FullFrame},
-        tree::{BLOCK, Place},
-    },
+    repo::{pack::FRAME, tree::BLOCK},
 };
 
-/// How many items are collected before they are passed on, with a frame that isn't full or none: a
-/// directory of a million empty files must not pile up.
+/// How many items are collected before they are passed on, with few blocks or none: a directory of
+/// a million empty files must not pile up.
 const MAX_ITEMS: usize = 8192;
 
 /// One thing of the stream.
@@ -42,10 +41,12 @@ pub enum Item {
     },
     /// So many whole blocks of zeros.
     Zeros(u64),
-    /// Blocks that lie one after the other in this batch's frame.
-    Stored {
-        /// Where the first one lies.
-        place: Place,
+    /// So many whole blocks that are what they were in the base backup.
+    Unchanged(u64),
+    /// Blocks that lie one after the other in this batch.
+    Data {
+        /// Where the first one begins in [`Batch::raw`].
+        at: usize,
         /// Their length: whole blocks, but for a file's last one.
         len: usize,
         /// The first one's number in its relation fork, when the blocks are pages.
@@ -55,11 +56,11 @@ pub enum Item {
     EndFile,
 }
 
-/// A piece of the stream: what happened, and the frame that the stored blocks of it are in.
+/// A piece of the stream: what happened, and the bytes that came with it.
 #[derive(Debug)]
 pub struct Batch {
-    /// The frame. None when there was much to say and nothing to store.
-    pub frame: Option<FullFrame>,
+    /// The blocks' bytes, at most a frame of them.
+    pub raw: Bytes,
     /// What happened, in order.
     pub items: Vec<Item>,
 }
@@ -76,7 +77,7 @@ struct OpenFile {
 /// Cuts a stream of files into batches.
 #[derive(Debug)]
 pub struct Cutter {
-    filler: FrameFiller,
+    raw: Vec<u8>,
     items: Vec<Item>,
     ready: Vec<Batch>,
     /// The beginning of a block whose rest hasn't come yet.
@@ -88,11 +89,11 @@ pub struct Cutter {
 }
 
 impl Cutter {
-    /// A cutter that fills packs with `filler`. `segment_blocks` is how many blocks a relation's
-    /// file has at most, in a cluster with data checksums; `None` where pages have none.
-    pub fn new(filler: FrameFiller, segment_blocks: Option<u32>) -> Self {
+    /// `segment_blocks` is how many blocks a relation's file has at most, in a cluster with data
+    /// checksums; `None` where pages have none.
+    pub fn new(segment_blocks: Option<u32>) -> Self {
         Cutter {
-            filler,
+            raw: Vec::with_capacity(FRAME),
             items: Vec::new(),
             ready: Vec::new(),
             partial: Vec::with_capacity(BLOCK),
@@ -117,18 +118,25 @@ impl Cutter {
         if let Some(file) = &self.file {
             return Err(broken(&file.path, "it was not complete when the stream ended"));
         }
-        let frame = self.filler.finish();
-        if frame.is_some() || !self.items.is_empty() {
-            self.ready.push(Batch { frame, items: self.items });
-        }
+        self.cut();
         Ok(self.ready)
+    }
+
+    /// Ends the batch that is being filled, if anything is in it.
+    fn cut(&mut self) {
+        if !self.items.is_empty() {
+            let raw = match self.raw.len() {
+                0 => Bytes::new(),
+                _ => std::mem::replace(&mut self.raw, Vec::with_capacity(FRAME)).into(),
+            };
+            self.ready.push(Batch { raw, items: std::mem::take(&mut self.items) });
+        }
     }
 
     fn push(&mut self, item: Item) {
         self.items.push(item);
         if self.items.len() >= MAX_ITEMS {
-            let frame = self.filler.cut();
-            self.ready.push(Batch { frame, items: std::mem::take(&mut self.items) });
+            self.cut();
         }
     }
 
@@ -146,21 +154,15 @@ impl Cutter {
             }
             return;
         }
-        let (place, full) = self.filler.add(block);
-        if let Some(frame) = full {
-            let items = std::mem::take(&mut self.items);
-            self.ready.push(Batch { frame: Some(frame), items });
+        if self.raw.len() + block.len() > FRAME {
+            self.cut();
         }
+        let at = self.raw.len();
+        self.raw.extend_from_slice(block);
         match self.items.last_mut() {
             // The file's last block may be short, so nothing of this file follows that one.
-            Some(Item::Stored { place: first, len, .. })
-                if first.frame == place.frame
-                    && first.pack == place.pack
-                    && first.offset as usize + *len == place.offset as usize =>
-            {
-                *len += block.len();
-            }
-            _ => self.push(Item::Stored { place, len: block.len(), page }),
+            Some(Item::Data { at: first, len, .. }) if *first + *len == at => *len += block.len(),
+            _ => self.push(Item::Data { at, len: block.len(), page }),
         }
     }
 }
@@ -216,6 +218,21 @@ impl FileSink for Cutter {
             self.block(block);
         }
         self.partial.extend_from_slice(rest);
+        Ok(())
+    }
+
+    fn unchanged(&mut self, blocks: u64) -> Result<()> {
+        let file = self.file.as_mut().ok_or_else(|| broken(b"", "blocks outside of a file"))?;
+        let bytes = blocks.checked_mul(BLOCK as u64).filter(|_| self.partial.is_empty());
+        file.left = bytes
+            .and_then(|bytes| file.left.checked_sub(bytes))
+            .ok_or_else(|| broken(&file.path, "its unchanged blocks don't fit into it"))?;
+        file.page = file.page.map(|page| page.wrapping_add(blocks as u32));
+        match self.items.last_mut() {
+            Some(Item::Unchanged(count)) => *count += blocks,
+            _ if blocks > 0 => self.push(Item::Unchanged(blocks)),
+            _ => {}
+        }
         Ok(())
     }
 

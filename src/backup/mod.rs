@@ -1,27 +1,31 @@
 //! Backups: from a source of files to a committed backup.
 //!
-//! [`backup`] tells the story: look at the server ([`server`]), reserve an id, start, prove that
-//! archiving works ([`prove`]), read everything ([`pipeline`]), prove that the WAL is there, commit
-//! ([`commit`]). The files come from a [`source`]; [`base_backup`] is the one there is. [`cut`] makes
-//! blocks and frames of them, [`work`] hashes and seals those, [`tree`] puts the tree together.
+//! [`backup`] tells the story ([`run`]): look at the server ([`server`]), choose what to compare with
+//! ([`choose`]), reserve an id, start, prove that archiving works ([`prove`]), read everything
+//! ([`pipeline`]), prove that the WAL is there, commit ([`commit`]). Each repository has its [`lane`].
+//!
+//! The files come from a [`source`]; [`base_backup`] is the one there is. [`cut`] makes blocks of them,
+//! [`work`] hashes and seals, [`tree`] tells what is new beside the [`base`] and puts the tree together,
+//! [`store`] fills packs.
 
+mod base;
 mod base_backup;
+mod choose;
 mod commit;
 mod cut;
+mod lane;
 mod pipeline;
 mod prove;
 mod run;
 mod server;
 mod source;
+mod store;
 #[cfg(test)]
 mod tests;
 mod tree;
 mod work;
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,8 +39,8 @@ use crate::{
 /// How a backup is to be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupOptions {
-    /// What to store. This version takes full backups only.
-    pub kind: BackupType,
+    /// What to store. None: what changed since the last backup, or all where there is none.
+    pub kind: Option<BackupType>,
     /// Checkpoint at once, instead of spread over the checkpoint interval. It costs the server more
     /// I/O for a moment, and the backup begins without minutes of waiting.
     pub fast_checkpoint: bool,
@@ -50,40 +54,37 @@ pub struct BackupOptions {
 
 impl Default for BackupOptions {
     fn default() -> Self {
-        BackupOptions {
-            kind: BackupType::Full,
-            fast_checkpoint: true,
-            max_rate: None,
-            threads: 2,
-            label: None,
-        }
+        BackupOptions { kind: None, fast_checkpoint: true, max_rate: None, threads: 2, label: None }
     }
 }
 
-/// How long removing what a failed backup has stored may take.
-const UNDO: Duration = Duration::from_secs(60);
+/// What came of a backup in one repository.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The repository's name.
+    pub repository: String,
+    /// The backup, or why there is none.
+    pub result: Result<BackupRecord>,
+}
 
-/// Takes a backup of `cluster` into `repository`.
+/// Takes a backup of `cluster` into each of `repositories`, reading the cluster once.
 ///
-/// It is a backup, and is returned, when everything it needs is durably in the repository, its WAL
-/// included. Otherwise what it has stored is removed again, as far as that can be done; SIGINT and
-/// SIGTERM count as failures ([`Kind::Interrupted`]).
+/// It is a backup in a repository when everything it needs is durably there, its WAL included. A
+/// repository that fails has its error in what is returned, and the others get theirs. When none
+/// gets one, that is an error. What has been stored of a backup that isn't one is removed again, as
+/// far as that can be done; SIGINT and SIGTERM count as failures ([`Kind::Interrupted`]).
 pub async fn backup(
-    repository: &Repository,
+    repositories: &[Repository],
     cluster: &ClusterSettings,
     options: &BackupOptions,
     progress: Arc<dyn Progress>,
-) -> Result<BackupRecord> {
-    if options.kind != BackupType::Full {
-        let message = format!("this pgkeep takes full backups only, not {}", options.kind);
-        return Err(Error::new(Kind::Usage, message).hint("use --type full"));
-    }
+) -> Result<Vec<Outcome>> {
     if options.label.as_ref().is_some_and(|label| label.contains(char::is_control)) {
         let message =
             "a backup's label can't have control characters: it is a line of backup_label";
         return Err(Error::new(Kind::Usage, message));
     }
-    let mut run = run::Run::new(repository, cluster, options, progress)?;
+    let mut run = run::Run::new(repositories, cluster, options, progress)?;
     let committing = run.committing();
     let result = {
         let mut taking = std::pin::pin!(run.take());
@@ -96,10 +97,8 @@ pub async fn backup(
             },
         }
     };
-    if tokio::time::timeout(UNDO, run.end(result.is_ok())).await.is_err() {
-        tracing::warn!("removing what the backup has stored took too long; a part of it stays");
-    }
-    result
+    let outcomes = run.end().await;
+    result.map(|()| outcomes)
 }
 
 /// Returns when the process is told to stop.

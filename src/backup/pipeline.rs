@@ -1,18 +1,20 @@
-//! One stream in, many threads behind it.
+//! One stream in, many threads behind it, and a lane for each repository.
 //!
 //! ```text
-//! source ─▶ cutter ─▶ batches ─┬─▶ workers: hash, check, compress, seal ─┐
-//!                              └─▶ the order they came in ───────────────┴─▶ store: packs, tree
+//!                      ┌─▶ lane: hashes ─▶ tree: changed? ─▶ frames ─▶ seals ─▶ packs
+//! source ─▶ cutter ─▶ batches
+//!                      └─▶ lane: …
 //! ```
 //!
-//! The order is a short queue, so that reading, working and storing overlap and memory doesn't
-//! depend on the size of the database: at most so many batches of some 256 KiB are on their way. A
+//! The cluster is read once. Each repository has keys, and perhaps a base, of its own, so what is
+//! made of a batch is too: the lanes share only the batches and the threads, which hash, check,
+//! compress and seal ([`super::work`]). A lane that fails ends; the others go on.
+//!
+//! All queues are short, so that reading, working and storing overlap and memory doesn't depend on
+//! the size of the database: at most so many batches of some 256 KiB are on their way in a lane. A
 //! pack that is complete becomes durable beside the next one being written.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, mpsc as std_mpsc},
-};
+use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
 use tokio::{
     runtime::Handle,
@@ -21,10 +23,12 @@ use tokio::{
 };
 
 use super::{
+    base::Base,
     cut::{Batch, Cutter},
     source::{Fed, Source, SourceEnd},
+    store::{Store, StoredPacks},
     tree::{Tree, TreeBuilder},
-    work::{Job, Worked, Worker},
+    work::{Job, Looked, work},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -33,108 +37,114 @@ use crate::{
     repo::{
         BackupId, Repository,
         layout::ClusterLayout,
-        pack::{FIRST_LEAF_PACK, FrameFiller, FullFrame},
-        sealed::{SealedWriter, Sealer},
-        tree::BlockHasher,
+        tree::{BackupTable, BlockHasher},
     },
 };
 
-/// How many complete packs may be on their way to the disk beside the one being written.
-const FINISHING: usize = 2;
-
-/// What the pipeline has to know.
+/// What all lanes have in common.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// Where packs go.
-    pub repository: Repository,
     /// The cluster's names.
     pub layout: ClusterLayout,
     /// The backup.
     pub id: BackupId,
-    /// How many workers.
+    /// How many threads work.
     pub threads: usize,
     /// Where replay of the backup begins.
     pub start_lsn: Lsn,
     /// How many blocks a relation's file has at most, when pages carry checksums.
     pub segment_blocks: Option<u32>,
+}
+
+/// Where the backup goes, and over what.
+pub struct Lane {
+    /// The repository.
+    pub repository: Repository,
+    /// The tree of the base backup; a full one has none.
+    pub base: Option<Base>,
+    /// What backup numbers mean in the base; the new one is number 0.
+    pub table: BackupTable,
     /// Held by every thread that may still write an object; see [`super::commit::undo`].
     pub writing: mpsc::Sender<()>,
 }
 
-/// What has been stored.
+/// What has been stored in one repository.
 #[derive(Debug)]
 pub struct Stored {
     /// The tree of it.
     pub tree: Tree,
-    /// Raw bytes by pack.
-    pub packs: BTreeMap<u32, u64>,
-    /// What the packs take in the repository, in bytes.
-    pub stored: u64,
-    /// What the source said, the first of it.
+    /// Its packs.
+    pub packs: StoredPacks,
+}
+
+/// What was read.
+#[derive(Debug)]
+pub struct Read {
+    /// How the source ended.
+    pub end: SourceEnd,
+    /// How many bytes it sent.
+    pub sent: u64,
+    /// What it warned of, the first of it.
     pub warnings: Vec<String>,
+    /// What became of each lane, in their order.
+    pub lanes: Vec<Result<Stored>>,
 }
 
 /// How many warnings are kept and shown.
 const WARNINGS: usize = 100;
 
-/// Reads the source to its end, and stores all of it durably.
+/// Reads the source to its end, and stores all of it durably in each lane. An error is the source's,
+/// or of every lane.
 pub async fn run(
     source: &mut dyn Source,
-    setup: Setup,
+    setup: &Setup,
+    lanes: Vec<Lane>,
     progress: &Arc<dyn Progress>,
-) -> Result<(Stored, SourceEnd)> {
-    let hasher = BlockHasher::new(setup.repository.keyring());
-    let threads = setup.threads.max(1);
-    let (jobs, workers) = start_workers(threads, Worker::new(hasher.clone(), setup.start_lsn))?;
-    let (queue, queued) = mpsc::channel(2 * threads + 2);
-    let store = Store {
-        repository: setup.repository.clone(),
-        layout: setup.layout.clone(),
-        id: setup.id.clone(),
-        pack: None,
-        leaf_pack: None,
-        finishing: VecDeque::new(),
-        packs: BTreeMap::new(),
-        stored: 0,
-        writing: setup.writing.clone(),
-    };
-    let tree = TreeBuilder::new(hasher, &setup.id);
-    let runtime = Handle::current();
-    let storing = tokio::task::spawn_blocking(move || runtime.block_on(store.run(tree, queued)));
-    let mut dispatch = Dispatch { setup: &setup, jobs, queue, sealer: None, warnings: Vec::new() };
-    let read = dispatch.read(source, progress.as_ref()).await;
-    let warnings = dispatch.warnings;
-    // Dropped here: what sends jobs and fills the queue, so that the threads end.
-    drop((dispatch.jobs, dispatch.queue));
-    let stored = storing.await.unwrap_or_else(|e| Err(died("store", &e)));
+) -> Result<Read> {
+    let (jobs, workers) = start_workers(setup)?;
+    let mut running = Vec::with_capacity(lanes.len());
+    for lane in lanes {
+        running.push(start_lane(lane, setup, &jobs));
+    }
+    let queues = running.iter_mut().map(|lane| lane.queue.take()).collect();
+    let hashers = running.iter().map(|lane| lane.hasher.clone()).collect();
+    let mut dispatch = Dispatch { jobs, queues, hashers, sent: 0, warnings: Vec::new() };
+    let read = dispatch.read(source, setup, progress.as_ref()).await;
+    let Dispatch { jobs, sent, warnings, .. } = dispatch;
+    drop(jobs);
+    let mut ended = Vec::with_capacity(running.len());
+    for lane in running {
+        let stored = lane.storing.await;
+        ended.push(stored.unwrap_or_else(|e| {
+            Err(Error::new(Kind::Internal, format!("the thread that was to store died: {e}")))
+        }));
+    }
     for worker in workers {
         let _ = worker.join();
     }
-    match (read, stored) {
-        (Ok(end), Ok((tree, packs, stored))) => Ok((Stored { tree, packs, stored, warnings }, end)),
-        // The stream breaks off when storing fails, so that is the cause.
-        (Err(ReadError::QueueClosed) | Ok(_), Err(e)) => Err(e),
-        (Err(ReadError::Failed(e)), _) => Err(e),
-        (Err(ReadError::QueueClosed), Ok(_)) => {
-            Err(Error::new(Kind::Internal, "storing ended before the stream did"))
+    match read {
+        Ok(end) => Ok(Read { end, sent, warnings, lanes: ended }),
+        Err(ReadError::Failed(e)) => Err(e),
+        // The stream breaks off when storing fails everywhere, so that is the cause.
+        Err(ReadError::NoLane) => {
+            let first = ended.into_iter().find_map(Result::err);
+            Err(first.unwrap_or_else(|| {
+                Error::new(Kind::Internal, "storing ended before the stream did")
+            }))
         }
     }
 }
 
-fn died(what: &str, e: &tokio::task::JoinError) -> Error {
-    Error::new(Kind::Internal, format!("the thread that was to {what} died: {e}"))
-}
-
 type Workers = Vec<std::thread::JoinHandle<()>>;
 
-fn start_workers(threads: usize, worker: Worker) -> Result<(std_mpsc::Sender<Job>, Workers)> {
+fn start_workers(setup: &Setup) -> Result<(std_mpsc::Sender<Job>, Workers)> {
     let (jobs, receiver) = std_mpsc::channel();
     let receiver = Arc::new(Mutex::new(receiver));
-    let workers = (0..threads)
+    let workers = (0..setup.threads.max(1))
         .map(|number| {
-            let (worker, receiver) = (worker.clone(), receiver.clone());
+            let (start_lsn, receiver) = (setup.start_lsn, receiver.clone());
             let name = format!("backup-{number}");
-            std::thread::Builder::new().name(name).spawn(move || worker.run(&receiver))
+            std::thread::Builder::new().name(name).spawn(move || work(&receiver, start_lsn))
         })
         .collect::<std::io::Result<_>>()
         .map_err(|e| Error::new(Kind::Local, "start a thread").because(e))?;
@@ -142,23 +152,65 @@ fn start_workers(threads: usize, worker: Worker) -> Result<(std_mpsc::Sender<Job
 }
 
 /// A batch in the order it came in.
-struct InOrder {
-    /// The pack that begins with its frame.
-    begins: Option<SealedWriter>,
-    /// The frame's pack, its raw length, and whether it is the pack's last.
-    frame: Option<(u32, u64, bool)>,
-    worked: oneshot::Receiver<Result<Worked>>,
-}
-
-enum Message {
-    Batch(Box<InOrder>),
+pub enum Message {
+    /// The batch, and what is found out about it.
+    Batch(Arc<Batch>, oneshot::Receiver<Result<Looked>>),
     /// All of the stream has been passed on; without it the backup has failed elsewhere.
     End,
 }
 
+/// A lane at work.
+struct Running {
+    queue: Option<mpsc::Sender<Message>>,
+    hasher: Arc<BlockHasher>,
+    storing: JoinHandle<Result<Stored>>,
+}
+
+fn start_lane(lane: Lane, setup: &Setup, jobs: &std_mpsc::Sender<Job>) -> Running {
+    let Lane { repository, base, table, writing } = lane;
+    let hasher = Arc::new(BlockHasher::new(repository.keyring()));
+    let on_their_way = 2 * setup.threads.max(1) + 2;
+    let (queue, queued) = mpsc::channel(on_their_way);
+    let tree = TreeBuilder::new(hasher.clone(), base, table);
+    let store = Store::new(repository, setup, jobs.clone(), on_their_way, writing);
+    let runtime = Handle::current();
+    let storing =
+        tokio::task::spawn_blocking(move || runtime.block_on(follow(store, tree, queued)));
+    Running { queue: Some(queue), hasher, storing }
+}
+
+/// The storing end of a lane.
+async fn follow(
+    mut store: Store,
+    mut tree: TreeBuilder,
+    mut queue: mpsc::Receiver<Message>,
+) -> Result<Stored> {
+    loop {
+        match queue.recv().await {
+            Some(Message::Batch(batch, looked)) => {
+                let looked = looked
+                    .await
+                    .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a worker thread died")))?;
+                tree.follow(&batch, &looked).await?;
+                for frame in tree.take_full() {
+                    store.frame(frame).await?;
+                }
+            }
+            Some(Message::End) => break,
+            None => return Err(Error::new(Kind::Interrupted, "the backup was broken off")),
+        }
+    }
+    let (tree, frames) = tree.finish().await?;
+    for frame in frames {
+        store.frame(frame).await?;
+    }
+    Ok(Stored { tree, packs: store.finish().await? })
+}
+
 enum ReadError {
     Failed(Error),
-    QueueClosed,
+    /// All lanes have ended.
+    NoLane,
 }
 
 impl From<Error> for ReadError {
@@ -168,22 +220,35 @@ impl From<Error> for ReadError {
 }
 
 /// The reading end.
-struct Dispatch<'a> {
-    setup: &'a Setup,
+struct Dispatch {
     jobs: std_mpsc::Sender<Job>,
-    queue: mpsc::Sender<Message>,
-    /// Seals frames of the pack being filled.
-    sealer: Option<Arc<Sealer>>,
+    /// Of the lanes; those that have ended have none.
+    queues: Vec<Option<mpsc::Sender<Message>>>,
+    hashers: Vec<Arc<BlockHasher>>,
+    sent: u64,
     warnings: Vec<String>,
 }
 
-impl Dispatch<'_> {
+impl Dispatch {
+    /// Reads to the end. The lanes' queues are closed when this returns.
     async fn read(
         &mut self,
         source: &mut dyn Source,
+        setup: &Setup,
         progress: &dyn Progress,
     ) -> Result<SourceEnd, ReadError> {
-        let mut cutter = Cutter::new(FrameFiller::new(0, 0), self.setup.segment_blocks);
+        let read = self.read_all(source, setup, progress).await;
+        self.queues.clear();
+        read
+    }
+
+    async fn read_all(
+        &mut self,
+        source: &mut dyn Source,
+        setup: &Setup,
+        progress: &dyn Progress,
+    ) -> Result<SourceEnd, ReadError> {
+        let mut cutter = Cutter::new(setup.segment_blocks);
         let end = loop {
             let fed = source.feed(&mut cutter).await?;
             for warning in cutter.take_warnings() {
@@ -193,14 +258,19 @@ impl Dispatch<'_> {
                 self.pass_on(batch).await?;
             }
             match fed {
-                Fed::More(bytes) => progress.advance(bytes),
+                Fed::More(bytes) => {
+                    self.sent += bytes;
+                    progress.advance(bytes);
+                }
                 Fed::End(end) => break end,
             }
         };
         for batch in cutter.finish()? {
             self.pass_on(batch).await?;
         }
-        self.send(Message::End).await?;
+        for queue in self.queues.iter().flatten() {
+            let _ = queue.send(Message::End).await;
+        }
         Ok(end)
     }
 
@@ -220,131 +290,18 @@ impl Dispatch<'_> {
     }
 
     async fn pass_on(&mut self, batch: Batch) -> Result<(), ReadError> {
-        let mut begins = None;
-        if let Some(frame) = &batch.frame
-            && frame.frame == 0
-        {
-            let name = self.setup.layout.pack(&self.setup.id, frame.pack);
-            let writer = SealedWriter::create(&self.setup.repository, &name).await?;
-            self.sealer = Some(Arc::new(writer.sealer().clone()));
-            begins = Some(writer);
-        }
-        let frame = batch.frame.as_ref();
-        let frame = frame.map(|f| (f.pack, f.raw.len() as u64, f.ends_pack));
-        let sealer = frame.and(self.sealer.clone());
-        let (done, worked) = oneshot::channel();
-        self.send(Message::Batch(Box::new(InOrder { begins, frame, worked }))).await?;
-        // Workers live as long as this end does; if all of them panicked, `worked` says so.
-        let _ = self.jobs.send(Job { batch, sealer, done });
-        Ok(())
-    }
-
-    async fn send(&self, message: Message) -> Result<(), ReadError> {
-        self.queue.send(message).await.map_err(|_| ReadError::QueueClosed)
-    }
-}
-
-/// The storing end.
-struct Store {
-    repository: Repository,
-    layout: ClusterLayout,
-    id: BackupId,
-    pack: Option<SealedWriter>,
-    leaf_pack: Option<SealedWriter>,
-    finishing: VecDeque<JoinHandle<Result<u64>>>,
-    packs: BTreeMap<u32, u64>,
-    stored: u64,
-    writing: mpsc::Sender<()>,
-}
-
-impl Store {
-    async fn run(
-        mut self,
-        mut tree: TreeBuilder,
-        mut queue: mpsc::Receiver<Message>,
-    ) -> Result<(Tree, BTreeMap<u32, u64>, u64)> {
-        loop {
-            match queue.recv().await {
-                Some(Message::Batch(batch)) => self.batch(*batch, &mut tree).await?,
-                Some(Message::End) => break,
-                None => return Err(Error::new(Kind::Interrupted, "the backup was broken off")),
+        let batch = Arc::new(batch);
+        for (slot, hasher) in self.queues.iter_mut().zip(&self.hashers) {
+            let Some(queue) = slot else { continue };
+            let (done, looked) = oneshot::channel();
+            if queue.send(Message::Batch(batch.clone(), looked)).await.is_err() {
+                *slot = None;
+                continue;
             }
+            let (batch, hasher) = (batch.clone(), hasher.clone());
+            // Workers live as long as this end does; if all of them panicked, `looked` says so.
+            let _ = self.jobs.send(Job::Look { batch, hasher, done });
         }
-        if let Some(pack) = self.pack.take() {
-            self.finish(pack).await?;
-        }
-        let (tree, frames) = tree.finish()?;
-        for frame in frames {
-            self.leaf_frame(frame).await?;
-        }
-        if let Some(pack) = self.leaf_pack.take() {
-            self.finish(pack).await?;
-        }
-        while let Some(pack) = self.finishing.pop_front() {
-            self.stored += pack.await.unwrap_or_else(|e| Err(died("finish a pack", &e)))?;
-        }
-        Ok((tree, self.packs, self.stored))
-    }
-
-    async fn batch(&mut self, batch: InOrder, tree: &mut TreeBuilder) -> Result<()> {
-        let InOrder { begins, frame, worked } = batch;
-        let worked = worked
-            .await
-            .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a worker thread died")))?;
-        if let Some(begins) = begins
-            && let Some(before) = self.pack.replace(begins)
-        {
-            self.finish(before).await?;
-        }
-        if let (Some(sealed), Some((number, raw, ends))) = (worked.frame, frame) {
-            *self.packs.entry(number).or_default() += raw;
-            if let Some(pack) = &mut self.pack {
-                pack.write(sealed).await?;
-            }
-            if let Some(pack) = self.pack.take_if(|_| ends) {
-                self.finish(pack).await?;
-            }
-        }
-        tree.follow(worked.items, &worked.looked)?;
-        for frame in tree.take_full() {
-            self.leaf_frame(frame).await?;
-        }
-        Ok(())
-    }
-
-    /// Seals and stores a frame of leaves. They are a thousandth of the data, so this needs no
-    /// other thread.
-    async fn leaf_frame(&mut self, frame: FullFrame) -> Result<()> {
-        debug_assert!(frame.pack >= FIRST_LEAF_PACK);
-        *self.packs.entry(frame.pack).or_default() += frame.raw.len() as u64;
-        let mut pack = match self.leaf_pack.take() {
-            Some(pack) => pack,
-            None => {
-                let name = self.layout.pack(&self.id, frame.pack);
-                SealedWriter::create(&self.repository, &name).await?
-            }
-        };
-        pack.seal(&frame.raw).await?;
-        if frame.ends_pack {
-            return self.finish(pack).await;
-        }
-        self.leaf_pack = Some(pack);
-        Ok(())
-    }
-
-    /// Makes a pack durable on a thread beside this one.
-    async fn finish(&mut self, pack: SealedWriter) -> Result<()> {
-        if self.finishing.len() >= FINISHING
-            && let Some(oldest) = self.finishing.pop_front()
-        {
-            self.stored += oldest.await.unwrap_or_else(|e| Err(died("finish a pack", &e)))?;
-        }
-        let (runtime, writing) = (Handle::current(), self.writing.clone());
-        self.finishing.push_back(tokio::task::spawn_blocking(move || {
-            let size = runtime.block_on(pack.finish(&[]));
-            drop(writing);
-            size
-        }));
-        Ok(())
+        if self.queues.iter().all(Option::is_none) { Err(ReadError::NoLane) } else { Ok(()) }
     }
 }

@@ -1,7 +1,7 @@
 //! One backup, from the first question to the commit.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,16 +9,15 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use tokio::sync::mpsc;
 
 use super::{
-    BackupOptions,
+    BackupOptions, Outcome,
     base_backup::{BaseBackupSource, is_in_place},
-    commit,
-    pipeline::{self, Setup, Stored},
+    choose::{Choice, choose},
+    lane::Lane,
+    pipeline::{self, Read, Setup, Stored},
     prove::Proof,
     server::{Facts, Server, connect, promoted},
-    source::SourceEnd,
 };
 use crate::{
     config::ClusterSettings,
@@ -32,32 +31,27 @@ use crate::{
     repo::{
         BackupId, Repository, SystemId, catalog,
         layout::ClusterLayout,
-        lease::{HeldLease, Lease},
-        manifest::{ClusterFacts, Manifest, Reference},
-        record::{BackupRecord, BadPages, Sizes, Source, Tablespace},
+        manifest::ClusterFacts,
+        record::{BackupRecord, BadPages, Sizes, Source, Tablespace, Way},
         tree::BLOCK,
-        wal::WalStore,
     },
 };
 
-/// A backup being taken, and what has to be undone when it fails.
+/// A backup being taken.
 pub struct Run<'a> {
-    repository: &'a Repository,
+    repositories: &'a [Repository],
     layout: ClusterLayout,
     cluster: &'a ClusterSettings,
     options: &'a BackupOptions,
     progress: Arc<dyn Progress>,
-    id: Option<BackupId>,
-    lease: Option<HeldLease>,
-    /// Once the commit object may exist, others may refer to what is stored.
+    lanes: Vec<Lane>,
     committing: Arc<AtomicBool>,
-    /// Every thread that may still write an object holds a sender.
-    writing: (mpsc::Sender<()>, mpsc::Receiver<()>),
 }
 
 /// How a backup began.
 struct Begin {
     id: BackupId,
+    choice: Choice,
     label: String,
     system: SystemId,
     start_lsn: Lsn,
@@ -69,21 +63,19 @@ struct Begin {
 impl<'a> Run<'a> {
     /// A backup that hasn't begun.
     pub fn new(
-        repository: &'a Repository,
+        repositories: &'a [Repository],
         cluster: &'a ClusterSettings,
         options: &'a BackupOptions,
         progress: Arc<dyn Progress>,
     ) -> Result<Self> {
         Ok(Run {
-            repository,
+            repositories,
             layout: ClusterLayout::new(&cluster.name)?,
             cluster,
             options,
             progress,
-            id: None,
-            lease: None,
+            lanes: Vec::new(),
             committing: Arc::default(),
-            writing: mpsc::channel(1),
         })
     }
 
@@ -92,8 +84,8 @@ impl<'a> Run<'a> {
         self.committing.clone()
     }
 
-    /// Takes it.
-    pub async fn take(&mut self) -> Result<BackupRecord> {
+    /// Takes it. An error is one that leaves no repository with a backup.
+    pub async fn take(&mut self) -> Result<()> {
         let conninfo = ConnInfo::parse(&self.cluster.conninfo)
             .context(Kind::Usage, || format!("conninfo of cluster {}", self.cluster.name))?
             .with_application_name("pgkeep");
@@ -103,19 +95,22 @@ impl<'a> Run<'a> {
             .await
             .map_err(|e| Error::of_server("ask which system this is", e))?;
         let system = SystemId { major: server.facts.major, identifier: identity.system_identifier };
-        self.check_system(system).await?;
         server.check_archiving().await?;
-        catalog::register_system(self.repository, &self.layout, system).await?;
         self.say_what_is_outside(&server.facts);
-        let store = WalStore::new(self.repository, &self.layout, system);
-        store_history(&store, &mut client, identity.timeline).await?;
-
-        let repositories = [self.repository.clone()];
-        let id =
-            catalog::reserve(&repositories, &self.layout, self.options.kind, Utc::now()).await?;
-        self.id = Some(id.clone());
-        let lease = Lease::new("backup", Some(id.clone()))?;
-        self.lease = Some(HeldLease::take(self.repository, &self.layout, lease).await?);
+        let new = |repository| Lane::new(repository, &self.layout, system);
+        self.lanes = self.repositories.iter().map(new).collect();
+        for lane in &mut self.lanes {
+            let prepared = lane.prepare(&mut client, system, &identity).await;
+            lane.note(prepared);
+        }
+        self.any_left()?;
+        let choice = self.choose(system).await?;
+        let id = self.reserve(&choice).await?;
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_in()) {
+            let taken = lane.take_lease(&id).await;
+            lane.note(taken);
+        }
+        self.read_base(&id, &choice).await?;
 
         let label = self.options.label.clone().unwrap_or_else(|| format!("pgkeep {id}"));
         let started_at = server.now().await?;
@@ -127,6 +122,7 @@ impl<'a> Run<'a> {
         check_tablespaces(&mut server, rows).await?;
         let begin = Begin {
             id,
+            choice,
             label,
             system,
             start_lsn: stream.start_lsn(),
@@ -135,40 +131,73 @@ impl<'a> Run<'a> {
             tablespaces: rows.iter().filter_map(tablespace).collect(),
         };
         check_timeline(&identity, begin.timeline)?;
-        if let Some(lease) = &mut self.lease {
-            lease.needs_wal_from(begin.start_lsn).await?;
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_in()) {
+            let noted = lane.needs_wal_from(begin.start_lsn).await;
+            lane.note(noted);
         }
-        self.proof(&store, &mut server, &begin).early(identity.position).await?;
+        self.prove(&mut server, &begin, Part::Early(identity.position)).await?;
 
-        let (stored, end) = self.read(stream, &mut server, &begin).await?;
+        let read = self.read(stream, &mut server, &begin).await?;
         let stopped_at = server.now().await?;
-        if end.timeline != begin.timeline {
+        if read.end.timeline != begin.timeline {
             return Err(promoted());
         }
         client.close().await;
-        self.proof(&store, &mut server, &begin).whole(end.stop_lsn).await?;
-        let record = self.finish(&server.facts, begin, stored, end, stopped_at).await?;
+        self.prove(&mut server, &begin, Part::Whole(read.end.stop_lsn)).await?;
+        self.finish(&server.facts, &begin, read, stopped_at).await?;
         server.close().await;
-        Ok(record)
+        Ok(())
     }
 
-    /// Makes sure that the system is one of the cluster's, or will be its first: another one may be
-    /// a mistake in the configuration, and would mix two clusters up.
-    async fn check_system(&self, system: SystemId) -> Result<()> {
-        let known = catalog::systems(self.repository, &self.layout).await?;
-        if known.is_empty() || known.contains(&system) {
+    /// Tells of new failures, as long as a repository is left; else the first failure is that of
+    /// the backup.
+    fn any_left(&mut self) -> Result<()> {
+        if self.lanes.iter().any(Lane::is_in) {
+            self.lanes.iter_mut().for_each(|lane| lane.tell(self.progress.as_ref()));
             return Ok(());
         }
-        let known: Vec<String> = known.iter().map(SystemId::to_string).collect();
-        let message = format!(
-            "the server is {system}, but cluster {} in repository {} is of {}",
-            self.cluster.name,
-            self.repository.name(),
-            known.join(", ")
-        );
-        Err(Error::new(Kind::Conflict, message)
-            .hint("after pg_upgrade or initdb, run `pgkeep check --new-system` first")
-            .hint("if it is another cluster, give it another name in the configuration"))
+        let first = self.lanes.iter_mut().find_map(Lane::take_failure);
+        Err(first.unwrap_or_else(|| Error::new(Kind::Internal, "no repository to back up to")))
+    }
+
+    async fn choose(&mut self, system: SystemId) -> Result<Choice> {
+        let mut backups = Vec::new();
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_in()) {
+            let listed = lane.backups().await;
+            backups.extend(lane.note(listed));
+        }
+        self.any_left()?;
+        let choice = choose(self.options.kind, system, &backups)?;
+        if let Some(why) = &choice.why {
+            self.progress.warn(&format!("this is going to be a full backup: {why}"));
+        }
+        Ok(choice)
+    }
+
+    async fn reserve(&mut self, choice: &Choice) -> Result<BackupId> {
+        let mut lanes: Vec<&mut Lane> = self.lanes.iter_mut().filter(|lane| lane.is_in()).collect();
+        let repositories: Vec<Repository> =
+            lanes.iter().map(|lane| lane.repository.clone()).collect();
+        let (id, reserved) =
+            catalog::reserve(&repositories, &self.layout, choice.kind, Utc::now()).await?;
+        for (lane, reserved) in lanes.iter_mut().zip(reserved) {
+            if lane.note(reserved).is_some() {
+                lane.reserved(&id);
+            }
+        }
+        self.any_left()?;
+        Ok(id)
+    }
+
+    async fn read_base(&mut self, id: &BackupId, choice: &Choice) -> Result<()> {
+        if let Some(base) = &choice.base {
+            self.progress.step(&format!("reading what the base backup {} holds", base.id));
+        }
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_in()) {
+            let read = lane.read_base(id, choice).await;
+            lane.note(read);
+        }
+        self.any_left()
     }
 
     fn say_what_is_outside(&self, facts: &Facts) {
@@ -198,43 +227,51 @@ impl<'a> Run<'a> {
             .map_err(|e| Error::of_server("start the backup", e))
     }
 
-    fn proof<'p>(
-        &'p self,
-        store: &'p WalStore,
-        server: &'p mut Server,
-        begin: &Begin,
-    ) -> Proof<'p> {
-        Proof {
-            store,
-            server,
-            timeline: begin.timeline,
-            start_lsn: begin.start_lsn,
-            within: self.cluster.archive_wait,
-            progress: self.progress.as_ref(),
+    /// Proves that the WAL is in each repository.
+    async fn prove(&mut self, server: &mut Server, begin: &Begin, part: Part) -> Result<()> {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_in()) {
+            let mut proof = Proof {
+                store: &lane.store,
+                server,
+                timeline: begin.timeline,
+                start_lsn: begin.start_lsn,
+                within: self.cluster.archive_wait,
+                progress: self.progress.as_ref(),
+            };
+            let proven = match part {
+                Part::Early(received) => proof.early(received).await,
+                Part::Whole(stop_lsn) => proof.whole(stop_lsn).await,
+            };
+            lane.note(proven);
         }
+        self.any_left()
     }
 
     /// Reads everything into packs. A standby is watched meanwhile: a promotion would only be
     /// noticed at the end.
     async fn read(
-        &self,
+        &mut self,
         stream: BaseBackup<'_>,
         server: &mut Server,
         begin: &Begin,
-    ) -> Result<(Stored, SourceEnd)> {
+    ) -> Result<Read> {
         let setup = Setup {
-            repository: self.repository.clone(),
             layout: self.layout.clone(),
             id: begin.id.clone(),
             threads: self.options.threads,
             start_lsn: begin.start_lsn,
             segment_blocks: server.facts.data_checksums.then_some(server.facts.segment_blocks),
-            writing: self.writing.0.clone(),
         };
         self.progress.step("reading the cluster");
         self.progress.total(stream.tablespaces().iter().map(|row| row.size).sum());
+        let lanes = self
+            .lanes
+            .iter_mut()
+            .filter(|lane| lane.is_in())
+            .map(Lane::pipeline)
+            .collect::<Result<_>>()?;
         let mut source = BaseBackupSource::new(stream, server.facts.directory_mode);
-        let reading = pipeline::run(&mut source, setup, &self.progress);
+        let reading = pipeline::run(&mut source, &setup, lanes, &self.progress);
         if server.facts.source == Source::Primary {
             return reading.await;
         }
@@ -244,120 +281,123 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes the manifest and the commit object.
+    /// Writes manifests and commit objects.
     async fn finish(
         &mut self,
         facts: &Facts,
-        begin: Begin,
-        stored: Stored,
-        end: SourceEnd,
+        begin: &Begin,
+        read: Read,
         stopped_at: DateTime<Utc>,
-    ) -> Result<BackupRecord> {
-        let Stored { tree, packs, stored, warnings } = stored;
-        // What the server read twice and found good was only being written.
-        let bad_pages = if end.checksum_failures { tree.suspects } else { BadPages::default() };
-        self.warn_of(&bad_pages, end.checksum_failures);
-        let raw = packs.values().sum();
-        let references = packs
-            .into_iter()
-            .map(|(pack, live)| Reference { backup: begin.id.clone(), pack, live })
+    ) -> Result<()> {
+        let Read { end, sent, warnings, lanes } = read;
+        let mut told = false;
+        let stored: Vec<_> = self
+            .lanes
+            .iter_mut()
+            .filter(|lane| lane.is_in())
+            .zip(lanes)
+            .filter_map(|(lane, stored)| Some((lane.note(stored)?, lane)))
             .collect();
-        let manifest = Manifest {
-            facts: ClusterFacts {
+        for (mut stored, lane) in stored {
+            // What the server read twice and found good was only being written.
+            let suspects = std::mem::take(&mut stored.tree.suspects);
+            let bad_pages = if end.checksum_failures { suspects } else { BadPages::default() };
+            if end.checksum_failures && !std::mem::replace(&mut told, true) {
+                warn_of(&bad_pages, self.progress.as_ref());
+            }
+            self.progress.step(&format!("committing to repository {}", lane.repository.name()));
+            let cluster_facts = ClusterFacts {
                 format: 1,
                 backup: begin.id.clone(),
                 block_size: BLOCK as u32,
                 directory_mode: facts.directory_mode,
                 tablespaces: begin.tablespaces.clone(),
-                entries: tree.entries,
-                bytes: tree.bytes,
-            },
-            leaves: tree.leaves,
-            table: tree.table,
-            references,
-        };
-        let manifest_size = manifest.create(self.repository, &self.layout).await?;
-        let record = BackupRecord {
-            format: 1,
-            id: begin.id,
-            cluster: self.cluster.name.clone(),
-            kind: self.options.kind,
-            asked: self.options.kind,
-            why: None,
-            base: None,
-            label: begin.label,
-            system: begin.system,
-            server_version: facts.version.clone(),
-            source: facts.source,
-            timeline: begin.timeline,
-            start_lsn: begin.start_lsn,
-            stop_lsn: end.stop_lsn,
-            segment_size: facts.segment_size,
-            started_at: begin.started_at,
-            stopped_at,
-            data_checksums: facts.data_checksums,
-            bad_pages,
-            warnings,
-            sizes: Sizes {
-                files: tree.files,
-                cluster: tree.bytes,
-                raw,
-                stored: stored + manifest_size,
-            },
-            tablespaces: begin.tablespaces,
-            pgkeep: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        self.progress.step("committing");
-        self.committing.store(true, Ordering::Relaxed);
-        commit::commit(self.repository, &self.layout, &record).await?;
-        Ok(record)
+                entries: stored.tree.entries,
+                bytes: stored.tree.bytes,
+            };
+            let record = BackupRecord {
+                format: 1,
+                id: begin.id.clone(),
+                cluster: self.cluster.name.clone(),
+                kind: begin.choice.kind,
+                asked: self.options.kind.unwrap_or(begin.choice.kind),
+                why: begin.choice.why.clone(),
+                base: begin.choice.base.as_ref().map(|base| base.id.clone()),
+                way: begin.choice.base.as_ref().map(|_| Way::Comparison),
+                why_compared: None,
+                uses: uses(&stored, &begin.id),
+                label: begin.label.clone(),
+                system: begin.system,
+                server_version: facts.version.clone(),
+                source: facts.source,
+                timeline: begin.timeline,
+                start_lsn: begin.start_lsn,
+                stop_lsn: end.stop_lsn,
+                segment_size: facts.segment_size,
+                started_at: begin.started_at,
+                stopped_at,
+                data_checksums: facts.data_checksums,
+                bad_pages,
+                warnings: warnings.clone(),
+                sizes: Sizes {
+                    files: stored.tree.files,
+                    cluster: stored.tree.bytes,
+                    sent,
+                    changed: stored.tree.changed,
+                    raw: stored.packs.raw,
+                    stored: stored.packs.stored,
+                },
+                tablespaces: begin.tablespaces.clone(),
+                pgkeep: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            self.committing.store(true, Ordering::Relaxed);
+            let committed = lane.commit(stored, cluster_facts, record).await;
+            lane.note(committed);
+        }
+        if self.lanes.iter().any(Lane::is_done) { Ok(()) } else { self.any_left() }
     }
 
-    fn warn_of(&self, bad: &BadPages, failures: bool) {
-        if !failures {
-            return;
+    /// Ends it, and says what came of it in each repository.
+    pub async fn end(self) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for lane in self.lanes {
+            let repository = lane.repository.name().to_owned();
+            if let Some(result) = lane.end().await {
+                outcomes.push(Outcome { repository, result });
+            }
         }
-        let some: Vec<String> = bad
-            .pages
-            .iter()
-            .take(3)
-            .map(|page| format!("{} page {}", page.path, page.page))
-            .collect();
-        self.progress.warn(&format!(
-            "{} pages of the cluster have a wrong checksum ({}{}); they are in the backup as they \
-             are, and its record lists them",
-            bad.count,
-            some.join(", "),
-            if bad.count > some.len() as u64 { ", …" } else { "" }
-        ));
-    }
-
-    /// Ends it: a failed one is undone, and the lease is given back.
-    pub async fn end(mut self, success: bool) {
-        drop(self.writing.0);
-        // Until nobody can write any more.
-        while self.writing.1.recv().await.is_some() {}
-        if let Some(id) =
-            self.id.take().filter(|_| !success && !self.committing.load(Ordering::Relaxed))
-        {
-            commit::undo(self.repository, &self.layout, &id).await;
-        }
-        if let Some(lease) = self.lease.take() {
-            lease.release().await;
-        }
+        outcomes
     }
 }
 
-/// Stores the history of the server's timeline, unless it is there: without it nobody can tell how
-/// the timeline came about.
-async fn store_history(store: &WalStore, client: &mut Client, timeline: Timeline) -> Result<()> {
-    if timeline == Timeline(1) || store.history(timeline).await?.is_some() {
-        return Ok(());
+/// What is proven of the WAL.
+#[derive(Clone, Copy)]
+enum Part {
+    /// That archiving works; the server's position when it was asked first.
+    Early(Lsn),
+    /// All from the start to here.
+    Whole(Lsn),
+}
+
+/// Raw bytes of older backups' packs that a tree refers to.
+fn uses(stored: &Stored, own: &BackupId) -> BTreeMap<BackupId, u64> {
+    let mut uses = BTreeMap::new();
+    for reference in stored.tree.references.iter().filter(|used| used.backup != *own) {
+        *uses.entry(reference.backup.clone()).or_default() += reference.live;
     }
-    let content = replication::timeline_history(client, timeline)
-        .await
-        .map_err(|e| Error::of_server("ask for the timeline's history", e))?;
-    store.store_history(timeline, &content).await
+    uses
+}
+
+fn warn_of(bad: &BadPages, progress: &dyn Progress) {
+    let some: Vec<String> =
+        bad.pages.iter().take(3).map(|page| format!("{} page {}", page.path, page.page)).collect();
+    progress.warn(&format!(
+        "{} pages of the cluster have a wrong checksum ({}{}); they are in the backup as they are, \
+         and its record lists them",
+        bad.count,
+        some.join(", "),
+        if bad.count > some.len() as u64 { ", …" } else { "" }
+    ));
 }
 
 /// That every tablespace comes in the stream. PostgreSQL 15 leaves those out that lie in `pg_tblspc`

@@ -12,7 +12,7 @@ use crate::{
     postgres::{Lsn, Timeline},
 };
 
-/// Takes files as they come. A file's data are `begin_file`, any number of `data`, `end_file`.
+/// Takes files as they come. A file is `begin_file`, any number of `data` and `unchanged`, `end_file`.
 ///
 /// Paths are relative to the data directory, without slashes at their ends; tablespaces are below
 /// `pg_tblspc/<oid>/`.
@@ -25,6 +25,10 @@ pub trait FileSink: Send {
 
     /// The next bytes of the file.
     fn data(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// The next blocks of the file, of 8 KiB each, are what they were in the base backup under the
+    /// same path; zeros where its file was shorter. What came before are whole blocks.
+    fn unchanged(&mut self, blocks: u64) -> Result<()>;
 
     /// The file is complete: as long as was said.
     fn end_file(&mut self) -> Result<()>;

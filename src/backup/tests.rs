@@ -8,8 +8,10 @@ use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::{
-    pipeline::{self, Setup, Stored},
+    base::Base,
+    pipeline::{self, Lane, Setup, Stored},
     source::{Fed, FileSink, Source, SourceEnd},
+    tree::TreeBuilder,
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -19,8 +21,10 @@ use crate::{
         BackupId, Repository,
         keys::KeyMaterial,
         layout::ClusterLayout,
-        pack::{FIRST_LEAF_PACK, LeafReader, PackReader},
-        tree::{BLOCK, Block, BlockHasher, FileKind, FileLeaf, FileMap, MapLeaf, decode_map_leaf},
+        manifest::{ClusterFacts, Manifest},
+        pack::{FIRST_LEAF_PACK, PackReader},
+        tree::{BLOCK, Block, BlockHasher, FileKind, FileMap},
+        tree_reader::{TreeReader, leaf_len},
     },
     storage::local::Local,
 };
@@ -68,9 +72,13 @@ impl Source for MadeUp {
     }
 }
 
+const FIRST: &str = "20261120T195812Z-full";
+
 struct House {
     _folder: tempfile::TempDir,
+    repository: Repository,
     setup: Setup,
+    writing: mpsc::Sender<()>,
     all_written: mpsc::Receiver<()>,
 }
 
@@ -84,15 +92,49 @@ fn house(segment_blocks: Option<u32>) -> House {
     });
     let (writing, all_written) = mpsc::channel(1);
     let setup = Setup {
-        repository,
         layout: ClusterLayout::new("main").unwrap(),
-        id: "20261120T195812Z-full".parse::<BackupId>().unwrap(),
+        id: FIRST.parse::<BackupId>().unwrap(),
         threads: 2,
         start_lsn: Lsn(0x300_0000),
         segment_blocks,
-        writing,
     };
-    House { _folder: folder, setup, all_written }
+    House { _folder: folder, repository, setup, writing, all_written }
+}
+
+impl House {
+    /// A lane over the backup `base`, for the backup that `setup` names.
+    async fn lane(&self, base: Option<&str>) -> Lane {
+        let mut table = TreeBuilder::table(&self.setup.id);
+        let base = match base {
+            None => None,
+            Some(id) => {
+                let id = id.parse().unwrap();
+                let layout = &self.setup.layout;
+                Some(Base::read(&self.repository, layout, &id, &mut table).await.unwrap())
+            }
+        };
+        let (repository, writing) = (self.repository.clone(), self.writing.clone());
+        Lane { repository, base, table, writing }
+    }
+
+    /// Stores the manifest, so that the backup can be a base.
+    async fn keep(&self, stored: &Stored) {
+        let manifest = Manifest {
+            facts: ClusterFacts {
+                format: 1,
+                backup: self.setup.id.clone(),
+                block_size: BLOCK as u32,
+                directory_mode: 0o700,
+                tablespaces: vec![],
+                entries: stored.tree.entries,
+                bytes: stored.tree.bytes,
+            },
+            leaves: stored.tree.leaves.clone(),
+            table: stored.tree.table.clone(),
+            references: stored.tree.references.clone(),
+        };
+        manifest.create(&self.repository, &self.setup.layout).await.unwrap();
+    }
 }
 
 fn futures<T>(future: impl Future<Output = T>) -> T {
@@ -101,39 +143,54 @@ fn futures<T>(future: impl Future<Output = T>) -> T {
 }
 
 async fn run(house: &House, mut source: MadeUp) -> Result<Stored> {
-    let progress: Arc<dyn Progress> = Arc::new(Silent);
-    pipeline::run(&mut source, house.setup.clone(), &progress).await.map(|(stored, end)| {
-        assert_eq!(end, END);
-        stored
-    })
+    run_over(house, None, &mut source).await
 }
 
-/// Everything in the tree, with the files' digests recomputed.
+async fn run_over(house: &House, base: Option<&str>, source: &mut dyn Source) -> Result<Stored> {
+    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    let lanes = vec![house.lane(base).await];
+    let mut read = pipeline::run(source, &house.setup, lanes, &progress).await?;
+    assert_eq!(read.end, END);
+    assert_eq!(read.lanes.len(), 1);
+    read.lanes.remove(0)
+}
+
+/// Everything in the tree, with the files' digests recomputed. What the tree leads to must be just
+/// what it says it refers to.
 async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Vec<u8>>> {
-    let packs = PackReader::new(&house.setup.repository, &house.setup.layout);
-    let hasher = BlockHasher::new(house.setup.repository.keyring());
-    let mut leaves = LeafReader::new(&packs);
+    let packs = Arc::new(PackReader::new(&house.repository, &house.setup.layout));
+    let hasher = BlockHasher::new(house.repository.keyring());
+    let mut leaves = TreeReader::new(packs.clone());
     let mut frame = (None, Vec::new());
     let mut table = stored.tree.table.clone();
     let mut found = BTreeMap::new();
+    let mut used: BTreeMap<(u32, u32), u64> = BTreeMap::new();
+    let mut count =
+        |backup: u32, pack: u32, len: u64| *used.entry((backup, pack)).or_default() += len;
     for extent in &stored.tree.leaves {
-        let bytes = leaves.read(&table, *extent).await.unwrap();
-        for entry in FileLeaf::decode(&bytes, &mut table).unwrap().entries {
+        let leaf = leaves.file_leaf(&mut table, *extent).await.unwrap();
+        count(extent.place.backup, extent.place.pack, extent.len.into());
+        if let Some((whole, _)) = leaf.over {
+            count(whole.place.backup, whole.place.pack, whole.len.into());
+        }
+        for entry in leaf.items {
             let path = String::from_utf8(entry.path).unwrap();
             let FileKind::File { size, digest, map } = entry.kind else {
-                found.insert(path, None);
+                assert!(found.insert(path, None).is_none());
                 continue;
             };
             let mut blocks = Vec::new();
             match map {
                 FileMap::Inline(inline) => blocks = inline,
-                FileMap::Leaves(extents) => {
-                    for extent in extents {
-                        let bytes = leaves.read(&table, extent).await.unwrap();
-                        match decode_map_leaf(&bytes, &mut table).unwrap() {
-                            MapLeaf::Whole(whole) => blocks.extend(whole),
-                            MapLeaf::Patch(_) => panic!("a patch in a full backup"),
+                FileMap::Leaves(map) => {
+                    for (number, extent) in map.extents.into_iter().enumerate() {
+                        let expected = leaf_len(size, number);
+                        let leaf = leaves.map_leaf(&mut table, extent, expected).await.unwrap();
+                        count(extent.place.backup, extent.place.pack, extent.len.into());
+                        if let Some((whole, _)) = leaf.over {
+                            count(whole.place.backup, whole.place.pack, whole.len.into());
                         }
+                        blocks.extend(leaf.items);
                     }
                 }
             }
@@ -147,7 +204,8 @@ async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Ve
                         content.resize(content.len() + len, 0);
                     }
                     Block::Stored { place, hash } => {
-                        let key = Some((place.pack, place.frame));
+                        count(place.backup, place.pack, len as u64);
+                        let key = Some((place.backup, place.pack, place.frame));
                         if frame.0 != key {
                             frame = (key, packs.frame(&table, place).await.unwrap());
                         }
@@ -163,6 +221,12 @@ async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Ve
             assert!(found.insert(path, Some(content)).is_none());
         }
     }
+    let id = |number| table.get(number).unwrap().clone();
+    let mut used: Vec<_> = used.into_iter().map(|((b, pack), live)| (id(b), pack, live)).collect();
+    used.sort();
+    let said: Vec<_> =
+        stored.tree.references.iter().map(|r| (r.backup.clone(), r.pack, r.live)).collect();
+    assert_eq!(used, said);
     found
 }
 
@@ -202,8 +266,9 @@ fn what_goes_in_comes_out() {
     let found = futures(async {
         let stored = run(&house, MadeUp::new(members, 32 << 10)).await.unwrap();
         assert_eq!((stored.tree.entries, stored.tree.files), (12, 10));
-        let raw: u64 =
-            stored.packs.iter().filter(|(n, _)| **n < FIRST_LEAF_PACK).map(|p| p.1).sum();
+        let blocks = stored.tree.references.iter().filter(|used| used.pack < FIRST_LEAF_PACK);
+        let raw: u64 = blocks.map(|used| used.live).sum();
+        assert_eq!(stored.tree.changed, raw);
         let sizes = [226, 1_599 * BLOCK, 100, 8 * BLOCK + 1, 2_048 * BLOCK + 5, BLOCK];
         assert_eq!(raw, sizes.iter().sum::<usize>() as u64);
         read_back(&house, &stored).await
@@ -253,6 +318,197 @@ proptest! {
     }
 }
 
+/// What a cluster does between two backups.
+#[derive(Debug, Clone)]
+enum Change {
+    Write { file: usize, at: usize, len: usize },
+    Zero { file: usize, at: usize, len: usize },
+    Length { file: usize, len: usize },
+    New { file: usize, len: usize },
+    Drop { file: usize },
+}
+
+/// One map leaf and a bit; but for the first, files are small.
+const LONGEST: usize = 1_030 * BLOCK;
+
+fn a_length() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        4 => 0usize..6 * BLOCK,
+        2 => (0usize..8).prop_map(|blocks| blocks * BLOCK),
+    ]
+}
+
+fn a_change() -> impl Strategy<Value = Change> {
+    let file = 0usize..12;
+    prop_oneof![
+        6 => (file.clone(), 0usize..LONGEST, 1usize..3 * BLOCK)
+            .prop_map(|(file, at, len)| Change::Write { file, at, len }),
+        1 => (file.clone(), 0usize..LONGEST, 1usize..40 * BLOCK)
+            .prop_map(|(file, at, len)| Change::Zero { file, at, len }),
+        2 => (file.clone(), a_length()).prop_map(|(file, len)| Change::Length { file, len }),
+        1 => (0..LONGEST).prop_map(|len| Change::Length { file: 0, len }),
+        1 => (file.clone(), a_length()).prop_map(|(file, len)| Change::New { file, len }),
+        1 => file.prop_map(|file| Change::Drop { file }),
+    ]
+}
+
+type Cluster = BTreeMap<String, Option<Vec<u8>>>;
+
+fn make(cluster: &mut Cluster, change: &Change, seed: u64) {
+    let name = |file: &usize| format!("base/{file}");
+    let within = |content: &[u8], at: usize, len: usize| {
+        let at = at % content.len().max(1);
+        at..(at + len).min(content.len())
+    };
+    match change {
+        Change::Write { file, at, len } => {
+            if let Some(Some(content)) = cluster.get_mut(&name(file)) {
+                let range = within(content, *at, *len);
+                let noise = noise(range.len(), seed);
+                content[range].copy_from_slice(&noise);
+            }
+        }
+        Change::Zero { file, at, len } => {
+            if let Some(Some(content)) = cluster.get_mut(&name(file)) {
+                let range = within(content, *at, *len);
+                content[range].fill(0);
+            }
+        }
+        Change::Length { file, len } => {
+            if let Some(Some(content)) = cluster.get_mut(&name(file)) {
+                content.resize(*len, 0);
+            }
+        }
+        Change::New { file, len } => {
+            cluster.insert(name(file), Some(noise(*len, seed)));
+        }
+        Change::Drop { file } => {
+            cluster.remove(&name(file));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Each backup of a history is what the cluster was, whatever it refers to; and a page that is
+    /// the same stores nothing.
+    #[test]
+    fn each_backup_over_another_is_what_the_cluster_was(
+        first in prop::collection::vec(a_length(), 12),
+        history in prop::collection::vec(prop::collection::vec(a_change(), 0..5), 1..6),
+        knows: bool,
+    ) {
+        let mut house = house(None);
+        let mut cluster: Cluster = first
+            .iter()
+            .enumerate()
+            .map(|(n, len)| (format!("base/{n}"), Some(noise(*len, n as u64))))
+            .collect();
+        cluster.insert("base/0".into(), Some(noise(LONGEST, 0)));
+        cluster.insert("base".into(), None);
+        let mut base: Option<String> = None;
+        for (number, changes) in [vec![]].into_iter().chain(history).enumerate() {
+            let before = cluster.clone();
+            for (n, change) in changes.iter().enumerate() {
+                make(&mut cluster, change, (number * 100 + n + 1_000) as u64);
+            }
+            let kind = if number == 0 { "full" } else { "incr" };
+            let id = format!("202611{:02}T000000Z-{kind}", number + 1);
+            house.setup.id = id.parse().unwrap();
+            let found = futures(async {
+                let mut source: Box<dyn Source> = if knows && number > 0 {
+                    Box::new(Changes { before: before.clone(), now: cluster.clone() })
+                } else {
+                    Box::new(MadeUp::new(cluster.clone().into_iter().collect(), 30_000))
+                };
+                let stored = run_over(&house, base.as_deref(), source.as_mut()).await.unwrap();
+                if before == cluster && number > 0 {
+                    assert_eq!((stored.tree.changed, stored.packs.raw), (0, 0));
+                }
+                house.keep(&stored).await;
+                read_back(&house, &stored).await
+            });
+            prop_assert!(found == cluster);
+            base = Some(id);
+        }
+    }
+}
+
+/// Ten of a hundred thousand small files: what is stored follows from what changed.
+#[test]
+fn few_changed_files_of_very_many_cost_little() {
+    let mut house = house(None);
+    let mut cluster: Cluster =
+        (0..100_000).map(|n| (format!("base/16384/{n}"), Some(noise(100, n)))).collect();
+    let source = |cluster: &Cluster| MadeUp::new(cluster.clone().into_iter().collect(), 8192);
+    let (first, second) = futures(async {
+        let first = run(&house, source(&cluster)).await.unwrap();
+        house.keep(&first).await;
+        for n in 0..10 {
+            cluster.insert(format!("base/16384/{}", n * 9_999), Some(noise(120, 1_000_000 + n)));
+        }
+        house.setup.id = "20261121T000000Z-incr".parse().unwrap();
+        let second = run_over(&house, Some(FIRST), &mut source(&cluster)).await.unwrap();
+        assert!(read_back(&house, &second).await == cluster);
+        (first.packs, second)
+    });
+    assert_eq!(second.tree.changed, 10 * 120);
+    assert!(first.raw > 10_000_000, "{first:?}");
+    assert!(second.packs.raw < 10_000, "{:?}", second.packs);
+}
+
+/// A cluster as a server sends it that knows what changed: blocks that are as before come as such.
+struct Changes {
+    before: Cluster,
+    now: Cluster,
+}
+
+#[async_trait]
+impl Source for Changes {
+    async fn feed(&mut self, sink: &mut dyn FileSink) -> Result<Fed> {
+        let Some((path, content)) = self.now.pop_first() else { return Ok(Fed::End(END)) };
+        let Some(content) = content else {
+            sink.directory(path.as_bytes(), 0o700)?;
+            return Ok(Fed::More(0));
+        };
+        sink.begin_file(path.as_bytes(), 0o600, content.len() as u64)?;
+        let whole = |bytes: &Vec<u8>| bytes.len().is_multiple_of(BLOCK);
+        match self.before.get(&path) {
+            Some(Some(before)) if whole(before) && whole(&content) => {
+                for (number, block) in content.chunks(BLOCK).enumerate() {
+                    let old = before.get(number * BLOCK..(number + 1) * BLOCK);
+                    if old.unwrap_or(&[0; BLOCK]) == block {
+                        sink.unchanged(1)?;
+                    } else {
+                        sink.data(block)?;
+                    }
+                }
+            }
+            _ => sink.data(&content)?,
+        }
+        sink.end_file()?;
+        Ok(Fed::More(0))
+    }
+}
+
+#[test]
+fn blocks_that_stay_must_fit_into_a_file_that_the_base_has() {
+    let house = house(None);
+    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    let path = || "base/1".to_owned();
+    let mut changes = Changes {
+        before: [(path(), Some(noise(3 * BLOCK, 1)))].into(),
+        now: [(path(), Some(noise(3 * BLOCK, 1)))].into(),
+    };
+    let error = futures(async {
+        let lanes = vec![house.lane(None).await];
+        let read = pipeline::run(&mut changes, &house.setup, lanes, &progress).await;
+        read.unwrap().lanes.remove(0).err().unwrap()
+    });
+    assert!(error.to_string().contains("base/1, which the base doesn't have"), "{error}");
+}
+
 #[test]
 fn a_path_that_comes_twice_is_refused() {
     let house = house(None);
@@ -269,10 +525,10 @@ fn a_stream_that_breaks_leaves_nothing_whole() {
     let error = futures(run(&house, source)).err().unwrap();
     assert_eq!(error.kind(), Kind::Postgres);
     let packs = house.setup.layout.packs_folder(&house.setup.id);
-    let listed = futures(house.setup.repository.storage().list(&packs, None, 10)).unwrap();
+    let listed = futures(house.repository.storage().list(&packs, None, 10)).unwrap();
     assert!(listed.is_empty());
     // All that could still have written is gone.
-    drop(house.setup.writing);
+    drop(house.writing);
     assert_eq!(futures(house.all_written.recv()), None);
 }
 
@@ -282,7 +538,7 @@ fn what_storing_fails_with_is_what_the_backup_fails_with() {
     // The first pack's name is taken: what storing fails with must not be hidden by the stream,
     // which breaks off then.
     let name = house.setup.layout.pack(&house.setup.id, 0);
-    futures(house.setup.repository.storage().put(&name, "taken".into())).unwrap();
+    futures(house.repository.storage().put(&name, "taken".into())).unwrap();
     let members = vec![file("base/1", noise(20 << 20, 1)), file("base/2", noise(20 << 20, 2))];
     let error = futures(run(&house, MadeUp::new(members, 8192))).err().unwrap();
     assert_eq!(error.kind(), Kind::Conflict, "{error}");

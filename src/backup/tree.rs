@@ -1,21 +1,30 @@
-//! The backup's tree, put together from the stream.
+//! The backup's tree, put together from the stream, over the tree of a base backup if there is one.
 //!
-//! [`TreeBuilder`] follows the batches in their order, with the hashes that the workers found, and
-//! makes of them map leaves, as soon as 1,024 blocks are known, and entries. Entries are kept, some
-//! 100 bytes each, and sorted into file leaves at the end: the stream comes in the order of
-//! directories.
+//! [`TreeBuilder`] follows the batches in their order, with the hashes that the workers found. A block
+//! that the base has at the same position, with the same hash, is referred to where it lies; all
+//! others get a place in a frame of this backup. Map leaves are made as soon as 1,024 blocks are
+//! known. Entries are kept, some 100 bytes each, and sorted into file leaves at the end: the stream
+//! comes in the order of directories. Leaves that are as they were are referred to as well.
 
-use super::cut::Item;
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    base::{Base, BaseFile, Twice},
+    cut::{Batch, Item},
+    work::Looked,
+};
 use crate::{
     error::{Error, Kind, Result},
     repo::{
         BackupId,
+        manifest::Reference,
         pack::{FIRST_LEAF_PACK, FrameFiller, FullFrame},
         record::{BadPage, BadPages},
         tree::{
             BLOCK, BackupTable, Block, BlockHasher, DigestBuilder, Extent, FileEntry, FileKind,
-            FileLeaf, FileMap, INLINE_BLOCKS, LEAF_BLOCKS, LEAF_FILES, PackedEntry, Place,
-            block_count, encode_map_leaf,
+            FileMap, INLINE_BLOCKS, LEAF_BLOCKS, LEAF_FILES, LeafMap, PackedChange, PackedEntry,
+            Place, Stored, Use, block_count, encode_file_leaf, encode_map_leaf, overlay_blocks,
+            overlay_entries,
         },
     },
 };
@@ -26,25 +35,39 @@ const NAMED_PAGES: usize = 100;
 /// How many bytes of entries a file leaf has at most, so that its frame stays small.
 const LEAF_BYTES: usize = 1 << 20;
 
+/// Raw bytes in use, by backup number and pack.
+#[derive(Debug, Default)]
+struct Uses(BTreeMap<(u32, u32), u64>);
+
+impl Uses {
+    fn add(&mut self, backup: u32, pack: u32, live: u64) {
+        *self.0.entry((backup, pack)).or_default() += live;
+    }
+
+    fn extent(&mut self, extent: Extent) {
+        self.add(extent.place.backup, extent.place.pack, extent.len.into());
+    }
+
+    fn list(&self) -> Vec<Use> {
+        self.0.iter().map(|(&(backup, pack), &live)| Use { backup, pack, live }).collect()
+    }
+}
+
 /// The file whose blocks are coming.
 struct OpenFile {
     path: Vec<u8>,
     mode: u32,
     size: u64,
     digest: DigestBuilder,
+    /// The base's file of the same path.
+    before: Option<BaseFile>,
+    /// Nothing of it changed, as the source says.
+    unchanged: bool,
     /// Blocks that are in no leaf yet.
     blocks: Vec<Block>,
     leaves: Vec<Extent>,
+    uses: Uses,
     count: u64,
-}
-
-/// What a worker found out about the stored blocks of a batch, in their order.
-#[derive(Debug, Default)]
-pub struct Looked {
-    /// Each block's hash.
-    pub hashes: Vec<u64>,
-    /// Which of them, by position in `hashes`, ascending, are pages whose checksum is wrong.
-    pub suspects: Vec<usize>,
 }
 
 /// The tree, whole.
@@ -54,113 +77,246 @@ pub struct Tree {
     pub leaves: Vec<Extent>,
     /// What the numbers of backups in it mean.
     pub table: BackupTable,
+    /// Every pack that it refers to, sorted.
+    pub references: Vec<Reference>,
     /// Files and directories.
     pub entries: u64,
     /// Files.
     pub files: u64,
     /// Their sizes together, in bytes.
     pub bytes: u64,
+    /// Bytes of blocks that the base doesn't have.
+    pub changed: u64,
     /// Pages whose checksum was wrong in the stream.
     pub suspects: BadPages,
 }
 
-/// Builds a tree. Leaves are put into frames here; whoever drives it stores them.
+/// Builds a tree. Blocks and leaves are put into frames here; whoever drives it stores them.
 pub struct TreeBuilder {
-    hasher: BlockHasher,
+    hasher: Arc<BlockHasher>,
     table: BackupTable,
-    filler: FrameFiller,
+    base: Option<Base>,
+    blocks: FrameFiller,
+    leaves: FrameFiller,
     full: Vec<FullFrame>,
     file: Option<OpenFile>,
+    /// Those that the base doesn't have just so.
     entries: Vec<PackedEntry>,
+    uses: Uses,
+    count: u64,
     files: u64,
     bytes: u64,
+    changed: u64,
     suspects: BadPages,
 }
 
 impl TreeBuilder {
-    /// The builder of the tree of the backup `id`, which is number 0 in places.
-    pub fn new(hasher: BlockHasher, id: &BackupId) -> Self {
-        let mut table = BackupTable::default();
-        let number = table.number(id);
+    /// The builder of a tree over `base`'s. `table` is what the base's backup numbers mean; the new
+    /// backup is number 0 in it.
+    pub fn new(hasher: Arc<BlockHasher>, base: Option<Base>, table: BackupTable) -> Self {
         TreeBuilder {
             hasher,
             table,
-            filler: FrameFiller::new(number, FIRST_LEAF_PACK),
+            base,
+            blocks: FrameFiller::new(0, 0),
+            leaves: FrameFiller::new(0, FIRST_LEAF_PACK),
             full: Vec::new(),
             file: None,
             entries: Vec::new(),
+            uses: Uses::default(),
+            count: 0,
             files: 0,
             bytes: 0,
+            changed: 0,
             suspects: BadPages::default(),
         }
     }
 
-    /// Frames of leaves that are full, to be stored in order.
+    /// A table in which the new backup is number 0.
+    pub fn table(id: &BackupId) -> BackupTable {
+        let mut table = BackupTable::default();
+        table.number(id);
+        table
+    }
+
+    /// Frames that are full, to be stored in order: of blocks, and of leaves, which have packs of
+    /// their own.
     pub fn take_full(&mut self) -> Vec<FullFrame> {
         std::mem::take(&mut self.full)
     }
 
     /// Follows one batch.
-    pub fn follow(&mut self, items: Vec<Item>, looked: &Looked) -> Result<()> {
+    pub async fn follow(&mut self, batch: &Batch, looked: &Looked) -> Result<()> {
         let mut hashes = looked.hashes.iter().copied().enumerate();
         let mut suspects = looked.suspects.iter().copied().peekable();
-        for item in items {
+        // Without a base everything is stored: as it came, and without a copy.
+        let whole = (self.base.is_none() && !batch.raw.is_empty()).then(|| {
+            let (place, before, frame) = self.blocks.add_frame(batch.raw.clone());
+            self.full.extend(before);
+            self.full.push(frame);
+            place
+        });
+        for item in &batch.items {
             match item {
                 Item::Directory { path, mode } => {
-                    let entry = FileEntry { path, mode, kind: FileKind::Directory };
-                    self.entries.push(PackedEntry::new(&entry));
+                    let (path, mode) = (path.clone(), *mode);
+                    self.entry(&FileEntry { path, mode, kind: FileKind::Directory })?;
                 }
-                Item::BeginFile { path, mode, size } => {
-                    self.file = Some(OpenFile {
-                        path,
-                        mode,
-                        size,
-                        digest: self.hasher.digest(size),
-                        blocks: Vec::new(),
-                        leaves: Vec::new(),
-                        count: 0,
-                    });
-                }
+                Item::BeginFile { path, mode, size } => self.begin_file(path, *mode, *size)?,
                 Item::Zeros(count) => {
-                    let hash = self.hasher.zero_block();
-                    for _ in 0..count {
-                        self.add(Block::Zero, hash)?;
+                    for _ in 0..*count {
+                        self.add(Block::Zero).await?;
                     }
                 }
-                Item::Stored { place, len, .. } => {
-                    for at in (0..len).step_by(BLOCK) {
+                Item::Unchanged(count) => self.unchanged(*count).await?,
+                Item::Data { at, len, .. } => {
+                    let data = batch.raw.get(*at..at + len).ok_or_else(lost)?;
+                    for (n, bytes) in data.chunks(BLOCK).enumerate() {
                         let (number, hash) = hashes.next().ok_or_else(lost)?;
                         if suspects.next_if_eq(&number).is_some() {
                             self.suspect();
                         }
-                        let place = Place { offset: place.offset + at as u32, ..place };
-                        self.add(Block::Stored { place, hash }, hash)?;
+                        let block = match self.in_base(hash, bytes.len()).await? {
+                            Some(block) => block,
+                            None => {
+                                self.changed += bytes.len() as u64;
+                                let place = match whole {
+                                    Some(first) => {
+                                        Place { offset: (at + n * BLOCK) as u32, ..first }
+                                    }
+                                    None => self.place(bytes),
+                                };
+                                Block::Stored { place, hash }
+                            }
+                        };
+                        self.add(block).await?;
                     }
                 }
-                Item::EndFile => self.end_file()?,
+                Item::EndFile => self.end_file().await?,
             }
         }
         hashes.next().map_or(Ok(()), |_| Err(lost()))
     }
 
-    fn add(&mut self, block: Block, hash: u64) -> Result<()> {
+    fn place(&mut self, bytes: &[u8]) -> Place {
+        let (place, full) = self.blocks.add(bytes);
+        self.full.extend(full);
+        place
+    }
+
+    fn begin_file(&mut self, path: &[u8], mode: u32, size: u64) -> Result<()> {
+        let before = match &self.base {
+            Some(base) => base.file(path, &self.table)?,
+            None => None,
+        };
+        self.file = Some(OpenFile {
+            path: path.to_vec(),
+            mode,
+            size,
+            digest: self.hasher.digest(size),
+            before,
+            unchanged: false,
+            blocks: Vec::new(),
+            leaves: Vec::new(),
+            uses: Uses::default(),
+            count: 0,
+        });
+        Ok(())
+    }
+
+    /// The next block of the open file as the base has it; none past the end of the base's file.
+    async fn next_in_base(&mut self) -> Result<Option<Block>> {
         let file = self.file.as_mut().ok_or_else(lost)?;
-        file.digest.add(hash);
-        file.blocks.push(block);
-        file.count += 1;
-        if file.blocks.len() == LEAF_BLOCKS {
-            self.store_leaf()?;
+        match (&mut self.base, &mut file.before) {
+            (Some(base), Some(before)) => base.block(before, file.count, &mut self.table).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// The next block of the open file, if the base has the same there.
+    async fn in_base(&mut self, hash: u64, len: usize) -> Result<Option<Block>> {
+        let file = self.file.as_ref().ok_or_else(lost)?;
+        if file.before.as_ref().is_none_or(|before| before.block_len(file.count) != len) {
+            return Ok(None);
+        }
+        let same = |block: &Block| matches!(block, Block::Stored { hash: h, .. } if *h == hash);
+        Ok(self.next_in_base().await?.filter(same))
+    }
+
+    /// The next blocks are the base's.
+    async fn unchanged(&mut self, count: u64) -> Result<()> {
+        let file = self.file.as_mut().ok_or_else(lost)?;
+        let before = file.before.as_ref().ok_or_else(|| {
+            let path = String::from_utf8_lossy(&file.path);
+            let message = format!("the server sent changes of {path}, which the base doesn't have");
+            Error::new(Kind::Postgres, message)
+        })?;
+        if file.count == 0 && before.size == file.size && count == block_count(file.size) {
+            // Its map needn't be read.
+            file.count = count;
+            file.unchanged = true;
+            return Ok(());
+        }
+        for _ in 0..count {
+            let block = self.next_in_base().await?.unwrap_or(Block::Zero);
+            self.add(block).await?;
         }
         Ok(())
     }
 
-    fn store_leaf(&mut self) -> Result<()> {
+    async fn add(&mut self, block: Block) -> Result<()> {
         let file = self.file.as_mut().ok_or_else(lost)?;
-        let bytes = encode_map_leaf(&file.blocks, &self.table);
-        file.blocks.clear();
-        let (place, full) = self.filler.add(&bytes);
-        file.leaves.push(Extent { place, len: bytes.len() as u32 });
+        match block {
+            Block::Zero => file.digest.add(self.hasher.zero_block()),
+            Block::Stored { place, hash } => {
+                file.digest.add(hash);
+                let left = file.size.saturating_sub(file.count * BLOCK as u64);
+                file.uses.add(place.backup, place.pack, left.min(BLOCK as u64));
+            }
+        }
+        file.blocks.push(block);
+        file.count += 1;
+        if file.blocks.len() == LEAF_BLOCKS {
+            self.end_leaf().await?;
+        }
+        Ok(())
+    }
+
+    /// The blocks of the open file that are in no leaf yet make one.
+    async fn end_leaf(&mut self) -> Result<()> {
+        let file = self.file.as_mut().ok_or_else(lost)?;
+        let blocks = std::mem::take(&mut file.blocks);
+        let number = file.leaves.len();
+        let before = match (&mut self.base, &mut file.before) {
+            (Some(base), Some(before)) => base.map_leaf(before, number, &mut self.table).await?,
+            _ => None,
+        };
+        let bytes = match before {
+            Some((extent, leaf)) if leaf.items == blocks => {
+                file.uses.extent(extent);
+                if let Some((whole, _)) = &leaf.over {
+                    file.uses.extent(*whole);
+                }
+                file.leaves.push(extent);
+                return Ok(());
+            }
+            Some((extent, leaf)) => {
+                let (whole, before) = leaf.whole(extent);
+                match overlay_blocks(&blocks, whole, before, &self.table) {
+                    Stored::Whole(bytes) => bytes,
+                    Stored::Patch(bytes) => {
+                        file.uses.extent(whole);
+                        bytes
+                    }
+                }
+            }
+            None => encode_map_leaf(&blocks, &self.table),
+        };
+        let (place, full) = self.leaves.add(&bytes);
         self.full.extend(full);
+        let extent = Extent { place, len: bytes.len() as u32 };
+        file.uses.extent(extent);
+        file.leaves.push(extent);
         Ok(())
     }
 
@@ -173,66 +329,194 @@ impl TreeBuilder {
         }
     }
 
-    fn end_file(&mut self) -> Result<()> {
-        let inline = {
-            let file = self.file.as_ref().ok_or_else(lost)?;
-            if file.count != block_count(file.size) {
-                return Err(lost());
-            }
-            file.count <= INLINE_BLOCKS as u64
-        };
-        if !inline && self.file.as_ref().is_some_and(|file| !file.blocks.is_empty()) {
-            self.store_leaf()?;
+    async fn end_file(&mut self) -> Result<()> {
+        let file = self.file.as_ref().ok_or_else(lost)?;
+        if file.count != block_count(file.size) {
+            return Err(lost());
+        }
+        let inline = file.count <= INLINE_BLOCKS as u64;
+        if !inline && !file.blocks.is_empty() {
+            self.end_leaf().await?;
         }
         let file = self.file.take().ok_or_else(lost)?;
+        let digest = file.digest.finish();
+        let same = |before: &BaseFile| {
+            file.unchanged || (before.size == file.size && before.digest == digest)
+        };
+        let (digest, map) = match file.before {
+            Some(before) if same(&before) => (before.digest, before.map),
+            _ if inline => (digest, FileMap::Inline(file.blocks)),
+            _ => {
+                let uses = file.uses.list();
+                (digest, FileMap::Leaves(LeafMap { extents: file.leaves, uses }))
+            }
+        };
+        self.use_map(&map, file.size);
         self.files += 1;
         self.bytes += file.size;
-        let map = if inline { FileMap::Inline(file.blocks) } else { FileMap::Leaves(file.leaves) };
-        let kind = FileKind::File { size: file.size, digest: file.digest.finish(), map };
-        let entry = FileEntry { path: file.path, mode: file.mode, kind };
-        self.entries.push(PackedEntry::new(&entry));
+        let kind = FileKind::File { size: file.size, digest, map };
+        self.entry(&FileEntry { path: file.path, mode: file.mode, kind })
+    }
+
+    /// Counts what a file's map leads to.
+    fn use_map(&mut self, map: &FileMap, size: u64) {
+        match map {
+            FileMap::Inline(blocks) => {
+                for (block, offset) in blocks.iter().zip((0..size).step_by(BLOCK)) {
+                    if let Block::Stored { place, .. } = block {
+                        let len = (size - offset).min(BLOCK as u64);
+                        self.uses.add(place.backup, place.pack, len);
+                    }
+                }
+            }
+            FileMap::Leaves(map) => {
+                map.uses.iter().for_each(|used| self.uses.add(used.backup, used.pack, used.live));
+            }
+        }
+    }
+
+    fn entry(&mut self, entry: &FileEntry) -> Result<()> {
+        self.count += 1;
+        let entry = PackedEntry::new(entry);
+        let new = match &mut self.base {
+            Some(base) => base.note(entry).map_err(|Twice(path)| twice(&path))?,
+            None => Some(entry),
+        };
+        self.entries.extend(new);
         Ok(())
     }
 
-    /// Sorts the entries into file leaves. The last frames of leaves come with the tree.
-    pub fn finish(mut self) -> Result<(Tree, Vec<FullFrame>)> {
+    /// Sorts the entries into file leaves. The last frames come with the tree.
+    pub async fn finish(mut self) -> Result<(Tree, Vec<FullFrame>)> {
         if self.file.is_some() {
             return Err(lost());
         }
-        self.entries.sort_unstable();
-        let twice = self.entries.windows(2).find(|two| two[0].path() == two[1].path());
-        if let Some([twice, _]) = twice {
-            let path = String::from_utf8_lossy(twice.path()).into_owned();
-            let message = format!("the backup stream has {path} twice");
-            return Err(Error::new(Kind::Postgres, message));
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.sort_unstable();
+        if let Some([one, _]) = entries.array_windows().find(|[a, b]| a.path() == b.path()) {
+            return Err(twice(one.path()));
         }
         let mut leaves = Vec::new();
-        let mut rest = self.entries.as_slice();
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |entry: &&PackedEntry| {
-                bytes += entry.len();
-                bytes <= LEAF_BYTES
-            };
-            let count = rest.iter().take(LEAF_FILES).take_while(fits).count().max(1);
-            let (these, others) = rest.split_at(count);
-            let bytes = FileLeaf::encode(these, &self.table);
-            let (place, full) = self.filler.add(&bytes);
-            leaves.push(Extent { place, len: bytes.len() as u32 });
-            self.full.extend(full);
-            rest = others;
+        match self.base.take() {
+            None => self.whole_leaves(&entries.iter().collect::<Vec<_>>(), &mut leaves),
+            Some(base) => self.leaves_over(base, &entries, &mut leaves).await?,
         }
-        self.full.extend(self.filler.finish());
+        self.full.extend(self.blocks.finish());
+        self.full.extend(self.leaves.finish());
+        let mut references: Vec<Reference> = Vec::new();
+        for ((backup, pack), live) in self.uses.0 {
+            let backup = self.table.get(backup).ok_or_else(lost)?.clone();
+            references.push(Reference { backup, pack, live });
+        }
+        references.sort_unstable();
         let tree = Tree {
             leaves,
             table: self.table,
-            entries: self.entries.len() as u64,
+            references,
+            entries: self.count,
             files: self.files,
             bytes: self.bytes,
+            changed: self.changed,
             suspects: self.suspects,
         };
         Ok((tree, self.full))
     }
+
+    fn put_leaf(&mut self, bytes: &[u8], leaves: &mut Vec<Extent>) {
+        let (place, full) = self.leaves.add(bytes);
+        self.full.extend(full);
+        let extent = Extent { place, len: bytes.len() as u32 };
+        self.uses.extent(extent);
+        leaves.push(extent);
+    }
+
+    /// Whole leaves of sorted entries.
+    fn whole_leaves(&mut self, entries: &[&PackedEntry], leaves: &mut Vec<Extent>) {
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let (these, others) = rest.split_at(fitting(rest));
+            let bytes = encode_file_leaf(these.iter().copied(), &self.table);
+            self.put_leaf(&bytes, leaves);
+            rest = others;
+        }
+    }
+
+    /// Leaves over those of the base, with the same boundaries, so that what is the same stays the
+    /// same. `entries` are those that the base doesn't have just so.
+    async fn leaves_over(
+        &mut self,
+        mut base: Base,
+        entries: &[PackedEntry],
+        leaves: &mut Vec<Extent>,
+    ) -> Result<()> {
+        let mut rest = entries;
+        for number in 0..base.leaves().len() {
+            let until = match base.first_path(number + 1) {
+                Some(next) => rest.partition_point(|entry| entry.path() < next),
+                None => rest.len(),
+            };
+            let (these, others) = rest.split_at(until);
+            rest = others;
+            let (same, all) = base.same_in(number);
+            if these.is_empty() && all {
+                let leaf = &base.leaves()[number];
+                leaves.push(leaf.extent);
+                self.uses.extent(leaf.extent);
+                leaf.over.iter().for_each(|over| self.uses.extent(*over));
+                continue;
+            }
+            let mut now: Vec<PackedEntry> = same.into_iter().chain(these).cloned().collect();
+            now.sort_unstable();
+            let now: Vec<&PackedEntry> = now.iter().collect();
+            if now.is_empty() || fitting(&now) < now.len() {
+                self.whole_leaves(&now, leaves);
+                continue;
+            }
+            let (whole, before) = base.whole_leaf(number, &mut self.table).await?;
+            let changes = changes(&before, &now);
+            match overlay_entries(&now, whole, &changes, &self.table) {
+                Stored::Whole(bytes) => self.put_leaf(&bytes, leaves),
+                Stored::Patch(bytes) => {
+                    self.uses.extent(whole);
+                    self.put_leaf(&bytes, leaves);
+                }
+            }
+        }
+        self.whole_leaves(&rest.iter().collect::<Vec<_>>(), leaves);
+        Ok(())
+    }
+}
+
+/// How many of the first entries one leaf takes.
+fn fitting(entries: &[&PackedEntry]) -> usize {
+    let mut bytes = 0;
+    let fits = |entry: &&&PackedEntry| {
+        bytes += entry.len();
+        bytes <= LEAF_BYTES
+    };
+    entries.iter().take(LEAF_FILES).take_while(fits).count().max(1)
+}
+
+/// What makes `now` of `before`, both sorted by path.
+fn changes(before: &[PackedEntry], now: &[&PackedEntry]) -> Vec<PackedChange> {
+    let mut changes = Vec::new();
+    let mut before = before.iter().peekable();
+    for entry in now {
+        while let Some(gone) = before.next_if(|old| old.path() < entry.path()) {
+            changes.push(PackedChange::Gone(gone.path().into()));
+        }
+        match before.next_if(|old| old.path() == entry.path()) {
+            Some(old) if old == *entry => {}
+            _ => changes.push(PackedChange::Is((*entry).clone())),
+        }
+    }
+    changes.extend(before.map(|gone| PackedChange::Gone(gone.path().into())));
+    changes
+}
+
+fn twice(path: &[u8]) -> Error {
+    let path = String::from_utf8_lossy(path);
+    Error::new(Kind::Postgres, format!("the backup stream has {path} twice"))
 }
 
 /// Batches and hashes don't fit together.

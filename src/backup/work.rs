@@ -1,13 +1,14 @@
-//! What threads do with a batch: hash its blocks, check its pages, compress and seal its frame.
+//! What threads do: hash and check the blocks of a batch, compress and seal a frame.
+//!
+//! Several repositories share the threads. Each has keys of its own, so hashes and seals are its own
+//! too, and every job brings what it needs.
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{
-    cut::{Batch, Item},
-    tree::Looked,
-};
+use super::cut::{Batch, Item};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{Lsn, page},
@@ -17,84 +18,75 @@ use crate::{
     },
 };
 
-/// A batch with what is needed to work on it, and where the outcome goes.
-pub struct Job {
-    /// The batch.
-    pub batch: Batch,
-    /// Seals frames of the pack that the batch's frame belongs to; none without a frame.
-    pub sealer: Option<Arc<Sealer>>,
-    /// Takes what came of it.
-    pub done: oneshot::Sender<Result<Worked>>,
+/// Something to be done by a thread. Who waits for the outcome may have given up, which is no matter
+/// here.
+pub enum Job {
+    /// Look at a batch's blocks.
+    Look {
+        /// The batch.
+        batch: Arc<Batch>,
+        /// The repository's hasher.
+        hasher: Arc<BlockHasher>,
+        /// Takes what was found out.
+        done: oneshot::Sender<Result<Looked>>,
+    },
+    /// Compress and seal a frame.
+    Seal {
+        /// The pack's sealer.
+        sealer: Arc<Sealer>,
+        /// The frame's number in the pack.
+        frame: u32,
+        /// Its bytes.
+        raw: Bytes,
+        /// Takes the sealed frame.
+        done: oneshot::Sender<Result<SealedFrame>>,
+    },
 }
 
-/// A batch worked on.
-#[derive(Debug)]
-pub struct Worked {
-    /// What happened in the stream.
-    pub items: Vec<Item>,
-    /// The stored blocks' hashes, and which pages look bad.
-    pub looked: Looked,
-    /// The frame, to be stored.
-    pub frame: Option<SealedFrame>,
+/// What was found out about the blocks of a batch, in their order.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// Each block's hash.
+    pub hashes: Vec<u64>,
+    /// Which of them, by position in `hashes`, ascending, are pages whose checksum is wrong.
+    pub suspects: Vec<usize>,
 }
 
-/// What every worker knows.
-#[derive(Clone)]
-pub struct Worker {
-    hasher: BlockHasher,
-    /// Pages from here on were written during the backup, and may be torn: WAL repairs them.
-    start_lsn: Lsn,
-}
-
-impl Worker {
-    /// A worker for a backup that starts at `start_lsn`.
-    pub fn new(hasher: BlockHasher, start_lsn: Lsn) -> Self {
-        Worker { hasher, start_lsn }
-    }
-
-    /// Works until there are no more jobs. Several workers share the receiver.
-    pub fn run(&self, jobs: &Mutex<mpsc::Receiver<Job>>) {
-        loop {
-            let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = job else { return };
-            let worked = self.work(job.batch, job.sealer.as_deref());
-            // Nobody waits for it any more when the backup has failed elsewhere.
-            let _ = job.done.send(worked);
-        }
-    }
-
-    fn work(&self, batch: Batch, sealer: Option<&Sealer>) -> Result<Worked> {
-        let Batch { frame, items } = batch;
-        let raw = frame.as_ref().map_or(&[][..], |frame| &frame.raw);
-        let mut looked = Looked::default();
-        for item in &items {
-            if let Item::Stored { place, len, page } = item {
-                let start = place.offset as usize;
-                let blocks = raw.get(start..start + len).ok_or_else(|| {
-                    Error::new(Kind::Internal, "a block lies outside the frame it was put into")
-                })?;
-                self.look(blocks, *page, &mut looked);
+/// Works until there are no more jobs. Several threads share the receiver. Pages from `start_lsn` on
+/// were written during the backup, and may be torn: WAL repairs them.
+pub fn work(jobs: &Mutex<mpsc::Receiver<Job>>, start_lsn: Lsn) {
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match job {
+            Ok(Job::Look { batch, hasher, done }) => {
+                let _ = done.send(look_at(&batch, &hasher, start_lsn));
             }
+            Ok(Job::Seal { sealer, frame, raw, done }) => {
+                let _ = done.send(sealer.seal(frame.into(), &raw));
+            }
+            Err(_) => return,
         }
-        let frame = match (&frame, sealer) {
-            (Some(frame), Some(sealer)) => Some(sealer.seal(frame.frame.into(), &frame.raw)?),
-            _ => None,
-        };
-        Ok(Worked { items, looked, frame })
     }
+}
 
-    /// Looks at blocks of one file, the first of which is block `page` of its relation fork.
-    fn look(&self, blocks: &[u8], page: Option<u32>, looked: &mut Looked) {
+fn look_at(batch: &Batch, hasher: &BlockHasher, start_lsn: Lsn) -> Result<Looked> {
+    let mut looked = Looked::default();
+    for item in &batch.items {
+        let Item::Data { at, len, page } = item else { continue };
+        let blocks = batch.raw.get(*at..at + len).ok_or_else(|| {
+            Error::new(Kind::Internal, "a block lies outside the batch it was put into")
+        })?;
         for (i, block) in blocks.chunks(BLOCK).enumerate() {
             let number = page.map(|first| first.wrapping_add(i as u32));
             if let Some(number) = number.filter(|_| block.len() == BLOCK)
-                && is_suspect(block, number, self.start_lsn)
+                && is_suspect(block, number, start_lsn)
             {
                 looked.suspects.push(looked.hashes.len());
             }
-            looked.hashes.push(self.hasher.block(block));
+            looked.hashes.push(hasher.block(block));
         }
     }
+    Ok(looked)
 }
 
 /// Whether a page that wasn't written since the backup began has a wrong checksum

@@ -1,14 +1,15 @@
 //! `pgkeep backup`.
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::{Global, human, runtime, table};
 use crate::{
-    backup::{self, BackupOptions},
+    backup::{self, BackupOptions, Outcome},
     error::Result,
     repo::{
         self, BackupType,
-        record::{BackupRecord, Source},
+        record::{BackupRecord, Source, Way},
     },
 };
 
@@ -19,17 +20,25 @@ use crate::{
 /// be finished is removed again. Archiving has to work: a backup that would fail at its end for want
 /// of WAL fails at its beginning.
 ///
-/// With several repositories, --repo says which one.
+/// Incremental and differential backups store the pages that changed and refer to older backups for
+/// the rest. They restore as full ones do, in one pass, and any of them can be deleted without
+/// breaking another. PostgreSQL 17 and later sends only what changed, where summarize_wal is on;
+/// otherwise everything is sent, and compared here.
+///
+/// The cluster is read once and backed up into every repository, or into the one that --repo names.
+/// One that fails doesn't keep the others from theirs; the exit code tells.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   pgkeep backup
+  pgkeep backup --type full
   pgkeep backup --checkpoint spread --max-rate 50M
   pgkeep --repo offsite --cluster billing --quiet backup --label nightly")]
 pub(super) struct Backup {
-    /// What to store: full stores everything
-    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
-    kind: Type,
+    /// What to store: all, what changed since the last full backup, or since the last of any type;
+    /// incr unless said otherwise, and full when there is none to compare with
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<Type>,
     /// Do the checkpoint it begins with at once, or spread over the checkpoint interval
     #[arg(long, value_name = "HOW", default_value = "fast")]
     checkpoint: Checkpoint,
@@ -44,6 +53,18 @@ pub(super) struct Backup {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Type {
     Full,
+    Diff,
+    Incr,
+}
+
+impl From<Type> for BackupType {
+    fn from(kind: Type) -> Self {
+        match kind {
+            Type::Full => BackupType::Full,
+            Type::Diff => BackupType::Diff,
+            Type::Incr => BackupType::Incr,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -69,35 +90,80 @@ fn rate(text: &str) -> Result<u32, String> {
 impl Backup {
     pub fn run(&self, global: &Global) -> Result<u8> {
         let settings = global.settings()?;
-        let repository = settings.repository(global.repo.as_deref())?;
+        let selected = settings.selected_repositories(global.repo.as_deref())?;
+        let several = selected.len() > 1;
         let cluster = settings.cluster(global.cluster.as_deref())?;
-        let Type::Full = self.kind;
         let options = BackupOptions {
-            kind: BackupType::Full,
+            kind: self.kind.map(BackupType::from),
             fast_checkpoint: self.checkpoint == Checkpoint::Fast,
             max_rate: self.max_rate,
             threads: settings.threads,
             label: self.label.clone(),
         };
-        let record = runtime::together(settings.threads, async {
-            let repository = runtime::until_signal(repo::open::open(repository)).await?;
-            // It watches for signals itself, to undo what it has stored.
-            backup::backup(&repository, cluster, &options, global.progress()).await
+        let outcomes = runtime::together(settings.threads, async {
+            let (mut open, mut outcomes) = (Vec::new(), Vec::new());
+            for settings in selected {
+                match runtime::until_signal(repo::open::open(settings)).await {
+                    Ok(repository) => open.push(repository),
+                    Err(e) => {
+                        outcomes
+                            .push(Outcome { repository: settings.name.clone(), result: Err(e) });
+                    }
+                }
+            }
+            if !open.is_empty() {
+                let progress = global.progress();
+                for outcome in &outcomes {
+                    if let Err(e) = &outcome.result {
+                        let name = &outcome.repository;
+                        progress
+                            .warn(&format!("the backup goes on without repository {name}: {e}"));
+                    }
+                }
+                // It watches for signals itself, to undo what it has stored.
+                outcomes.extend(backup::backup(&open, cluster, &options, progress).await?);
+            }
+            Ok(outcomes)
         })?;
-        let done = format!("backup {} is complete", record.id);
-        global.output.done(done, &record, || text(&record, &repository.name));
-        Ok(0)
+        let (mut taken, mut failure) = (Vec::new(), None);
+        for Outcome { repository, result } in outcomes {
+            match result {
+                Ok(backup) => taken.push(Taken { repository, backup }),
+                Err(e) if several => {
+                    let e = e.while_doing(format!("repository {repository}"));
+                    failure = failure.or(Some(e));
+                }
+                Err(e) => failure = Some(e),
+            }
+        }
+        if let Some(first) = taken.first() {
+            let done = format!("backup {} is complete", first.backup.id);
+            let taken = Document { backups: taken };
+            global.output.done(done, &taken, || taken.backups.iter().map(text).collect());
+        }
+        failure.map_or(Ok(0), Err)
     }
 }
 
-fn text(record: &BackupRecord, repository: &str) -> String {
+#[derive(Serialize)]
+struct Document {
+    backups: Vec<Taken>,
+}
+
+#[derive(Serialize)]
+struct Taken {
+    repository: String,
+    backup: BackupRecord,
+}
+
+fn text(Taken { repository, backup: record }: &Taken) -> String {
     let source = match record.source {
         Source::Primary => "primary",
         Source::Standby => "standby",
     };
     let took = (record.stopped_at - record.started_at).to_std().unwrap_or_default();
     let sizes = &record.sizes;
-    let rows = [
+    let mut rows = vec![
         (
             "source",
             format!("{source}, PostgreSQL {}, system {}", record.server_version, record.system),
@@ -117,6 +183,20 @@ fn text(record: &BackupRecord, repository: &str) -> String {
             ),
         ),
     ];
+    if let Some(base) = &record.base {
+        let way = match record.way {
+            Some(Way::Summaries) => "the server sent what changed",
+            _ => "the server sent everything, and it was compared",
+        };
+        rows.push(("base", format!("{base}; {way}")));
+        rows.push((
+            "changed",
+            format!("{} of {} sent", human::bytes(sizes.changed), human::bytes(sizes.sent)),
+        ));
+    }
+    if let Some(why) = record.why.as_ref().or(record.why_compared.as_ref()) {
+        rows.push(("because", why.clone()));
+    }
     let mut out =
         format!("backup {} of cluster {} in repository {repository}\n", record.id, record.cluster);
     out += &table::pairs(2, &rows);

@@ -119,9 +119,9 @@ async fn tell_it(home: &Home, binaries: &Binaries, story: &mut Story<'_>) -> Res
     let open = repo::open::open(repository).await?;
     let writers = Writers::start(&original).await?;
     let options = BackupOptions { threads: settings.threads, ..BackupOptions::default() };
-    let taken = backup(&open, cluster, &options, Arc::new(Quiet)).await;
+    let taken = backup(std::slice::from_ref(&open), cluster, &options, Arc::new(Quiet)).await;
     let before = writers.written();
-    let taken = taken?;
+    let taken = taken?.remove(0).result?;
     story.line(&format!(
         "a full backup while {} rows were written: {} in {} files, stored as {}",
         grouped(before),

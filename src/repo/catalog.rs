@@ -191,23 +191,32 @@ pub async fn commit(
 }
 
 /// Reserves an id in every repository, by creating `begin` in each: the first second from `now` on
-/// that is free in all of them.
+/// that is free in all of them. A repository in which that fails for another reason has its error in
+/// the list, and doesn't keep the others from theirs.
 pub async fn reserve(
     repositories: &[Repository],
     layout: &ClusterLayout,
     kind: BackupType,
     now: DateTime<Utc>,
-) -> Result<BackupId> {
+) -> Result<(BackupId, Vec<Result<()>>)> {
     'second: for seconds in 0..600 {
         let id = BackupId::at(now + Duration::seconds(seconds), kind);
+        let begin = layout.of_backup(&id, "begin");
+        let mut reserved: Vec<Result<()>> = Vec::new();
         for repository in repositories {
-            match put_sealed(repository, &layout.of_backup(&id, "begin"), b"").await {
-                Ok(_) => {}
-                Err(e) if e.kind() == Kind::Conflict => continue 'second,
-                Err(e) => return Err(e),
+            match put_sealed(repository, &begin, b"").await {
+                Err(e) if e.kind() == Kind::Conflict => {
+                    for (repository, _) in
+                        repositories.iter().zip(&reserved).filter(|(_, done)| done.is_ok())
+                    {
+                        repository.storage().delete(&begin).await?;
+                    }
+                    continue 'second;
+                }
+                result => reserved.push(result.map(drop)),
             }
         }
-        return Ok(id);
+        return Ok((id, reserved));
     }
     Err(Error::new(Kind::Conflict, "no free backup id within ten minutes from now")
         .hint("is the clock of this host right?"))

@@ -3,7 +3,7 @@
 //! From the outside in: a [`repository::Repository`] is an address, a key and an id. Everything in
 //! it but `repo.json` and the keys is a *sealed object* ([`sealed`]), named by [`layout`]. A
 //! backup is a tree: [`record`] (the commit object), [`manifest`], file leaves and map leaves
-//! ([`tree`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
+//! ([`tree`], read by [`tree_reader`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
 //! the archive, [`timelines`] says what can be reached with it, [`replay`] follows recovery through
 //! it before it happens, [`lease`] tells running from crashed, on one host by [`holder`].
 
@@ -23,6 +23,7 @@ pub mod repository;
 pub mod sealed;
 pub mod timelines;
 pub mod tree;
+pub mod tree_reader;
 pub mod wal;
 pub mod wal_floor;
 pub mod wal_small;

@@ -5,18 +5,16 @@
 //! from 0; packs of leaves from [`FIRST_LEAF_PACK`], so that a tree can be read without touching
 //! the packs that hold the data.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use tokio::sync::Mutex;
 
 use super::{
     BackupId, Repository,
     layout::ClusterLayout,
     sealed::ObjectReader,
-    tree::{BackupTable, Extent, Place},
+    tree::{BackupTable, Place},
 };
 use crate::error::{Error, Kind, Result};
 
@@ -48,7 +46,7 @@ pub struct FullFrame {
     /// The frame's number in it.
     pub frame: u32,
     /// Its raw bytes.
-    pub raw: Vec<u8>,
+    pub raw: Bytes,
     /// Whether it is the pack's last.
     pub ends_pack: bool,
 }
@@ -82,6 +80,10 @@ impl FrameFiller {
 
     fn next_frame(&mut self) -> FullFrame {
         let raw = std::mem::replace(&mut self.filling, Vec::with_capacity(FRAME));
+        self.next_of(raw.into())
+    }
+
+    fn next_of(&mut self, raw: Bytes) -> FullFrame {
         self.in_pack += raw.len() as u64;
         let ends_pack = self.in_pack >= PACK;
         let full = FullFrame { pack: self.pack, frame: self.frame, raw, ends_pack };
@@ -95,9 +97,12 @@ impl FrameFiller {
         full
     }
 
-    /// The frame being filled, as far as it is, if anything is in it.
-    pub fn cut(&mut self) -> Option<FullFrame> {
-        (!self.filling.is_empty()).then(|| self.next_frame())
+    /// Makes a frame of its own of `raw`, which has at most [`FRAME`] bytes and isn't copied, and
+    /// says where it begins. What was being filled is returned before it.
+    pub fn add_frame(&mut self, raw: Bytes) -> (Place, Option<FullFrame>, FullFrame) {
+        let before = (!self.filling.is_empty()).then(|| self.next_frame());
+        let place = Place { backup: self.backup, pack: self.pack, frame: self.frame, offset: 0 };
+        (place, before, self.next_of(raw))
     }
 
     /// The last frame, if anything is in it.
@@ -126,6 +131,11 @@ impl PackReader {
             layout: layout.clone(),
             open: Mutex::default(),
         }
+    }
+
+    /// The cluster's names.
+    pub fn layout(&self) -> &ClusterLayout {
+        &self.layout
     }
 
     /// The repository that is read.
@@ -158,46 +168,6 @@ impl PackReader {
         })?;
         let pack = self.pack(backup, place.pack).await?;
         pack.frame(&self.repository, place.frame.into()).await
-    }
-}
-
-/// Reads leaves in the order in which they were stored, holding the few frames they share.
-pub struct LeafReader<'a> {
-    packs: &'a PackReader,
-    frames: HashMap<(u32, u32, u32), Arc<Vec<u8>>>,
-}
-
-/// How many frames of leaves are kept, about 256 KiB each.
-const KEPT_FRAMES: usize = 8;
-
-impl<'a> LeafReader<'a> {
-    /// A reader of leaves in `packs`.
-    pub fn new(packs: &'a PackReader) -> Self {
-        LeafReader { packs, frames: HashMap::new() }
-    }
-
-    /// The bytes of a leaf.
-    pub async fn read(&mut self, table: &BackupTable, extent: Extent) -> Result<Vec<u8>> {
-        let Extent { place, len } = extent;
-        let key = (place.backup, place.pack, place.frame);
-        let frame = match self.frames.get(&key) {
-            Some(frame) => frame.clone(),
-            None => {
-                let frame = Arc::new(self.packs.frame(table, place).await?);
-                if self.frames.len() >= KEPT_FRAMES {
-                    self.frames.clear();
-                }
-                self.frames.insert(key, frame.clone());
-                frame
-            }
-        };
-        let start = place.offset as usize;
-        let bytes = frame.get(start..start.saturating_add(len as usize)).ok_or_else(|| {
-            let message =
-                format!("a leaf lies outside frame {} of pack {}", place.frame, place.pack);
-            Error::new(Kind::Damaged, message)
-        })?;
-        Ok(bytes.to_vec())
     }
 }
 

@@ -1,5 +1,7 @@
 //! `backup.json`, the commit object: with it, and without `deleted`, a backup exists.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,15 @@ pub struct BackupRecord {
     /// The backup it was compared with; none for a full one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BackupId>,
+    /// How it was told what had changed since the base; none for a full one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
+    /// Why the server wasn't asked for the changes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_compared: Option<String>,
+    /// Older backups whose packs it uses, and how many raw bytes of each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub uses: BTreeMap<BackupId, u64>,
     /// The label given to PostgreSQL.
     pub label: String,
     /// Major version and system identifier.
@@ -81,6 +92,16 @@ impl BackupRecord {
     }
 }
 
+/// How an incremental or differential backup is told what has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// The server's WAL summaries: it sends the pages that changed (PostgreSQL 17 and later).
+    Summaries,
+    /// The server sends everything, and each page is compared with the base.
+    Comparison,
+}
+
 /// What a backup was taken from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -117,7 +138,13 @@ pub struct Sizes {
     pub files: u64,
     /// All files together, as they lie in the cluster.
     pub cluster: u64,
-    /// What this backup stores itself, before compression.
+    /// What the server sent.
+    #[serde(default)]
+    pub sent: u64,
+    /// Blocks that the base doesn't have where they are now; zeros don't count.
+    #[serde(default)]
+    pub changed: u64,
+    /// What this backup stores itself, before compression: changed blocks, and its part of the tree.
     pub raw: u64,
     /// What this backup stores itself, in the repository.
     pub stored: u64,

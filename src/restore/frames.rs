@@ -27,7 +27,7 @@ use super::{
     crc,
     settings::AUTO_CONF,
     target::Target,
-    tree::{Tree, TreeReader},
+    tree::Tree,
     windows::{Job, Planner, Wanted, Window, written_as},
 };
 use crate::{
@@ -38,6 +38,7 @@ use crate::{
         layout::ClusterLayout,
         pack::PackReader,
         tree::{BLOCK, BlockHasher},
+        tree_reader::TreeReader,
     },
 };
 
@@ -47,7 +48,7 @@ const WINDOWS: usize = 3;
 /// What writing needs.
 pub struct Work<'a> {
     /// Where blocks come from.
-    pub packs: &'a PackReader,
+    pub packs: &'a Arc<PackReader>,
     /// The names of objects.
     pub layout: &'a ClusterLayout,
     /// Where files go.
@@ -107,7 +108,7 @@ pub fn write_files<W: Write + Send>(
             }
             Ok(())
         };
-        let mut reader = TreeReader::new(work.packs, work.layout);
+        let mut reader = TreeReader::new(work.packs.clone());
         let planner = Planner::new(&hasher, work.target);
         let planned = work.runtime.block_on(planner.plan(tree, &mut reader, &mut hand_out));
         if let Err(e) = planned {

@@ -20,7 +20,7 @@ use crc_fast::crc32_iscsi;
 use super::{
     crc::ZERO_BLOCK,
     target::Target,
-    tree::{IndexedFile, Tree, TreeReader, leaf_len},
+    tree::{IndexedFile, Tree, unpack},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -28,6 +28,7 @@ use crate::{
     repo::{
         BackupId,
         tree::{BLOCK, Block, BlockHasher, FileKind, FileMap, Place, block_count},
+        tree_reader::{TreeReader, leaf_len},
     },
 };
 
@@ -131,12 +132,12 @@ impl<'a> Planner<'a> {
     pub async fn plan(
         mut self,
         tree: &mut Tree,
-        reader: &mut TreeReader<'_>,
+        reader: &mut TreeReader,
         window: &mut dyn FnMut(Arc<Window>, Vec<Job>) -> Result<()>,
     ) -> Result<()> {
         let files = std::mem::take(&mut tree.files);
         for IndexedFile { entry, .. } in &files {
-            let FileKind::File { size, digest, map } = reader.unpack(entry, &tree.table)? else {
+            let FileKind::File { size, digest, map } = unpack(entry, &tree.table)? else {
                 continue;
             };
             let path = entry.path();
@@ -145,16 +146,17 @@ impl<'a> Planner<'a> {
             let mut found = self.hasher.digest(size);
             let leaves = match &map {
                 FileMap::Inline(_) => 1,
-                FileMap::Leaves(leaves) => leaves.len(),
+                FileMap::Leaves(map) => map.extents.len(),
             };
             for leaf in 0..leaves {
                 let read;
                 let blocks = match &map {
                     FileMap::Inline(blocks) => blocks,
-                    FileMap::Leaves(extents) => {
+                    FileMap::Leaves(map) => {
                         let count = leaf_len(size, leaf);
-                        read = reader.blocks(&mut tree.table, extents[leaf], count).await?;
-                        &read
+                        let extent = map.extents[leaf];
+                        read = reader.map_leaf(&mut tree.table, extent, count).await?;
+                        &read.items
                     }
                 };
                 if self.blocks + self.parts.len() >= WINDOW {

@@ -34,7 +34,7 @@ use super::{
     marker::{Marker, Phase},
     settings::{AUTO_CONF, RecoverySettings, targets_in},
     target::Target,
-    tree::{Tree, TreeReader},
+    tree::{Tree, read_tree},
     windows::{CONTROL_FILE_HELD_BACK, written_as},
 };
 use crate::{
@@ -49,7 +49,7 @@ use crate::{
     progress::Progress,
     repo::{
         Repository, id::RandomId, layout::ClusterLayout, manifest::ClusterFacts, pack::PackReader,
-        record::BackupRecord, tree::FileKind,
+        record::BackupRecord, tree::FileKind, tree_reader::TreeReader,
     },
 };
 
@@ -97,8 +97,8 @@ pub async fn write(request: WriteRequest<'_>, progress: Arc<dyn Progress>) -> Re
     let places =
         Places::check(request.pgdata, request.tablespaces, repository_path.map(Path::new))?;
     progress.step(&format!("reading what backup {} holds", request.record.id));
-    let packs = PackReader::new(request.repository, request.layout);
-    let tree = TreeReader::new(&packs, request.layout).read(&request.record.id).await?;
+    let packs = Arc::new(PackReader::new(request.repository, request.layout));
+    let tree = read_tree(&mut TreeReader::new(packs.clone()), &request.record.id).await?;
     check_tablespaces(&tree, request.tablespaces)?;
     let stop = StopOnDrop(Arc::default());
     let writer = Writer {
@@ -155,7 +155,7 @@ fn check_tablespaces(tree: &Tree, given: &BTreeMap<u32, PathBuf>) -> Result<()> 
 
 /// A restore on its own thread.
 struct Writer {
-    packs: PackReader,
+    packs: Arc<PackReader>,
     layout: ClusterLayout,
     record: BackupRecord,
     places: Places,

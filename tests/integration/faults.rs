@@ -63,8 +63,9 @@ impl Site {
 
     async fn back_up(&self) -> Result<BackupId, Error> {
         let options = BackupOptions::default();
-        let record = backup(&self.failing, &self.cluster, &options, Arc::new(Silent)).await?;
-        Ok(record.id)
+        let repositories = [self.failing.clone()];
+        let mut outcomes = backup(&repositories, &self.cluster, &options, Arc::new(Silent)).await?;
+        Ok(outcomes.remove(0).result?.id)
     }
 
     /// The backups there are, as somebody else sees them.

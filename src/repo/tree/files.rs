@@ -1,10 +1,13 @@
 //! File entries and file leaves.
 //!
 //! ```text
-//! leaf   table, varint entries, entries
-//! entry  varint bytes shared with the path before, rest of the path behind its length,
-//!        kind, varint mode, and for a file:
-//!        varint size, digest 16, its blocks (up to 4) or varint leaves and their extents
+//! leaf   0, table, varint entries, entries                                    (whole)
+//!        1, table, extent of a whole leaf, varint changes, entries            (patch)
+//! entry  varint bytes shared with the path before, rest of the path behind its length, kind;
+//!        kind 2 (only in a patch: it is gone) has nothing more; the others varint mode;
+//!        a file (kind 1) varint size, digest 16, its blocks (up to 4), or the extents of its map
+//!        leaves and, behind their number, its uses
+//! use    backup, pack, varint live bytes
 //! ```
 //!
 //! While a backup runs, entries arrive in the order of directories, so they are kept in their
@@ -13,7 +16,7 @@
 use super::{
     BackupTable, Block, Extent, FileDigest, INLINE_BLOCKS, LEAF_BLOCKS, block_count,
     map::{put_blocks, read_blocks},
-    put_extent, read_extent,
+    mapped, put_extent, read_extent,
 };
 use crate::repo::codec::{Malformed, Reader, put_bytes, put_varint};
 
@@ -54,7 +57,28 @@ pub enum FileMap {
     /// In the entry: at most [`INLINE_BLOCKS`].
     Inline(Vec<Block>),
     /// In map leaves of [`LEAF_BLOCKS`] each, the last one with the rest.
-    Leaves(Vec<Extent>),
+    Leaves(LeafMap),
+}
+
+/// The map of a file of many blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeafMap {
+    /// The map leaves.
+    pub extents: Vec<Extent>,
+    /// Every pack that the leaves are in or lead to, sorted. So a file that didn't change is
+    /// referred to without reading its map.
+    pub uses: Vec<Use>,
+}
+
+/// How much of a pack is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Use {
+    /// The backup that stored the pack, by its number in a [`BackupTable`].
+    pub backup: u32,
+    /// The pack.
+    pub pack: u32,
+    /// How many raw bytes of it.
+    pub live: u64,
 }
 
 /// An entry in its stored form but for the path, which is whole.
@@ -74,8 +98,14 @@ impl PackedEntry {
             out.extend_from_slice(digest);
             match map {
                 FileMap::Inline(blocks) => put_blocks(&mut out, blocks),
-                FileMap::Leaves(leaves) => {
-                    leaves.iter().for_each(|extent| put_extent(&mut out, *extent));
+                FileMap::Leaves(LeafMap { extents, uses }) => {
+                    extents.iter().for_each(|extent| put_extent(&mut out, *extent));
+                    put_varint(&mut out, uses.len() as u64);
+                    for Use { backup, pack, live } in uses {
+                        put_varint(&mut out, (*backup).into());
+                        put_varint(&mut out, (*pack).into());
+                        put_varint(&mut out, *live);
+                    }
                 }
             }
         }
@@ -108,72 +138,202 @@ impl PackedEntry {
         let (path, rest) = self.split();
         let numbers: Vec<u32> = (0..table.0.len() as u32).collect();
         let mut reader = Reader::new(rest);
-        let (mode, kind) = read_kind(&mut reader, &numbers)?;
+        let (mode, kind) =
+            read_kind(&mut reader, &numbers)?.ok_or_else(|| reader.malformed("kind"))?;
         reader.end("entry")?;
         Ok(FileEntry { path: path.to_vec(), mode, kind })
     }
 }
 
-/// Some entries in order of their paths.
+/// A stored file leaf.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileLeaf {
-    /// The entries.
-    pub entries: Vec<FileEntry>,
+pub enum FileLeaf {
+    /// Its entries, in order of their paths.
+    Whole(Vec<FileEntry>),
+    /// What differs from a whole leaf.
+    Patch(FilePatch),
 }
 
-impl FileLeaf {
-    /// A leaf's bytes, from entries sorted by path. `table` is what their backup numbers mean.
-    pub fn encode(entries: &[PackedEntry], table: &BackupTable) -> Vec<u8> {
-        let mut out = Vec::new();
-        table.put(&mut out);
-        put_varint(&mut out, entries.len() as u64);
-        let mut before: &[u8] = &[];
-        for entry in entries {
-            let (path, rest) = entry.split();
-            let shared = path.iter().zip(before).take_while(|(a, b)| a == b).count();
-            put_varint(&mut out, shared as u64);
-            put_bytes(&mut out, &path[shared..]);
-            out.extend_from_slice(rest);
-            before = path;
-        }
-        out
-    }
+/// A file leaf as the difference to a whole one. Patches are cumulative: never over a patch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilePatch {
+    /// The whole leaf.
+    pub base: Extent,
+    /// Entries that are new, other or gone, in order of their paths.
+    pub changes: Vec<FileChange>,
+}
 
-    /// Reads a leaf; its backups get numbers in `table`. Paths must ascend.
-    pub fn decode(bytes: &[u8], table: &mut BackupTable) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes);
-        let numbers = table.read(&mut reader)?;
-        let count = reader.count("entries")?;
-        if count > LEAF_FILES {
-            return Err(reader.malformed("entries"));
+/// A change of a patch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileChange {
+    /// This is the entry now.
+    Is(FileEntry),
+    /// There is nothing under this path any more.
+    Gone(Vec<u8>),
+}
+
+impl FileChange {
+    /// The path that it is about.
+    pub fn path(&self) -> &[u8] {
+        match self {
+            FileChange::Is(entry) => &entry.path,
+            FileChange::Gone(path) => path,
         }
-        let mut entries: Vec<FileEntry> = Vec::with_capacity(count);
-        for _ in 0..count {
-            let before = entries.last().map_or(&[][..], |e| &e.path);
-            let shared: usize = reader.number("shared path")?;
-            let start = before.get(..shared).ok_or_else(|| reader.malformed("shared path"))?;
-            let path = [start, reader.bytes("path")?].concat();
-            if path.as_slice() <= before || !is_inside(&path) {
-                return Err(reader.malformed("path"));
+    }
+}
+
+impl FilePatch {
+    /// The entries of `base` with the changes made.
+    pub fn apply(self, base: Vec<FileEntry>) -> Vec<FileEntry> {
+        let mut entries = Vec::with_capacity(base.len());
+        let mut base = base.into_iter().peekable();
+        for change in self.changes {
+            while let Some(entry) = base.next_if(|entry| entry.path.as_slice() < change.path()) {
+                entries.push(entry);
             }
-            let (mode, kind) = read_kind(&mut reader, &numbers)?;
-            entries.push(FileEntry { path, mode, kind });
+            base.next_if(|entry| entry.path.as_slice() == change.path());
+            if let FileChange::Is(entry) = change {
+                entries.push(entry);
+            }
         }
-        reader.end("file leaf")?;
-        Ok(FileLeaf { entries })
+        entries.extend(base);
+        entries
     }
 }
 
-/// What follows an entry's path.
-fn read_kind(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<(u32, FileKind), Malformed> {
-    let is_file = reader.byte("kind")?;
+const GONE: u8 = 2;
+
+/// Writes paths, each by what it shares with the one before.
+struct Paths<'a> {
+    before: &'a [u8],
+}
+
+impl<'a> Paths<'a> {
+    fn put(&mut self, out: &mut Vec<u8>, path: &'a [u8]) {
+        let shared = path.iter().zip(self.before).take_while(|(a, b)| a == b).count();
+        put_varint(out, shared as u64);
+        put_bytes(out, &path[shared..]);
+        self.before = path;
+    }
+}
+
+/// A whole leaf's bytes, from entries sorted by path. `table` is what their backup numbers mean.
+pub fn encode_file_leaf<'a>(
+    entries: impl ExactSizeIterator<Item = &'a PackedEntry>,
+    table: &BackupTable,
+) -> Vec<u8> {
+    let mut out = vec![0];
+    table.put(&mut out);
+    put_varint(&mut out, entries.len() as u64);
+    let mut paths = Paths { before: &[] };
+    for entry in entries {
+        let (path, rest) = entry.split();
+        paths.put(&mut out, path);
+        out.extend_from_slice(rest);
+    }
+    out
+}
+
+/// A change of a patch in the making, with its entry in the stored form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackedChange {
+    /// This is the entry now.
+    Is(PackedEntry),
+    /// There is nothing under this path any more.
+    Gone(Box<[u8]>),
+}
+
+impl PackedChange {
+    /// The path that it is about.
+    pub fn path(&self) -> &[u8] {
+        match self {
+            PackedChange::Is(entry) => entry.path(),
+            PackedChange::Gone(path) => path,
+        }
+    }
+}
+
+impl From<&FileChange> for PackedChange {
+    fn from(change: &FileChange) -> Self {
+        match change {
+            FileChange::Is(entry) => PackedChange::Is(PackedEntry::new(entry)),
+            FileChange::Gone(path) => PackedChange::Gone(path.as_slice().into()),
+        }
+    }
+}
+
+/// A patch's bytes, from changes sorted by path. `table` is what the backup numbers mean.
+pub fn encode_file_patch(base: Extent, changes: &[PackedChange], table: &BackupTable) -> Vec<u8> {
+    let mut out = vec![1];
+    table.put(&mut out);
+    put_extent(&mut out, base);
+    put_varint(&mut out, changes.len() as u64);
+    let mut paths = Paths { before: &[] };
+    for change in changes {
+        paths.put(&mut out, change.path());
+        match change {
+            PackedChange::Is(entry) => out.extend_from_slice(entry.split().1),
+            PackedChange::Gone(_) => out.push(GONE),
+        }
+    }
+    out
+}
+
+/// Reads a leaf; its backups get numbers in `table`. Paths must ascend.
+pub fn decode_file_leaf(bytes: &[u8], table: &mut BackupTable) -> Result<FileLeaf, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let form = reader.byte("file leaf")?;
+    let numbers = table.read(&mut reader)?;
+    let base = match form {
+        0 => None,
+        1 => Some(read_extent(&mut reader, &numbers)?),
+        _ => return Err(reader.malformed("file leaf")),
+    };
+    let count = reader.count("entries")?;
+    if count > LEAF_FILES {
+        return Err(reader.malformed("entries"));
+    }
+    let mut changes: Vec<FileChange> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let before = changes.last().map_or(&[][..], FileChange::path);
+        let shared: usize = reader.number("shared path")?;
+        let start = before.get(..shared).ok_or_else(|| reader.malformed("shared path"))?;
+        let path = [start, reader.bytes("path")?].concat();
+        if path.as_slice() <= before || !is_inside(&path) {
+            return Err(reader.malformed("path"));
+        }
+        changes.push(match read_kind(&mut reader, &numbers)? {
+            Some((mode, kind)) => FileChange::Is(FileEntry { path, mode, kind }),
+            None => FileChange::Gone(path),
+        });
+    }
+    reader.end("file leaf")?;
+    if let Some(base) = base {
+        return Ok(FileLeaf::Patch(FilePatch { base, changes }));
+    }
+    let whole = |change| match change {
+        FileChange::Is(entry) => Ok(entry),
+        FileChange::Gone(_) => Err(reader.malformed("kind")),
+    };
+    Ok(FileLeaf::Whole(changes.into_iter().map(whole).collect::<Result<_, _>>()?))
+}
+
+/// What follows an entry's path; nothing of one that is gone.
+fn read_kind(
+    reader: &mut Reader<'_>,
+    numbers: &[u32],
+) -> Result<Option<(u32, FileKind)>, Malformed> {
+    let kind = reader.byte("kind")?;
+    if kind == GONE {
+        return Ok(None);
+    }
     let mode = reader.number("mode")?;
-    let kind = match is_file {
+    let kind = match kind {
         0 => FileKind::Directory,
         1 => read_file(reader, numbers)?,
         _ => return Err(reader.malformed("kind")),
     };
-    Ok((mode, kind))
+    Ok(Some((mode, kind)))
 }
 
 fn read_file(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<FileKind, Malformed> {
@@ -187,10 +347,21 @@ fn read_file(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<FileKind, Malfo
         if leaves > reader.left() as u64 {
             return Err(reader.malformed("size"));
         }
-        let leaves = (0..leaves).map(|_| read_extent(reader, numbers)).collect::<Result<_, _>>()?;
-        FileMap::Leaves(leaves)
+        let extents =
+            (0..leaves).map(|_| read_extent(reader, numbers)).collect::<Result<_, _>>()?;
+        let uses = reader.count("uses")?;
+        let uses = (0..uses).map(|_| read_use(reader, numbers)).collect::<Result<_, _>>()?;
+        FileMap::Leaves(LeafMap { extents, uses })
     };
     Ok(FileKind::File { size, digest, map })
+}
+
+fn read_use(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<Use, Malformed> {
+    Ok(Use {
+        backup: mapped(numbers, reader)?,
+        pack: reader.number("pack")?,
+        live: reader.varint("live bytes")?,
+    })
 }
 
 /// Whether a path can only lead to something inside the directory that it is relative to.
@@ -213,10 +384,13 @@ mod tests {
             kind: FileKind::File { size, digest: [9; 16], map },
         };
         let stored = Block::Stored { place, hash: 77 };
-        let leaves = vec![Extent { place, len: 5 }, Extent { place, len: 6 }];
+        let leaves = FileMap::Leaves(LeafMap {
+            extents: vec![Extent { place, len: 5 }, Extent { place, len: 6 }],
+            uses: vec![Use { backup, pack: 1, live: 1 << 33 }, Use { backup, pack: 3, live: 0 }],
+        });
         let entries = vec![
             FileEntry { path: "base".into(), mode: 0o700, kind: FileKind::Directory },
-            file("base/1/1255", 1025 * 8192, FileMap::Leaves(leaves)),
+            file("base/1/1255", 1025 * 8192, leaves),
             file(
                 "base/1/1255_fsm",
                 3 * 8192,
@@ -235,19 +409,53 @@ mod tests {
         for (packed, entry) in packed.iter().zip(&entries) {
             assert_eq!(packed.unpack(&table).as_ref(), Ok(entry));
         }
-        let bytes = FileLeaf::encode(&packed, &table);
-        assert_eq!(FileLeaf::decode(&bytes, &mut table), Ok(FileLeaf { entries }));
+        let bytes = encode_file_leaf(packed.iter(), &table);
+        assert_eq!(decode_file_leaf(&bytes, &mut table), Ok(FileLeaf::Whole(entries)));
         for cut in 0..bytes.len() {
-            assert!(FileLeaf::decode(&bytes[..cut], &mut table).is_err());
+            assert!(decode_file_leaf(&bytes[..cut], &mut table).is_err());
         }
+    }
+
+    #[test]
+    fn patches_come_back_and_change_what_they_say() {
+        let (entries, mut table) = entries();
+        let place = Place { backup: 0, pack: 900_000, frame: 0, offset: 9 };
+        let base = Extent { place, len: 77 };
+        let directory =
+            |path: &str| FileEntry { path: path.into(), mode: 0o750, kind: FileKind::Directory };
+        let changes = vec![
+            FileChange::Is(directory("a first one")),
+            FileChange::Is(directory("base")),
+            FileChange::Gone("base/1/1255".into()),
+            FileChange::Is(directory("base/1/2")),
+            FileChange::Gone("base/1/never there".into()),
+            FileChange::Is(directory("z")),
+        ];
+        let packed: Vec<_> = changes.iter().map(PackedChange::from).collect();
+        let bytes = encode_file_patch(base, &packed, &table);
+        let patch = FilePatch { base, changes };
+        assert_eq!(decode_file_leaf(&bytes, &mut table), Ok(FileLeaf::Patch(patch.clone())));
+        for cut in 0..bytes.len() {
+            assert!(decode_file_leaf(&bytes[..cut], &mut table).is_err());
+        }
+        let now = patch.apply(entries.clone());
+        let paths: Vec<_> = now.iter().map(|e| String::from_utf8_lossy(&e.path)).collect();
+        let expected = ["a first one", "base", "base/1/1255_fsm", "base/1/2", "base/1/empty", "z"];
+        assert_eq!(paths, expected);
+        assert_eq!((now[1].mode, &now[2]), (0o750, &entries[2]));
+        // A whole leaf has nothing that is gone.
+        let mut whole = bytes.clone();
+        whole[0] = 0;
+        assert!(decode_file_leaf(&whole, &mut table).is_err());
     }
 
     #[test]
     fn paths_that_lead_out_are_refused() {
         for bad in ["", "/etc/passwd", "../x", "base/../../x", "base//1", "base/."] {
             let entry = FileEntry { path: bad.into(), mode: 0o700, kind: FileKind::Directory };
-            let bytes = FileLeaf::encode(&[PackedEntry::new(&entry)], &BackupTable::default());
-            assert!(FileLeaf::decode(&bytes, &mut BackupTable::default()).is_err(), "{bad}");
+            let packed = [PackedEntry::new(&entry)];
+            let bytes = encode_file_leaf(packed.iter(), &BackupTable::default());
+            assert!(decode_file_leaf(&bytes, &mut BackupTable::default()).is_err(), "{bad}");
         }
     }
 }

@@ -9,10 +9,15 @@
 mod files;
 mod hash;
 mod map;
+mod overlay;
 
-pub use files::{FileEntry, FileKind, FileLeaf, FileMap, LEAF_FILES, PackedEntry};
+pub use files::{
+    FileChange, FileEntry, FileKind, FileLeaf, FileMap, FilePatch, LEAF_FILES, LeafMap,
+    PackedChange, PackedEntry, Use, decode_file_leaf, encode_file_leaf, encode_file_patch,
+};
 pub use hash::{BlockHasher, DigestBuilder, FileDigest};
 pub use map::{Block, MapLeaf, Patch, decode_map_leaf, encode_map_leaf, encode_map_patch};
+pub use overlay::{Stored, overlay_blocks, overlay_entries};
 
 use super::{
     codec::{Malformed, Reader, put_bytes, put_varint},
@@ -50,6 +55,11 @@ impl BackupTable {
     /// The backup of this number.
     pub fn get(&self, number: u32) -> Option<&BackupId> {
         self.0.get(number as usize)
+    }
+
+    /// The backups, in the order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = &BackupId> {
+        self.0.iter()
     }
 
     fn put(&self, out: &mut Vec<u8>) {

@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::Path,
+    sync::Arc,
 };
 
 use pgkeep::{
@@ -13,12 +14,10 @@ use pgkeep::{
         self, Repository, catalog,
         layout::ClusterLayout,
         manifest::Manifest,
-        pack::{FIRST_LEAF_PACK, LeafReader, PackReader},
+        pack::{FIRST_LEAF_PACK, PackReader},
         record::BackupRecord,
-        tree::{
-            BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileLeaf, FileMap,
-            MapLeaf, decode_map_leaf,
-        },
+        tree::{BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileMap},
+        tree_reader::{TreeReader, leaf_len},
     },
 };
 
@@ -75,10 +74,10 @@ impl Opened {
         let manifest = Manifest::read(&self.repository, &self.layout, &record.id)
             .await
             .expect("read the manifest");
-        let packs = PackReader::new(&self.repository, &self.layout);
+        let packs = Arc::new(PackReader::new(&self.repository, &self.layout));
         let mut reader = Reader {
             hasher: BlockHasher::new(self.repository.keyring()),
-            leaves: LeafReader::new(&packs),
+            leaves: TreeReader::new(packs.clone()),
             packs: &packs,
             frame: (None, Vec::new()),
             table: manifest.table.clone(),
@@ -86,17 +85,21 @@ impl Opened {
         };
         let mut tree = Tree::new();
         for extent in &manifest.leaves {
-            let bytes = reader.leaf(*extent).await;
-            let leaf = FileLeaf::decode(&bytes, &mut reader.table).expect("a file leaf");
-            for entry in leaf.entries {
+            let leaf = reader.leaves.file_leaf(&mut reader.table, *extent).await;
+            let leaf = leaf.expect("a file leaf");
+            reader.count(*extent, leaf.over.map(|(whole, _)| whole));
+            for entry in leaf.items {
                 let (path, mode) = (entry.path.clone(), entry.mode);
                 let content = reader.content(entry).await;
                 assert!(tree.insert(path, (mode, content)).is_none());
             }
         }
-        let live: Vec<_> = manifest.references.iter().map(|r| (r.pack, r.live)).collect();
-        assert_eq!(live, reader.live.into_iter().collect::<Vec<_>>(), "the reference list");
-        assert!(manifest.references.iter().all(|r| r.backup == record.id));
+        let said: BTreeMap<_, _> =
+            manifest.references.iter().map(|r| ((r.backup.clone(), r.pack), r.live)).collect();
+        let (table, live) = (&reader.table, reader.live);
+        let id = |number| table.get(number).expect("a backup of the table").clone();
+        let live = live.into_iter().map(|((backup, pack), live)| ((id(backup), pack), live));
+        assert_eq!(said, live.collect(), "the reference list");
         assert_eq!(manifest.facts.entries, tree.len() as u64);
         assert_eq!(manifest.facts.tablespaces, record.tablespaces);
         let files = tree.values().filter_map(|(_, content)| content.as_ref());
@@ -108,19 +111,21 @@ impl Opened {
 
 struct Reader<'a> {
     hasher: BlockHasher,
-    leaves: LeafReader<'a>,
+    leaves: TreeReader,
     packs: &'a PackReader,
-    frame: (Option<(u32, u32)>, Vec<u8>),
+    frame: (Option<(u32, u32, u32)>, Vec<u8>),
     table: BackupTable,
-    /// Raw bytes that were read of each pack.
-    live: BTreeMap<u32, u64>,
+    /// Raw bytes that were read of each backup's packs.
+    live: BTreeMap<(u32, u32), u64>,
 }
 
 impl Reader<'_> {
-    async fn leaf(&mut self, extent: Extent) -> Vec<u8> {
-        assert!(extent.place.pack >= FIRST_LEAF_PACK);
-        *self.live.entry(extent.place.pack).or_default() += u64::from(extent.len);
-        self.leaves.read(&self.table, extent).await.expect("read a leaf")
+    /// Counts a leaf, and the one that it is a patch over.
+    fn count(&mut self, extent: Extent, over: Option<Extent>) {
+        for Extent { place, len } in over.into_iter().chain([extent]) {
+            assert!(place.pack >= FIRST_LEAF_PACK);
+            *self.live.entry((place.backup, place.pack)).or_default() += u64::from(len);
+        }
     }
 
     async fn content(&mut self, entry: FileEntry) -> Option<Vec<u8>> {
@@ -128,13 +133,13 @@ impl Reader<'_> {
         let mut blocks = Vec::new();
         match map {
             FileMap::Inline(inline) => blocks = inline,
-            FileMap::Leaves(extents) => {
-                for extent in extents {
-                    let bytes = self.leaf(extent).await;
-                    match decode_map_leaf(&bytes, &mut self.table).expect("a map leaf") {
-                        MapLeaf::Whole(whole) => blocks.extend(whole),
-                        MapLeaf::Patch(_) => panic!("a patch in a full backup"),
-                    }
+            FileMap::Leaves(map) => {
+                for (number, extent) in map.extents.into_iter().enumerate() {
+                    let count = leaf_len(size, number);
+                    let leaf = self.leaves.map_leaf(&mut self.table, extent, count).await;
+                    let leaf = leaf.expect("a map leaf");
+                    self.count(extent, leaf.over.map(|(whole, _)| whole));
+                    blocks.extend(leaf.items);
                 }
             }
         }
@@ -148,12 +153,12 @@ impl Reader<'_> {
                     content.resize(content.len() + len, 0);
                 }
                 Block::Stored { place, hash } => {
-                    let key = Some((place.pack, place.frame));
+                    let key = Some((place.backup, place.pack, place.frame));
                     if self.frame.0 != key {
                         let frame = self.packs.frame(&self.table, place).await;
                         self.frame = (key, frame.expect("read a frame"));
                     }
-                    *self.live.entry(place.pack).or_default() += len as u64;
+                    *self.live.entry((place.backup, place.pack)).or_default() += len as u64;
                     let bytes = &self.frame.1[place.offset as usize..][..len];
                     assert_eq!(self.hasher.block(bytes), hash);
                     builder.add(hash);

@@ -20,9 +20,9 @@ use pgkeep::{
         record::{BackupRecord, Sizes, Source, Tablespace},
         sealed::SealedWriter,
         tree::{
-            BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileLeaf, FileMap,
-            INLINE_BLOCKS, LEAF_BLOCKS, LEAF_FILES, PackedEntry, Patch, Place, encode_map_leaf,
-            encode_map_patch,
+            BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileMap,
+            INLINE_BLOCKS, LEAF_BLOCKS, LEAF_FILES, LeafMap, PackedEntry, Patch, Place, Use,
+            encode_file_leaf, encode_map_leaf, encode_map_patch,
         },
     },
     storage::local::Local,
@@ -238,9 +238,13 @@ pub async fn store_as(
             };
             blocks.push(block);
         }
+        let mut used: BTreeMap<(u32, u32), u64> = BTreeMap::new();
+        let mut using = |place: &Place, len: usize| {
+            *used.entry((place.backup, place.pack)).or_default() += len as u64;
+        };
         for (block, bytes) in blocks.iter().zip(bytes.chunks(BLOCK)) {
             if let Block::Stored { place, .. } = block {
-                *live.entry((place.backup, place.pack)).or_default() += bytes.len() as u64;
+                using(place, bytes.len());
             }
         }
         let mut extents = Vec::new();
@@ -259,17 +263,19 @@ pub async fn store_as(
                         let changed =
                             |(i, b): (usize, &Block)| (old.get(i) != Some(b)).then_some((i, *b));
                         let changes = part.iter().enumerate().filter_map(changed).collect();
+                        using(&extent.place, extent.len as usize);
                         encode_map_patch(&Patch { base: extent, count: part.len(), changes }, table)
                     }
                     None => encode_map_leaf(part, table),
                 };
                 extents.push(Extent { place: leaves.add(&raw).await, len: raw.len() as u32 });
             }
-            FileMap::Leaves(extents.clone())
+            extents.iter().for_each(|extent| using(&extent.place, extent.len as usize));
+            let uses = used.iter().map(|(&(backup, pack), &live)| Use { backup, pack, live });
+            FileMap::Leaves(LeafMap { extents: extents.clone(), uses: uses.collect() })
         };
-        for extent in &extents {
-            *live.entry((extent.place.backup, extent.place.pack)).or_default() +=
-                u64::from(extent.len);
+        for (pack, len) in used {
+            *live.entry(pack).or_default() += len;
         }
         let kind = FileKind::File { size: bytes.len() as u64, digest: digest.finish(), map };
         let path_bytes = path.clone().into_bytes();
@@ -284,7 +290,7 @@ pub async fn store_as(
     data.end_pack().await;
     let mut file_leaves = Vec::new();
     for part in entries.chunks(LEAF_FILES.min(100)) {
-        let raw = FileLeaf::encode(part, table);
+        let raw = encode_file_leaf(part.iter(), table);
         let place = leaves.add(&raw).await;
         *live.entry((place.backup, place.pack)).or_default() += raw.len() as u64;
         file_leaves.push(Extent { place, len: raw.len() as u32 });
@@ -329,6 +335,9 @@ fn record(id: &BackupId, files: &Files, bytes: u64, raw: u64) -> BackupRecord {
         asked: BackupType::Full,
         why: None,
         base: None,
+        way: None,
+        why_compared: None,
+        uses: BTreeMap::new(),
         label: "test".into(),
         system: SystemId { major: 15, identifier: 7_450_000_000_000_000_001 },
         server_version: "15.18".into(),
@@ -341,7 +350,14 @@ fn record(id: &BackupId, files: &Files, bytes: u64, raw: u64) -> BackupRecord {
         stopped_at: Utc::now(),
         data_checksums: false,
         bad_pages: Default::default(),
-        sizes: Sizes { files: files.files.len() as u64, cluster: bytes, raw, stored: raw },
+        sizes: Sizes {
+            files: files.files.len() as u64,
+            cluster: bytes,
+            sent: bytes,
+            changed: raw,
+            raw,
+            stored: raw,
+        },
         warnings: Vec::new(),
         tablespaces: files.tablespaces.clone(),
         pgkeep: "test".into(),
