@@ -221,6 +221,7 @@ impl<'a> Run<'a> {
             max_rate: self.options.max_rate,
             wait_for_archive: false,
             verify_checksums: true,
+            incremental: false,
         };
         BaseBackup::start(client, &options)
             .await

@@ -12,7 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
-use super::{Lsn, Timeline};
+use super::{Lsn, Timeline, history::TimelineHistory};
 
 /// The name of the manifest, in the data directory.
 pub const BACKUP_MANIFEST: &str = "backup_manifest";
@@ -26,6 +26,35 @@ pub struct WalRange {
     pub start: Lsn,
     /// Where it may end.
     pub end: Lsn,
+}
+
+impl WalRange {
+    /// The stretches that a backup needs which started at `start` on `start_timeline` and stopped
+    /// at `end` on the timeline of `history`: newest timeline first, as the server lists them
+    /// (`AddWALInfoToBackupManifest`). More than one only if it was taken from a standby whose
+    /// upstream was promoted meanwhile. `None` if that history has no such way.
+    pub fn of_backup(
+        history: &TimelineHistory,
+        start_timeline: Timeline,
+        start: Lsn,
+        end: Lsn,
+    ) -> Option<Vec<WalRange>> {
+        let mut ranges = Vec::new();
+        let mut range_end = end;
+        for (timeline, begin, _) in history.path().rev() {
+            let is_first = timeline == start_timeline;
+            let range_start = if is_first { start } else { begin };
+            if range_start > range_end {
+                return None;
+            }
+            ranges.push(WalRange { timeline, start: range_start, end: range_end });
+            if is_first {
+                return (begin <= start).then_some(ranges);
+            }
+            range_end = begin;
+        }
+        None
+    }
 }
 
 /// The manifest's version, by the server's.
@@ -77,10 +106,7 @@ impl<W: Write> ManifestWriter<W> {
         modified: DateTime<Utc>,
         crc32c: u32,
     ) -> io::Result<()> {
-        let path = match std::str::from_utf8(path) {
-            Ok(text) => format!("\"Path\": \"{}\"", escape(text)),
-            Err(_) => format!("\"Encoded-Path\": \"{}\"", hex::encode(path)),
-        };
+        let path = path_member(path);
         let modified = modified.format("%Y-%m-%d %H:%M:%S GMT");
         // The checksum's bytes as they lie in memory, not the number.
         let checksum = hex::encode(crc32c.to_le_bytes());
@@ -91,6 +117,20 @@ impl<W: Write> ManifestWriter<W> {
         );
         self.separator = ",\n";
         self.put(&line)
+    }
+
+    /// Adds a file with nothing but its size. That is no entry for `pg_verifybackup` to go by; it is
+    /// all that a server asks of a manifest that is uploaded to it (`common/parse_manifest.c`,
+    /// `json_manifest_finalize_file`).
+    pub fn file_name_only(&mut self, path: &[u8], size: u64) -> io::Result<()> {
+        let line = format!("{}{{ {}, \"Size\": {size} }}", self.separator, path_member(path));
+        self.separator = ",\n";
+        self.put(&line)
+    }
+
+    /// Where the manifest is written to, so that what was written so far can be taken out.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
     }
 
     /// Ends the manifest with the WAL that the backup needs, newest timeline first, and returns the
@@ -115,6 +155,14 @@ impl<W: Write> ManifestWriter<W> {
     fn put(&mut self, text: &str) -> io::Result<()> {
         self.hash.update(text.as_bytes());
         self.out.write_all(text.as_bytes())
+    }
+}
+
+/// The member of an entry that has its path.
+fn path_member(path: &[u8]) -> String {
+    match std::str::from_utf8(path) {
+        Ok(text) => format!("\"Path\": \"{}\"", escape(text)),
+        Err(_) => format!("\"Encoded-Path\": \"{}\"", hex::encode(path)),
     }
 }
 
@@ -171,6 +219,44 @@ mod tests {
         ],
         "#);
         assert!(!manifest(ManifestVersion::of_major(16), &files).contains("System-Identifier"));
+    }
+
+    #[test]
+    fn an_entry_may_be_a_name() {
+        let mut writer = ManifestWriter::new(Vec::new(), ManifestVersion::Two, 7).unwrap();
+        writer.file_name_only(b"base/5/1259", 8192).unwrap();
+        let first = std::mem::take(writer.get_mut());
+        writer.file_name_only(b"a\xFF", 0).unwrap();
+        let rest = writer.finish(&[]).unwrap();
+        let text = String::from_utf8([first, rest].concat()).unwrap();
+        assert!(text.contains(
+            "[\n{ \"Path\": \"base/5/1259\", \"Size\": 8192 },\n{ \"Encoded-Path\": \"61ff\", \"Size\": 0 }\n]"
+        ));
+        // The checksum is over all, wherever it was taken out.
+        let (body, last) = text.trim_end().rsplit_once('\n').unwrap();
+        let hash = hex::encode(Sha256::digest(format!("{body}\n")));
+        assert_eq!(last, format!("\"Manifest-Checksum\": \"{hash}\"}}"));
+    }
+
+    #[test]
+    fn the_wal_of_a_backup_is_listed_by_timeline() {
+        let history = TimelineHistory::parse(Timeline(3), b"1\t0/100\n2\t0/200\n").unwrap();
+        let ranges = |timeline, start, end| {
+            let found = WalRange::of_backup(&history, Timeline(timeline), Lsn(start), Lsn(end))?;
+            Some(found.iter().map(|r| (r.timeline.0, r.start.0, r.end.0)).collect::<Vec<_>>())
+        };
+        assert_eq!(ranges(3, 0x210, 0x220), Some(vec![(3, 0x210, 0x220)]));
+        assert_eq!(ranges(2, 0x150, 0x220), Some(vec![(3, 0x200, 0x220), (2, 0x150, 0x200)]));
+        assert_eq!(
+            ranges(1, 0x50, 0x220),
+            Some(vec![(3, 0x200, 0x220), (2, 0x100, 0x200), (1, 0x50, 0x100)])
+        );
+        // Not on the way: another timeline, a start behind the switch, an end before it.
+        for (timeline, start, end) in
+            [(4, 0x210, 0x220), (2, 0x210, 0x220), (2, 0x150, 0x180), (3, 0x150, 0x220)]
+        {
+            assert_eq!(ranges(timeline, start, end), None, "{timeline} {start:x} {end:x}");
+        }
     }
 
     proptest! {

@@ -5,6 +5,7 @@ pub mod backup_manifest;
 pub mod client;
 pub mod control;
 pub mod history;
+pub mod incremental;
 pub mod lsn;
 pub mod page;
 pub mod replication;

@@ -78,6 +78,9 @@ pub struct BaseBackupOptions {
     pub wait_for_archive: bool,
     /// The server checks the checksum of each page that it sends, if the cluster has checksums.
     pub verify_checksums: bool,
+    /// Send only what changed since the backup whose manifest was uploaded in this session
+    /// ([`super::incremental`]). From PostgreSQL 17 on.
+    pub incremental: bool,
 }
 
 /// The command for this version of the server: the one place that knows how the grammar differs.
@@ -90,6 +93,11 @@ fn base_backup_command(
             "PostgreSQL {version} isn't supported: backups are taken from version 15 or newer"
         )));
     }
+    if options.incremental && version.major() < 17 {
+        return Err(PgError::Unsuitable(format!(
+            "PostgreSQL {version} can't send incremental backups: version 17 and newer can"
+        )));
+    }
     let mut words = vec![
         format!("LABEL {}", quote_replication(&options.label)),
         "PROGRESS".to_owned(),
@@ -100,6 +108,9 @@ fn base_backup_command(
     ];
     if let Some(rate) = options.max_rate {
         words.push(format!("MAX_RATE {rate}"));
+    }
+    if options.incremental {
+        words.push("INCREMENTAL".to_owned());
     }
     Ok(format!("BASE_BACKUP ({})", words.join(", ")))
 }
@@ -349,6 +360,7 @@ mod tests {
             max_rate: Some(1024),
             wait_for_archive: false,
             verify_checksums: true,
+            incremental: false,
         }
     }
 
@@ -360,10 +372,15 @@ mod tests {
             "BASE_BACKUP (LABEL 'it''s', PROGRESS, CHECKPOINT 'fast', WAIT false, TABLESPACE_MAP, \
              VERIFY_CHECKSUMS true, MAX_RATE 1024)"
         );
-        assert!(matches!(
-            base_backup_command(&version(140_000), &options()),
-            Err(PgError::Unsuitable(_))
-        ));
+        let incremental = BaseBackupOptions { incremental: true, max_rate: None, ..options() };
+        let command = base_backup_command(&version(170_010), &incremental).unwrap();
+        assert!(command.ends_with("VERIFY_CHECKSUMS true, INCREMENTAL)"), "{command}");
+        for (num, options) in [(140_000, options()), (160_014, incremental)] {
+            assert!(matches!(
+                base_backup_command(&version(num), &options),
+                Err(PgError::Unsuitable(_))
+            ));
+        }
     }
 
     #[test]

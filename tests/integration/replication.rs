@@ -34,6 +34,7 @@ fn options() -> BaseBackupOptions {
         max_rate: None,
         wait_for_archive: false,
         verify_checksums: true,
+        incremental: false,
     }
 }
 

@@ -25,6 +25,8 @@ pub(in crate::postgres) enum Message {
     /// The command's tag.
     CommandComplete(String),
     EmptyQuery,
+    /// The server waits for data.
+    CopyIn,
     CopyOut,
     CopyData(Bytes),
     CopyDone,
@@ -73,6 +75,7 @@ fn parse(tag: u8, mut body: Bytes) -> Result<Message, PgError> {
         b'D' => Message::DataRow(values(body)?),
         b'C' => Message::CommandComplete(text(&mut body)?),
         b'I' => Message::EmptyQuery,
+        b'G' => Message::CopyIn,
         b'H' => Message::CopyOut,
         b'c' => Message::CopyDone,
         other => Message::Other(other),

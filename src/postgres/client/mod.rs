@@ -195,6 +195,33 @@ impl Client {
         }
     }
 
+    /// Sends a part of the data that the server waits for after [`Message::CopyIn`].
+    ///
+    /// What the server says meanwhile isn't looked at: [`Client::received`] has it.
+    pub(in crate::postgres) async fn send_copy_data(&mut self, data: &[u8]) -> Result<(), PgError> {
+        let mut message = BytesMut::with_capacity(data.len() + 5);
+        frontend::CopyData::new(data)
+            .map_err(|e| PgError::protocol(format!("data can't be sent: {e}")))?
+            .write(&mut message);
+        self.connection.send(&message).await
+    }
+
+    /// Says that the data is complete.
+    pub(in crate::postgres) async fn send_copy_done(&mut self) -> Result<(), PgError> {
+        let mut message = BytesMut::new();
+        frontend::copy_done(&mut message);
+        self.connection.send(&message).await
+    }
+
+    /// The next message, if it is here already: while data is being sent, nobody waits for one.
+    pub(in crate::postgres) async fn received(&mut self) -> Result<Option<Message>, PgError> {
+        tokio::select! {
+            biased;
+            message = self.receive() => message.map(Some),
+            () = std::future::ready(()) => Ok(None),
+        }
+    }
+
     /// After an error: reads to the end of the command, so that the session can be used again.
     /// Gives the error back.
     pub(in crate::postgres) async fn recover(&mut self, error: ServerError) -> PgError {
