@@ -97,6 +97,39 @@ impl BackupLabel {
     }
 }
 
+/// The label of a backup that was sent as an incremental one, for the files it makes with those of the
+/// earlier backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompletedLabel {
+    /// The label without the lines that keep a server from starting on it.
+    pub label: Vec<u8>,
+    /// The earlier backup's start and its timeline, as those lines say; `None` where there are none.
+    pub base: Option<(Lsn, Timeline)>,
+}
+
+/// Reads what a label says of the earlier backup, and takes it out.
+pub fn complete_label(bytes: &[u8]) -> Result<CompletedLabel, LabelError> {
+    const LSN: &str = "INCREMENTAL FROM LSN";
+    const TIMELINE: &str = "INCREMENTAL FROM TLI";
+    let (mut label, mut lsn, mut timeline) = (Vec::new(), None, None);
+    for line in bytes.split_inclusive(|&b| b == b'\n') {
+        let text = String::from_utf8_lossy(line);
+        let value = |name: &str| text.trim_end().strip_prefix(name)?.strip_prefix(": ");
+        if let Some(value) = value(LSN) {
+            lsn = Some(value.parse().map_err(|_| LabelError::Line(LSN))?);
+        } else if let Some(value) = value(TIMELINE) {
+            timeline = Some(Timeline(value.parse().map_err(|_| LabelError::Line(TIMELINE))?));
+        } else {
+            label.extend_from_slice(line);
+        }
+    }
+    match (lsn, timeline) {
+        (Some(_), None) => Err(LabelError::Line(TIMELINE)),
+        (None, Some(_)) => Err(LabelError::Line(LSN)),
+        (lsn, timeline) => Ok(CompletedLabel { label, base: lsn.zip(timeline) }),
+    }
+}
+
 /// A line of `tablespace_map`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TablespaceLink {
@@ -202,6 +235,22 @@ START TIMELINE: 1
     }
 
     #[test]
+    fn an_incremental_label_is_completed() {
+        let lines = "INCREMENTAL FROM LSN: 0/2000028\nINCREMENTAL FROM TLI: 12\n";
+        let completed = complete_label(format!("{LABEL}{lines}").as_bytes()).unwrap();
+        let base = Some((Lsn(0x200_0028), Timeline(12)));
+        assert_eq!(completed, CompletedLabel { label: LABEL.into(), base });
+        let own = LABEL.replace("a label", "INCREMENTAL FROM LSN: 0/1").into_bytes();
+        let completed = complete_label(&own).unwrap();
+        assert_eq!(completed, CompletedLabel { label: own, base: None });
+        for bad in
+            ["INCREMENTAL FROM LSN: 0/1\n", "INCREMENTAL FROM TLI: 1", "INCREMENTAL FROM LSN: 1"]
+        {
+            assert!(complete_label(format!("{LABEL}{bad}").as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn maps_are_read_as_the_server_does() {
         let map = b"16384 /srv/a b\n16385  /lead\\\ning\\\\\n\n";
         let links = parse_tablespace_map(map).unwrap();
@@ -223,7 +272,7 @@ START TIMELINE: 1
 
         #[test]
         fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
-            let _ = BackupLabel::parse(&bytes);
+            let _ = (BackupLabel::parse(&bytes), complete_label(&bytes));
             let _ = parse_tablespace_map(&bytes);
         }
     }

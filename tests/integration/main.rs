@@ -10,6 +10,8 @@ mod faults;
 mod fixture;
 mod formats_oracle;
 mod house;
+mod native;
+mod outage;
 mod recovery;
 mod replication;
 mod restore_write;

@@ -291,11 +291,10 @@ mod tests {
         bytes
     }
 
+    type Read = (IncrementalHeader, Vec<(u32, Vec<u8>)>);
+
     /// What a parser makes of `bytes`, fed in pieces of `piece`.
-    fn parse(
-        bytes: &[u8],
-        piece: usize,
-    ) -> Result<(IncrementalHeader, Vec<(u32, Vec<u8>)>), NotIncremental> {
+    fn parse(bytes: &[u8], piece: usize) -> Result<Read, NotIncremental> {
         let mut parser = IncrementalParser::new(bytes.len() as u64, SEGMENT)?;
         let (mut header, mut pages) = (None, Vec::new());
         for mut input in bytes.chunks(piece) {
