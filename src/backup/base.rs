@@ -109,11 +109,6 @@ impl Base {
         Ok(base)
     }
 
-    /// The base backup.
-    pub fn id(&self) -> &BackupId {
-        &self.id
-    }
-
     fn broken(&self, what: &str) -> Error {
         let message = format!("the tree of the base backup {} is broken: {what}", self.id);
         Error::new(Kind::Damaged, message).hint("take a full backup: --type full")

@@ -13,8 +13,11 @@ use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
         Lsn, Timeline,
-        backup_label::BackupLabel,
+        backup_label::{BackupLabel, complete_label},
         client::ServerError,
+        incremental::{
+            BLOCK_SIZE, IncrementalEvent, IncrementalParser, Origin, Run, original_path,
+        },
         replication::{BaseBackup, BaseBackupEvent},
         tar::{Entry, TarEvent, TarParser},
     },
@@ -34,6 +37,19 @@ pub struct BaseBackupSource<'a> {
     missing: BTreeSet<String>,
     label: Option<Vec<u8>>,
     has_control_file: bool,
+    /// Where only changes are sent.
+    changes: Option<ChangesOf>,
+}
+
+/// The backup that the server was asked to send the changes of.
+#[derive(Debug, Clone, Copy)]
+pub struct ChangesOf {
+    /// Where it starts.
+    pub start_lsn: Lsn,
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// How many blocks a relation's file has at most.
+    pub segment_blocks: u32,
 }
 
 /// The archive that is being read.
@@ -46,17 +62,81 @@ struct Archive {
 }
 
 /// What is done with the file that is being read.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Member {
     Kept,
-    Label,
+    /// It is passed on at its end, as it has to be in the restored directory.
+    Label {
+        mode: u32,
+    },
+    Changes(Box<ChangedFile>),
     Dropped,
+}
+
+/// A file of which the changes are sent.
+struct ChangedFile {
+    path: String,
+    mode: u32,
+    parser: IncrementalParser,
+    /// What hasn't been passed on, the first last.
+    runs: Vec<Run>,
+}
+
+impl ChangedFile {
+    fn data(&mut self, mut bytes: &[u8], sink: &mut dyn FileSink) -> Result<()> {
+        loop {
+            let event = self.parser.next(&mut bytes);
+            let event = event.context(Kind::Postgres, || {
+                format!("the backup stream is broken: the changes of {}", self.path)
+            })?;
+            match event {
+                None => return Ok(()),
+                Some(IncrementalEvent::Header(header)) => {
+                    let size = u64::from(header.length()) * BLOCK_SIZE as u64;
+                    sink.begin_file(self.path.as_bytes(), self.mode, size)?;
+                    // Past the end of the base's file, blocks of its are zeros to the sink.
+                    self.runs = header.runs(u32::MAX).collect();
+                    self.runs.reverse();
+                    pass_on(&mut self.runs, sink)?;
+                }
+                Some(IncrementalEvent::Page { page, .. }) => {
+                    sink.data(page)?;
+                    if let Some(run) = self.runs.last_mut() {
+                        run.count -= 1;
+                    }
+                    self.runs.pop_if(|run| run.count == 0);
+                    pass_on(&mut self.runs, sink)?;
+                }
+            }
+        }
+    }
+
+    fn end(&self, sink: &mut dyn FileSink) -> Result<()> {
+        if !self.parser.is_complete() || !self.runs.is_empty() {
+            return Err(broken(format!("the changes of {} end too early", self.path)));
+        }
+        sink.end_file()
+    }
+}
+
+/// Passes on what comes before the next page that is sent.
+fn pass_on(runs: &mut Vec<Run>, sink: &mut dyn FileSink) -> Result<()> {
+    while let Some(run) = runs.pop_if(|run| run.origin != Origin::Increment) {
+        match run.origin {
+            Origin::Base => sink.unchanged(run.count.into())?,
+            _ => {
+                for _ in 0..run.count {
+                    sink.data(&[0; BLOCK_SIZE])?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl<'a> BaseBackupSource<'a> {
     /// The source over a backup that has been started and of which no data was read yet.
-    /// `directory_mode` is the data directory's.
-    pub fn new(stream: BaseBackup<'a>, directory_mode: u32) -> Self {
+    /// `directory_mode` is the data directory's; `changes` is there if only changes are sent.
+    pub fn new(stream: BaseBackup<'a>, directory_mode: u32, changes: Option<ChangesOf>) -> Self {
         let archive = |oid: Option<u32>| match oid {
             Some(oid) => format!("{oid}.tar"),
             None => "base.tar".to_owned(),
@@ -71,6 +151,7 @@ impl<'a> BaseBackupSource<'a> {
             missing,
             label: None,
             has_control_file: false,
+            changes,
         }
     }
 
@@ -121,36 +202,61 @@ impl<'a> BaseBackupSource<'a> {
                 }
                 Some(TarEvent::File { entry, size }) => {
                     let path = archive.path(&entry);
-                    let member = match path.as_slice() {
-                        b"backup_label" => {
+                    let changed = self.changes.and_then(|of| Some((of, original_path(&path)?)));
+                    let member = match (path.as_slice(), changed) {
+                        (b"backup_label", _) => {
                             self.label = Some(Vec::new());
-                            Member::Label
+                            Member::Label { mode: entry.mode }
                         }
-                        path if is_dropped(path) => Member::Dropped,
-                        _ => Member::Kept,
+                        (path, _) if is_dropped(path) => Member::Dropped,
+                        (_, Some((of, path))) => {
+                            let parser = IncrementalParser::new(size, of.segment_blocks);
+                            let parser = parser.context(Kind::Postgres, || {
+                                format!("the backup stream is broken: the changes of {path}")
+                            })?;
+                            let (mode, runs) = (entry.mode, Vec::new());
+                            Member::Changes(Box::new(ChangedFile { path, mode, parser, runs }))
+                        }
+                        (path, None) => {
+                            self.has_control_file |= path == b"global/pg_control" && size > 0;
+                            sink.begin_file(path, entry.mode, size)?;
+                            Member::Kept
+                        }
                     };
-                    self.has_control_file |= path == b"global/pg_control" && size > 0;
-                    if member != Member::Dropped {
-                        sink.begin_file(&path, entry.mode, size)?;
-                    }
                     archive.file = Some(member);
                 }
-                Some(TarEvent::Data(data)) => match archive.file {
+                Some(TarEvent::Data(data)) => match &mut archive.file {
                     Some(Member::Kept) => sink.data(data)?,
-                    Some(Member::Label) => {
+                    Some(Member::Changes(file)) => file.data(data, sink)?,
+                    Some(Member::Label { .. }) => {
                         let label = self.label.get_or_insert_default();
-                        if label.len() < LABEL_LIMIT {
-                            label.extend_from_slice(data);
+                        if label.len() + data.len() > LABEL_LIMIT {
+                            return Err(broken("backup_label is too long".into()));
                         }
-                        sink.data(data)?;
+                        label.extend_from_slice(data);
                     }
                     Some(Member::Dropped) | None => {}
                 },
-                Some(TarEvent::FileEnd) => {
-                    if archive.file.take() != Some(Member::Dropped) {
+                Some(TarEvent::FileEnd) => match archive.file.take() {
+                    Some(Member::Kept) => sink.end_file()?,
+                    Some(Member::Changes(file)) => file.end(sink)?,
+                    Some(Member::Label { mode }) => {
+                        let label = self.label.as_deref().unwrap_or_default();
+                        let completed = complete_label(label)
+                            .context(Kind::Postgres, || "read the backup's label")?;
+                        let expected = self.changes.map(|of| (of.start_lsn, of.timeline));
+                        if completed.base != expected {
+                            return Err(broken(
+                                "backup_label doesn't say that it is over our base".into(),
+                            ));
+                        }
+                        sink.begin_file(b"backup_label", mode, completed.label.len() as u64)?;
+                        sink.data(&completed.label)?;
                         sink.end_file()?;
+                        self.label = Some(completed.label);
                     }
-                }
+                    Some(Member::Dropped) | None => {}
+                },
                 Some(TarEvent::Symlink { entry, .. }) => {
                     let path = String::from_utf8_lossy(&archive.path(&entry)).into_owned();
                     sink.warning(format!("the link {path} isn't in the backup"));

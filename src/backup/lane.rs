@@ -202,6 +202,11 @@ impl Lane {
         Ok(())
     }
 
+    /// The base's tree, and what backup numbers mean in it.
+    pub fn base(&self) -> Option<(&Base, &BackupTable)> {
+        self.base.as_ref().and_then(|(base, table)| Some((base.as_ref()?, table)))
+    }
+
     /// The pipeline's lane for this repository. The base is given away with it.
     pub fn pipeline(&mut self) -> Result<pipeline::Lane> {
         let (base, table) = self

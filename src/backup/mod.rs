@@ -3,6 +3,7 @@
 //! [`backup`] tells the story ([`run`]): look at the server ([`server`]), choose what to compare with
 //! ([`choose`]), reserve an id, start, prove that archiving works ([`prove`]), read everything
 //! ([`pipeline`]), prove that the WAL is there, commit ([`commit`]). Each repository has its [`lane`].
+//! Where the server can send the changes only, it is asked to ([`native`]).
 //!
 //! The files come from a [`source`]; [`base_backup`] is the one there is. [`cut`] makes blocks of them,
 //! [`work`] hashes and seals, [`tree`] tells what is new beside the [`base`] and puts the tree together,
@@ -14,6 +15,7 @@ mod choose;
 mod commit;
 mod cut;
 mod lane;
+mod native;
 mod pipeline;
 mod prove;
 mod run;

@@ -12,9 +12,10 @@ use chrono::{DateTime, Utc};
 
 use super::{
     BackupOptions, Outcome,
-    base_backup::{BaseBackupSource, is_in_place},
+    base_backup::{BaseBackupSource, ChangesOf, is_in_place},
     choose::{Choice, choose},
     lane::Lane,
+    native,
     pipeline::{self, Read, Setup, Stored},
     prove::Proof,
     server::{Facts, Server, connect, promoted},
@@ -25,6 +26,7 @@ use crate::{
     postgres::{
         Lsn, Timeline,
         client::{Client, ConnInfo, Mode},
+        incremental::NativeRefusal,
         replication::{self, BaseBackup, BaseBackupOptions, SystemIdentity, TablespaceRow},
     },
     progress::Progress,
@@ -52,6 +54,8 @@ pub struct Run<'a> {
 struct Begin {
     id: BackupId,
     choice: Choice,
+    /// Why the server doesn't send only what changed since the base.
+    refusal: Option<NativeRefusal>,
     label: String,
     system: SystemId,
     start_lsn: Lsn,
@@ -117,11 +121,27 @@ impl<'a> Run<'a> {
         if server.facts.source == Source::Primary {
             server.write_a_record().await;
         }
-        let stream = self.start(&mut client, &label).await?;
+        let mut refusal = self.offer(&mut client, &mut server, &identity, &choice).await?;
+        self.say_how(&choice, server.facts.major, refusal.as_ref());
+        self.say_checkpoint();
+        let incremental = choice.base.is_some() && refusal.is_none();
+        let started =
+            BaseBackup::start(&mut client, &self.base_backup_options(&label, incremental)).await;
+        let stream = match started {
+            // A refusal leaves the connection usable.
+            Err(e) if incremental => {
+                refusal = Some(native::refused(e)?);
+                self.say_how(&choice, server.facts.major, refusal.as_ref());
+                BaseBackup::start(&mut client, &self.base_backup_options(&label, false)).await
+            }
+            started => started,
+        };
+        let stream = stream.map_err(|e| Error::of_server("start the backup", e))?;
         let rows = stream.tablespaces();
         check_tablespaces(&mut server, rows).await?;
         let begin = Begin {
             id,
+            refusal,
             choice,
             label,
             system,
@@ -209,23 +229,58 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn start<'c>(&self, client: &'c mut Client, label: &str) -> Result<BaseBackup<'c>> {
-        self.progress.step(if self.options.fast_checkpoint {
-            "waiting for the checkpoint"
-        } else {
-            "waiting for the checkpoint, which the server spreads over minutes"
-        });
-        let options = BaseBackupOptions {
+    /// Offers the base, if there is one, to the server, that it may send what changed only. Why that
+    /// can't be, if it can't.
+    async fn offer(
+        &mut self,
+        client: &mut Client,
+        server: &mut Server,
+        identity: &SystemIdentity,
+        choice: &Choice,
+    ) -> Result<Option<NativeRefusal>> {
+        let Some(base) = &choice.base else { return Ok(None) };
+        let tree = self.lanes.iter().filter(|lane| lane.is_in()).find_map(Lane::base);
+        let tree =
+            tree.ok_or_else(|| Error::new(Kind::Internal, "the base of the backup wasn't read"))?;
+        native::offer(client, server, identity, base, tree).await
+    }
+
+    /// What is asked of the server, once it is known whether only changes are.
+    fn base_backup_options(&self, label: &str, incremental: bool) -> BaseBackupOptions {
+        BaseBackupOptions {
             label: label.to_owned(),
             fast_checkpoint: self.options.fast_checkpoint,
             max_rate: self.options.max_rate,
             wait_for_archive: false,
             verify_checksums: true,
-            incremental: false,
-        };
-        BaseBackup::start(client, &options)
-            .await
-            .map_err(|e| Error::of_server("start the backup", e))
+            incremental,
+        }
+    }
+
+    fn say_how(&self, choice: &Choice, major: u32, refusal: Option<&NativeRefusal>) {
+        match (&choice.base, refusal) {
+            (None, _) => {}
+            (Some(base), None) => {
+                let step = format!("asking the server for what changed since {}", base.id);
+                self.progress.step(&step);
+            }
+            // That is how these versions are; nothing is wrong.
+            (Some(base), Some(_)) if major < 17 => {
+                self.progress.step(&format!("everything is going to be compared with {}", base.id));
+            }
+            (Some(base), Some(why)) => self.progress.warn(&format!(
+                "the server is going to send everything, and it is compared with {}: {why}",
+                base.id
+            )),
+        }
+    }
+
+    fn say_checkpoint(&self) {
+        self.progress.step(if self.options.fast_checkpoint {
+            "waiting for the checkpoint"
+        } else {
+            "waiting for the checkpoint, which the server spreads over minutes"
+        });
     }
 
     /// Proves that the WAL is in each repository.
@@ -264,14 +319,22 @@ impl<'a> Run<'a> {
             segment_blocks: server.facts.data_checksums.then_some(server.facts.segment_blocks),
         };
         self.progress.step("reading the cluster");
-        self.progress.total(stream.tablespaces().iter().map(|row| row.size).sum());
+        let changes = begin.choice.base.as_ref().filter(|_| begin.refusal.is_none());
+        let changes = changes.map(|base| ChangesOf {
+            start_lsn: base.start_lsn,
+            timeline: base.timeline,
+            segment_blocks: server.facts.segment_blocks,
+        });
+        // How much has changed nobody knows.
+        let sizes = stream.tablespaces().iter().map(|row| row.size);
+        self.progress.total(sizes.sum::<Option<u64>>().filter(|_| changes.is_none()));
         let lanes = self
             .lanes
             .iter_mut()
             .filter(|lane| lane.is_in())
             .map(Lane::pipeline)
             .collect::<Result<_>>()?;
-        let mut source = BaseBackupSource::new(stream, server.facts.directory_mode);
+        let mut source = BaseBackupSource::new(stream, server.facts.directory_mode, changes);
         let reading = pipeline::run(&mut source, &setup, lanes, &self.progress);
         if server.facts.source == Source::Primary {
             return reading.await;
@@ -324,8 +387,11 @@ impl<'a> Run<'a> {
                 asked: self.options.kind.unwrap_or(begin.choice.kind),
                 why: begin.choice.why.clone(),
                 base: begin.choice.base.as_ref().map(|base| base.id.clone()),
-                way: begin.choice.base.as_ref().map(|_| Way::Comparison),
-                why_compared: None,
+                way: begin.choice.base.as_ref().map(|_| match begin.refusal {
+                    Some(_) => Way::Comparison,
+                    None => Way::Summaries,
+                }),
+                why_compared: begin.refusal.as_ref().map(NativeRefusal::to_string),
                 uses: uses(&stored, &begin.id),
                 label: begin.label.clone(),
                 system: begin.system,

@@ -8,7 +8,10 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{
         SUPPORTED, SegmentName, SegmentSize,
+        backup_manifest::WalRange,
         client::{Client, ConnInfo, Mode, PgError, Row},
+        history::TimelineHistory,
+        incremental::{self, NativeRefusal},
     },
     repo::{record::Source, tree::BLOCK},
 };
@@ -201,6 +204,17 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Why the server can't send what changed since a backup that needs `ranges`, as far as is known.
+    /// `history` is that of the server's timeline.
+    pub async fn can_send_changes(
+        &mut self,
+        history: &TimelineHistory,
+        ranges: &[WalRange],
+    ) -> Result<Option<NativeRefusal>> {
+        let asked = incremental::check(&mut self.client, history, ranges).await;
+        asked.map_err(|e| Error::of_server("ask the server for its WAL summaries", e))
     }
 
     /// Where the archiver has come to; `None` when it can't be asked.
