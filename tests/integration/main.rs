@@ -10,6 +10,7 @@ mod faults;
 mod fixture;
 mod formats_oracle;
 mod house;
+mod incremental;
 mod native;
 mod outage;
 mod recovery;
