@@ -127,14 +127,8 @@ impl Lane {
     }
 
     /// Makes sure that the system is one of the cluster's, or will be its first: another one may be
-    /// a mistake in the configuration, and would mix two clusters up. And stores the history of the
-    /// server's timeline, without which nobody could tell how it came about.
-    pub async fn prepare(
-        &mut self,
-        client: &mut Client,
-        system: SystemId,
-        identity: &SystemIdentity,
-    ) -> Result<()> {
+    /// a mistake in the configuration, and would mix two clusters up.
+    pub async fn check_system(&self, system: SystemId) -> Result<()> {
         let known = catalog::systems(&self.repository, &self.layout).await?;
         if !known.is_empty() && !known.contains(&system) {
             let known: Vec<String> = known.iter().map(SystemId::to_string).collect();
@@ -148,6 +142,17 @@ impl Lane {
                 .hint("after pg_upgrade or initdb, run `pgkeep check --new-system` first")
                 .hint("if it is another cluster, give it another name in the configuration"));
         }
+        Ok(())
+    }
+
+    /// Registers the system, and stores the history of the server's timeline, without which nobody
+    /// could tell how it came about.
+    pub async fn prepare(
+        &mut self,
+        client: &mut Client,
+        system: SystemId,
+        identity: &SystemIdentity,
+    ) -> Result<()> {
         catalog::register_system(&self.repository, &self.layout, system).await?;
         self.store_history(client, identity.timeline).await
     }

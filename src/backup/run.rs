@@ -99,11 +99,16 @@ impl<'a> Run<'a> {
             .await
             .map_err(|e| Error::of_server("ask which system this is", e))?;
         let system = SystemId { major: server.facts.major, identifier: identity.system_identifier };
-        server.check_archiving().await?;
-        self.say_what_is_outside(&server.facts);
         let new = |repository| Lane::new(repository, &self.layout, system);
         self.lanes = self.repositories.iter().map(new).collect();
         for lane in &mut self.lanes {
+            let checked = lane.check_system(system).await;
+            lane.note(checked);
+        }
+        self.any_left()?;
+        server.check_archiving().await?;
+        self.say_what_is_outside(&server.facts);
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_in()) {
             let prepared = lane.prepare(&mut client, system, &identity).await;
             lane.note(prepared);
         }

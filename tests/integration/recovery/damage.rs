@@ -29,7 +29,7 @@ fn each_kind_of_object_damaged_in_each_way_fails_by_name() {
     site.cluster.make_table("t", 3_000);
     site.pgkeep.ok(["backup"]);
     site.cluster.insert("t", 3_000);
-    let second = site.pgkeep.json(["backup"]);
+    let second = site.pgkeep.json(["backup", "--type", "full"])["backups"][0]["backup"].take();
     let id = second["id"].as_str().expect("an id").to_owned();
     site.archive_all();
 
