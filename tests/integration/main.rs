@@ -12,7 +12,6 @@ mod formats_oracle;
 mod house;
 mod incremental;
 mod native;
-mod outage;
 mod recovery;
 mod replication;
 mod restore_write;
