@@ -55,6 +55,7 @@ if [ "$what" = test ]; then
     command -v npm >/dev/null || missing+=(npm)
     command -v git >/dev/null || missing+=(git)
     command -v setpriv >/dev/null || missing+=(util-linux)
+    command -v strace >/dev/null || missing+=(strace)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

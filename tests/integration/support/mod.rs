@@ -10,6 +10,7 @@ pub mod pgkeep;
 pub mod scratch;
 pub mod server;
 pub mod session;
+pub mod strace;
 pub mod tables;
 pub mod template;
 
