@@ -7,7 +7,7 @@ use crate::{
     config::ClusterSettings,
     error::{Error, Kind, Result},
     postgres::{
-        SUPPORTED, SegmentName,
+        SegmentName,
         client::{Client, ConnInfo, Mode, Row, quote_literal},
     },
     repo::SystemId,
@@ -52,14 +52,7 @@ impl Server {
         let mut client =
             Client::connect(&info, Mode::Sql).await.map_err(|e| Error::of_server("connect", e))?;
         let version = client.server_version().clone();
-        if !SUPPORTED.contains(&version.major()) {
-            let message = format!("the server is PostgreSQL {version}");
-            return Err(Error::new(Kind::Postgres, message).hint(format!(
-                "this pgkeep is for PostgreSQL {} to {}",
-                SUPPORTED.start(),
-                SUPPORTED.end()
-            )));
-        }
+        version.check_supported().map_err(|e| Error::of_server("connect", e))?;
         let names = SETTINGS.map(|name| format!("'{name}'")).join(", ");
         let sql =
             format!("SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ({names})");

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{
-        SUPPORTED, SegmentName, SegmentSize,
+        SegmentName, SegmentSize,
         backup_manifest::WalRange,
         client::{Client, ConnInfo, Mode, PgError, Row},
         history::TimelineHistory,
@@ -74,16 +74,10 @@ impl Server {
     /// Connects, looks, and refuses what can't be backed up.
     pub async fn connect(conninfo: &ConnInfo) -> Result<Self> {
         let client = connect(conninfo, Mode::Sql).await?;
+        let supported = client.server_version().check_supported();
+        supported.map_err(|e| Error::of_server("connect to PostgreSQL", e))?;
         let major = client.server_version().major();
         let version = client.server_version().text.clone();
-        if !SUPPORTED.contains(&major) {
-            let message = format!(
-                "PostgreSQL {version} can't be backed up by this pgkeep: it knows versions {} to {}",
-                SUPPORTED.start(),
-                SUPPORTED.end()
-            );
-            return Err(Error::new(Kind::Postgres, message));
-        }
         let mut server =
             Server { conninfo: conninfo.clone(), client, asking: false, facts: Facts::none() };
         // A backup takes longer than any limit that is meant for queries.

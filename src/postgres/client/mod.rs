@@ -36,6 +36,7 @@ pub(in crate::postgres) use quote::quote_replication;
 pub use quote::{quote_ident, quote_literal};
 pub use row::Row;
 
+use super::SUPPORTED;
 use connection::Connection;
 
 /// What a connection is for.
@@ -76,6 +77,16 @@ impl ServerVersion {
     /// The major version: 15 for 15.18.
     pub fn major(&self) -> u32 {
         self.num / 10_000
+    }
+
+    /// Refuses a version that isn't one of [`SUPPORTED`].
+    pub fn check_supported(&self) -> Result<(), PgError> {
+        let (first, last) = (SUPPORTED.start(), SUPPORTED.end());
+        if SUPPORTED.contains(&self.major()) {
+            return Ok(());
+        }
+        let message = format!("PostgreSQL {self} isn't supported: {first} to {last} are");
+        Err(PgError::Unsuitable(message))
     }
 }
 
@@ -280,5 +291,8 @@ mod tests {
         assert_eq!(num("16rc1 (build 3.2)"), Some(160_000));
         assert_eq!(num("99999999999"), None);
         assert_eq!(num("devel"), None);
+        let supported = |text| ServerVersion::parse(text).unwrap().check_supported().is_ok();
+        assert!(supported("15.0") && supported("18.4"));
+        assert!(!supported("14.20") && !supported("19beta1"));
     }
 }
