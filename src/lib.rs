@@ -10,6 +10,7 @@
 //!   - [`backup`]: the pipeline from a source of files to a committed backup.
 //!   - [`archive`]: pushing WAL into the repositories, getting it back, proving that it works.
 //!   - [`restore`]: choosing a backup and a timeline, planning, writing the data directory.
+//!   - [`retention`]: deleting backups, pinning them, removing what nobody refers to any more.
 //!   - [`info`]: what the repositories hold, and from when until when one can restore.
 //! - [`repo`]: the repository format: sealed objects, keys, packs, the tree, catalog, leases.
 //! - [`storage`]: bytes by name, on a local disk. Knows nothing of what it holds.
@@ -30,4 +31,5 @@ pub mod postgres;
 pub mod progress;
 pub mod repo;
 pub mod restore;
+pub mod retention;
 pub mod storage;

@@ -3,18 +3,17 @@
 use crate::{
     error::{Error, Kind, Result},
     repo::{
-        BackupId, Repository,
-        catalog::{self, PAGE, exists},
+        BackupId, Repository, catalog,
         layout::ClusterLayout,
         record::BackupRecord,
-        sealed::put_sealed,
+        tombstone::{self, check_base, check_committed},
         wal_floor::highest_floor,
     },
 };
 
 /// Writes the commit object of a backup whose packs, manifest and WAL are there, and checks that
-/// nobody deleted its base, or the backup, or cut its WAL meanwhile: deletion and expiry write their
-/// mark first and read the manifests and backups afterwards, so one of the two sees the other.
+/// nobody deleted the backup, deleted its base or cut its WAL meanwhile: deletion and expiry write
+/// their mark first and read the backups afterwards, so one of the two sees the other.
 pub async fn commit(
     repository: &Repository,
     layout: &ClusterLayout,
@@ -22,10 +21,10 @@ pub async fn commit(
 ) -> Result<()> {
     let id = &record.id;
     if let Some(base) = &record.base
-        && exists(repository, &layout.of_backup(base, "deleted")).await?
+        && let Err(e) = check_base(repository, layout, base).await
     {
-        let message = format!("backup {base}, which {id} is over, was deleted while it was taken");
-        return Err(Error::new(Kind::Conflict, message).hint("run the backup again"));
+        mark_deleted(repository, layout, id).await;
+        return Err(e);
     }
     if let Err(e) = catalog::commit(repository, layout, record).await {
         // It may be there all the same, durable or not: nobody must take it for a backup that was
@@ -45,17 +44,16 @@ pub async fn commit(
             return Err(e.while_doing("look whether WAL was removed meanwhile"));
         }
     }
-    if exists(repository, &layout.of_backup(id, "deleted")).await? {
-        let message = format!("backup {id} was deleted while it was taken");
-        return Err(Error::new(Kind::Conflict, message).hint("run the backup again"));
+    if let Err(e) = check_committed(repository, layout, id).await {
+        mark_deleted(repository, layout, id).await;
+        return Err(e);
     }
     Ok(())
 }
 
 async fn mark_deleted(repository: &Repository, layout: &ClusterLayout, id: &BackupId) {
-    match put_sealed(repository, &layout.of_backup(id, "deleted"), b"").await {
-        Err(e) if e.kind() != Kind::Conflict => tracing::warn!("mark backup {id} as deleted: {e}"),
-        _ => {}
+    if let Err(e) = tombstone::mark_deleted(repository, layout, id).await {
+        tracing::warn!("mark backup {id} as deleted: {e}");
     }
 }
 
@@ -64,23 +62,8 @@ async fn mark_deleted(repository: &Repository, layout: &ClusterLayout, id: &Back
 /// something that is known to be deleted. Best effort: what stays is found by a later clean-up.
 pub async fn undo(repository: &Repository, layout: &ClusterLayout, id: &BackupId) {
     let remove = async {
-        let deleted = layout.of_backup(id, "deleted");
-        put_sealed(repository, &deleted, b"").await?;
-        let storage = repository.storage();
-        let folder = layout.packs_folder(id);
-        loop {
-            let packs = storage.list(&folder, None, PAGE).await?;
-            if packs.is_empty() {
-                break;
-            }
-            for pack in packs {
-                storage.delete(&pack.name).await?;
-            }
-        }
-        storage.delete(&layout.of_backup(id, "manifest")).await?;
-        storage.delete(&layout.of_backup(id, "begin")).await?;
-        storage.delete(&deleted).await?;
-        Ok::<_, Error>(())
+        tombstone::mark_deleted(repository, layout, id).await?;
+        tombstone::remove_folder(repository, layout, id).await
     };
     if let Err(e) = remove.await {
         tracing::warn!("remove what the failed backup {id} has stored: {e}");

@@ -12,7 +12,7 @@
 mod base;
 mod base_backup;
 mod choose;
-mod commit;
+pub mod commit;
 mod cut;
 mod lane;
 mod native;

@@ -86,6 +86,15 @@ fn text(info: &ClusterInfo) -> String {
         }
         out += &table.show(4);
     }
+    if !info.pinned.is_empty() {
+        out += "\n  pinned\n";
+        let mut table = Table::new(&[("backup", Align::Left), ("until", Align::Left)]);
+        for backup in &info.pinned {
+            let until = backup.until.map_or("for ever".to_owned(), human::time);
+            table.row([backup.id.to_string(), until]);
+        }
+        out += &table.show(4);
+    }
     out
 }
 

@@ -8,13 +8,16 @@ mod archive_get;
 mod archive_push;
 mod backup;
 mod check;
+mod delete;
 mod demo;
+mod each;
 mod exit;
 mod human;
 mod info;
 mod init;
 mod logging;
 mod output;
+mod pin;
 mod progress;
 mod restore;
 mod restore_command;
@@ -138,6 +141,9 @@ enum Command {
     Backup(backup::Backup),
     Restore(restore::Restore),
     Info(info::Info),
+    Delete(delete::Delete),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
     Demo(demo::Demo),
 }
 
@@ -163,6 +169,9 @@ impl Command {
             Command::Backup(command) => command.run(global),
             Command::Restore(command) => command.run(global),
             Command::Info(command) => command.run(global),
+            Command::Delete(command) => command.run(global),
+            Command::Pin(command) => command.run(global),
+            Command::Unpin(command) => command.run(global),
             Command::Demo(command) => command.run(global),
         }
     }

@@ -12,6 +12,7 @@ use crate::{
         catalog::{self, BackupState},
         layout::ClusterLayout,
         lease::{self, Lease},
+        pin::pins,
         record::BackupRecord,
         replay::Replay,
         timelines::{SegmentRange, TimelineWal, WalInventory},
@@ -35,6 +36,9 @@ pub struct ClusterInfo {
     pub systems: Vec<SystemInfo>,
     /// Backups that aren't usable.
     pub unusable: Vec<UnusableBackup>,
+    /// Backups that are pinned.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pinned: Vec<PinnedBackup>,
 }
 
 /// One system's backups and WAL.
@@ -131,6 +135,16 @@ pub struct UnusableBackup {
     pub why: Option<String>,
 }
 
+/// A backup that is kept from being deleted and from expiring.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PinnedBackup {
+    /// The backup.
+    pub id: BackupId,
+    /// Until when; for ever if there is none.
+    pub until: Option<DateTime<Utc>>,
+}
+
 /// Looks at what a repository holds of a cluster.
 pub async fn info(repository: &Repository, cluster: &ClusterSettings) -> Result<ClusterInfo> {
     let layout = ClusterLayout::new(&cluster.name)?;
@@ -151,7 +165,21 @@ pub async fn info(repository: &Repository, cluster: &ClusterSettings) -> Result<
         cluster: cluster.name.clone(),
         systems,
         unusable,
+        pinned: pinned(repository, &layout).await?,
     })
+}
+
+/// The backups that are pinned now, each with the pin that holds it longest.
+async fn pinned(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<PinnedBackup>> {
+    let now = Utc::now();
+    let mut pinned: Vec<PinnedBackup> = Vec::new();
+    for pin in pins(repository, layout).await?.into_iter().filter(|pin| pin.holds(now)) {
+        match pinned.iter_mut().find(|pinned| pinned.id == pin.backup) {
+            Some(known) => known.until = known.until.zip(pin.until).map(|(a, b)| a.max(b)),
+            None => pinned.push(PinnedBackup { id: pin.backup, until: pin.until }),
+        }
+    }
+    Ok(pinned)
 }
 
 async fn backups(

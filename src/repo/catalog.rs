@@ -77,9 +77,11 @@ async fn state(
     if exists(repository, &layout.of_backup(id, "deleted")).await? {
         return Ok(BackupState::Deleted);
     }
-    let name = layout.of_backup(id, "backup.json");
-    if !exists(repository, &name).await? {
-        return Ok(BackupState::Unfinished);
+    // Without `begin` the folder was removed, and a process that knew nothing of it wrote on.
+    for part in ["backup.json", "begin"] {
+        if !exists(repository, &layout.of_backup(id, part)).await? {
+            return Ok(BackupState::Unfinished);
+        }
     }
     Ok(match read_record(repository, layout, id).await {
         Ok(record) => BackupState::Complete(Box::new(record)),

@@ -90,7 +90,12 @@ impl ClusterLayout {
         format!("clusters/{}/backups", self.cluster)
     }
 
-    /// An object of a backup: `begin`, `manifest`, `backup.json`, `deleted`.
+    /// The folder of a backup, with its slash.
+    pub fn backup_folder(&self, backup: &BackupId) -> String {
+        format!("clusters/{}/backups/{backup}/", self.cluster)
+    }
+
+    /// An object of a backup: `begin`, `manifest`, `backup.json`, `abandoned`, `deleted`.
     pub fn of_backup(&self, backup: &BackupId, object: &str) -> ObjectName {
         name(format!("clusters/{}/backups/{backup}/{object}", self.cluster))
     }
@@ -103,6 +108,16 @@ impl ClusterLayout {
     /// The folder of a backup's packs, with its slash.
     pub fn packs_folder(&self, backup: &BackupId) -> String {
         format!("clusters/{}/backups/{backup}/packs/", self.cluster)
+    }
+
+    /// A pin of a backup.
+    pub fn pin(&self, backup: &BackupId, id: RandomId) -> ObjectName {
+        name(format!("clusters/{}/pins/{backup}-{id}", self.cluster))
+    }
+
+    /// The folder of the pins, with its slash.
+    pub fn pins_folder(&self) -> String {
+        format!("clusters/{}/pins/", self.cluster)
     }
 
     /// A lease.

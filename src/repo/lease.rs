@@ -51,14 +51,18 @@ pub struct Lease {
     pub renewed: DateTime<Utc>,
 }
 
+/// The name of this host, as objects say who made them.
+pub fn this_host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 impl Lease {
     /// A lease for what this process does.
     pub fn new(operation: &str, backup: Option<BackupId>) -> Result<Self> {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let now = Utc::now();
         Ok(Lease {
             id: RandomId::random()?,
-            host,
+            host: this_host(),
             process: std::process::id(),
             holder: Holder::this_process(),
             operation: operation.to_owned(),

@@ -6,6 +6,8 @@
 //! ([`tree`], read by [`tree_reader`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
 //! the archive, [`timelines`] says what can be reached with it, [`replay`] follows recovery through
 //! it before it happens, [`lease`] tells running from crashed, on one host by [`holder`].
+//! it before it happens, [`lease`] tells running from crashed, [`tombstone`] ends backups, [`pin`] keeps
+//! them from it.
 
 pub mod catalog;
 pub mod codec;
@@ -17,11 +19,13 @@ pub mod lease;
 pub mod manifest;
 pub mod open;
 pub mod pack;
+pub mod pin;
 pub mod record;
 pub mod replay;
 pub mod repository;
 pub mod sealed;
 pub mod timelines;
+pub mod tombstone;
 pub mod tree;
 pub mod tree_reader;
 pub mod wal;

@@ -13,6 +13,7 @@ mod formats_oracle;
 mod house;
 mod incremental;
 mod native;
+mod protocol;
 mod recovery;
 mod replication;
 mod restore_write;

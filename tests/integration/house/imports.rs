@@ -12,8 +12,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "demo", "backup", "archive", "restore", "info", "repo", "storage", "postgres",
-            "config", "progress", "error",
+            "demo",
+            "backup",
+            "archive",
+            "restore",
+            "retention",
+            "info",
+            "repo",
+            "storage",
+            "postgres",
+            "config",
+            "progress",
+            "error",
         ],
     ),
     (
@@ -26,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("backup", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("archive", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("restore", &["repo", "storage", "postgres", "config", "progress", "error"]),
+    ("retention", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("info", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("repo", &["storage", "postgres", "config", "progress", "error"]),
     ("config", &["postgres", "error"]),

@@ -18,7 +18,7 @@ use pgkeep::{
         manifest::{ClusterFacts, Manifest, Reference},
         pack::{FIRST_LEAF_PACK, FrameFiller, FullFrame},
         record::{BackupRecord, Sizes, Source, Tablespace},
-        sealed::SealedWriter,
+        sealed::{SealedWriter, put_sealed},
         tree::{
             BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileMap,
             INLINE_BLOCKS, LEAF_BLOCKS, LEAF_FILES, LeafMap, PackedEntry, Patch, Place, Use,
@@ -196,6 +196,9 @@ pub async fn store_as(
     describe: impl FnOnce(&mut BackupRecord),
 ) -> Stored {
     let id: BackupId = id.parse().unwrap();
+    if !catalog::exists(repository, &layout.of_backup(&id, "begin")).await.unwrap() {
+        put_sealed(repository, &layout.of_backup(&id, "begin"), b"").await.unwrap();
+    }
     let hasher = BlockHasher::new(repository.keyring());
     let number = table.number(&id);
     let packs = |pack| Packs {
@@ -326,7 +329,8 @@ pub async fn store_as(
     Stored { record, maps }
 }
 
-fn record(id: &BackupId, files: &Files, bytes: u64, raw: u64) -> BackupRecord {
+/// The record of a backup of these files.
+pub fn record(id: &BackupId, files: &Files, bytes: u64, raw: u64) -> BackupRecord {
     BackupRecord {
         format: 1,
         id: id.clone(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pgkeep::storage::{ObjectName, Storage, local::Local};
 
-use crate::support::faulty::Faulty;
+use crate::support::{faulty::Faulty, memory::Memory};
 
 /// A storage to test, and what has to live as long as it does.
 struct Place {
@@ -28,6 +28,12 @@ fn directory() -> Place {
 fn wrapped() -> Place {
     let Place { storage, _folder } = directory();
     Place { storage: Arc::new(Faulty::new(storage)), _folder }
+}
+
+/// What tests use that need a repository a thousand times.
+fn memory() -> Place {
+    let folder = tempfile::tempdir().expect("make a directory");
+    Place { storage: Arc::new(Memory::default()), _folder: folder }
 }
 
 fn name(text: &str) -> ObjectName {
@@ -65,7 +71,7 @@ macro_rules! conform {
     };
 }
 
-conform!(directory, wrapped: [
+conform!(directory, wrapped, memory: [
     what_is_put_can_be_read_and_sized,
     a_taken_name_is_refused_and_keeps_its_content,
     of_racing_creators_exactly_one_wins,

@@ -5,6 +5,7 @@ pub mod child;
 pub mod cluster;
 pub mod faulty;
 pub mod install;
+pub mod memory;
 pub mod objects;
 pub mod pgkeep;
 pub mod scratch;

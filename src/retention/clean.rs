@@ -1,0 +1,50 @@
+//! Cleaning up after backups that crashed.
+//!
+//! A lease that nobody renews says that a backup has crashed, and may be wrong: its process may only
+//! have been asleep. So the lease decides nothing but whether to try. The folder is claimed first, and
+//! left alone when its commit object turns out to be there; then it goes the way of every deleted
+//! backup. A process that wakes up finds the mark, or its `begin` gone, and fails.
+
+use chrono::Utc;
+
+use super::{
+    delete::live_lease,
+    sweep::{Swept, sweep},
+};
+use crate::{
+    error::Result,
+    progress::Progress,
+    repo::{
+        Repository,
+        catalog::{self, BackupState},
+        layout::ClusterLayout,
+        lease::leases,
+        tombstone::{abandon, mark_deleted},
+    },
+};
+
+/// Removes what crashed backups have left, and what nobody refers to of deleted ones.
+pub async fn clean_up(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    progress: &dyn Progress,
+) -> Result<Vec<Swept>> {
+    let leases = leases(repository, layout).await?;
+    for entry in catalog::entries(repository, layout).await? {
+        if matches!(entry.state, BackupState::Unfinished)
+            && live_lease(&leases, &entry.id).is_none()
+            && abandon(repository, layout, &entry.id).await?
+        {
+            tracing::info!("backup {} has crashed: removing what it has stored", entry.id);
+            mark_deleted(repository, layout, &entry.id).await?;
+        }
+    }
+    let mut swept = sweep(repository, layout, progress).await?;
+    swept.retain(|swept| swept.freed.objects > 0);
+    // Leases of processes that are dead. One that is only asleep makes its lease anew.
+    let now = Utc::now();
+    for lease in leases.iter().filter(|lease| lease.is_expired(now)) {
+        repository.storage().delete(&layout.lease(lease.id)).await?;
+    }
+    Ok(swept)
+}

@@ -1,0 +1,246 @@
+//! The code itself: a backup that is committed while its base is deleted, or while it is taken for a
+//! crashed one and cleaned up, in all orders of what the two do.
+
+use std::sync::Arc;
+
+use pgkeep::{
+    backup::commit,
+    error::{Error, Result},
+    progress::Silent,
+    repo::{
+        BackupId, BackupType, Repository,
+        keys::KeyMaterial,
+        layout::ClusterLayout,
+        manifest::{ClusterFacts, Manifest, Reference},
+        record::BackupRecord,
+        sealed::put_sealed,
+        tree::BackupTable,
+    },
+    retention,
+};
+use tokio::runtime::{Builder, Runtime};
+
+use super::steps::{Gate, Process, all_orders, random_order};
+use crate::{
+    restore_write::store::{Files, record},
+    support::memory::{Memory, Objects},
+};
+
+const FULL: &str = "20261120T195812Z-full";
+const INCR: &str = "20261121T195812Z-incr";
+const RUNNING: &str = "20261122T195812Z-incr";
+
+fn id(text: &str) -> BackupId {
+    text.parse().expect("an id")
+}
+
+fn layout() -> ClusterLayout {
+    ClusterLayout::new("main").expect("a name")
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().build().expect("a runtime")
+}
+
+async fn open(storage: Arc<dyn pgkeep::storage::Storage>) -> Repository {
+    Repository::open("main", storage, &KeyMaterial::None, 1).await.expect("open it")
+}
+
+/// What a backup's list names: packs 0 and 1 of itself, and pack 0 of the first one.
+fn list(backup: &str) -> Vec<(&str, u32)> {
+    let mut list = vec![(backup, 0), (backup, 1)];
+    if backup != FULL {
+        list.insert(0, (FULL, 0));
+    }
+    list
+}
+
+/// Takes a backup, as far as storing it goes.
+async fn back_up(repository: &Repository, backup: &str, base: Option<&str>) -> Result<()> {
+    let (layout, own) = (layout(), id(backup));
+    put_sealed(repository, &layout.of_backup(&own, "begin"), b"").await?;
+    for pack in [0, 1] {
+        put_sealed(repository, &layout.pack(&own, pack), b"pages").await?;
+    }
+    let references = list(backup).into_iter();
+    let references =
+        references.map(|(of, pack)| Reference { backup: id(of), pack, live: 5 }).collect();
+    let facts = ClusterFacts {
+        format: 1,
+        backup: own.clone(),
+        block_size: 8192,
+        directory_mode: 0o700,
+        tablespaces: Vec::new(),
+        entries: 0,
+        bytes: 0,
+    };
+    let leaves = Vec::new();
+    let manifest = Manifest { facts, leaves, table: BackupTable::default(), references };
+    manifest.create(repository, &layout).await?;
+    let kind = if base.is_some() { BackupType::Incr } else { BackupType::Full };
+    let base = base.map(id);
+    let record = BackupRecord { kind, asked: kind, base, ..record(&own, &Files::default(), 0, 0) };
+    commit::commit(repository, &layout, &record).await
+}
+
+/// A repository with two backups.
+fn two_backups() -> Objects {
+    runtime().block_on(async {
+        let memory = Memory::default();
+        Repository::init(&memory, &KeyMaterial::None).await.expect("make it");
+        let repository = open(Arc::new(memory.clone())).await;
+        back_up(&repository, FULL, None).await.expect("the first");
+        back_up(&repository, INCR, Some(FULL)).await.expect("the second");
+        let objects = memory.objects().clone();
+        objects
+    })
+}
+
+/// What goes on beside the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Delete(&'static str),
+    CleanUp,
+}
+
+/// A repository and the gates in front of it.
+struct World {
+    memory: Memory,
+    gates: Vec<(Gate, Repository)>,
+}
+
+impl World {
+    fn of(objects: &Objects, processes: usize) -> Self {
+        let memory = Memory::of(objects.clone());
+        let runtime = runtime();
+        let gates = (0..processes).map(|_| {
+            let gate = Gate::before(&memory);
+            let repository = runtime.block_on(open(Arc::new(gate.clone())));
+            gate.lock();
+            (gate, repository)
+        });
+        World { gates: gates.collect(), memory }
+    }
+
+    /// The backup, on this base, and what goes on beside it.
+    fn processes(&self, base: &'static str, beside: &[Beside]) -> Vec<Process<'_>> {
+        let text = |e: Error| e.to_string();
+        let (gate, repository) = &self.gates[0];
+        let backup = async move { back_up(repository, RUNNING, Some(base)).await.map_err(text) };
+        let mut processes = vec![Process::start(gate, backup)];
+        for ((gate, repository), beside) in self.gates[1..].iter().zip(beside.iter().copied()) {
+            let work = async move {
+                let layout = layout();
+                match beside {
+                    Beside::Delete(backup) => {
+                        retention::delete(repository, &layout, &id(backup), false, &Silent)
+                            .await
+                            .map(drop)
+                    }
+                    Beside::CleanUp => {
+                        retention::clean_up(repository, &layout, &Silent).await.map(drop)
+                    }
+                }
+                .map_err(text)
+            };
+            processes.push(Process::start(gate, work));
+        }
+        processes
+    }
+
+    fn has(&self, backup: &str, part: &str) -> bool {
+        let name = layout().of_backup(&id(backup), part);
+        self.memory.objects().contains_key(name.as_str())
+    }
+
+    fn is_listed(&self, backup: &str) -> bool {
+        self.has(backup, "backup.json") && self.has(backup, "begin") && !self.has(backup, "deleted")
+    }
+
+    /// That what is listed is whole, and what has succeeded is listed.
+    fn check(&self, processes: &[Process<'_>], beside: &[Beside], order: &[usize]) {
+        for backup in [FULL, INCR, RUNNING] {
+            let succeeded = backup != RUNNING || processes[0].result() == Some(&Ok(()));
+            let listed = self.is_listed(backup);
+            if succeeded && !beside.contains(&Beside::Delete(backup)) {
+                assert!(listed, "{backup} has succeeded and is gone: {order:?}");
+            }
+            for (of, pack) in list(backup) {
+                let there = self.has(of, &format!("packs/{pack:06}"));
+                assert!(there || !listed, "{backup} lacks pack {pack} of {of}: {order:?}");
+            }
+        }
+    }
+
+    /// That a last clean-up leaves what the backups need and nothing else.
+    fn check_tidy(&self) {
+        runtime().block_on(async {
+            let repository = open(Arc::new(self.memory.clone())).await;
+            let listed = |backup: &&str| self.is_listed(backup);
+            let before: Vec<&str> = [FULL, INCR, RUNNING].into_iter().filter(listed).collect();
+            retention::clean_up(&repository, &layout(), &Silent).await.expect("clean up");
+            let after: Vec<&str> = [FULL, INCR, RUNNING].into_iter().filter(listed).collect();
+            assert_eq!(before, after);
+            let needed: Vec<_> = after.iter().flat_map(|backup| list(backup)).collect();
+            for backup in [FULL, INCR, RUNNING] {
+                for pack in [0, 1] {
+                    let there = self.has(backup, &format!("packs/{pack:06}"));
+                    assert_eq!(there, needed.contains(&(backup, pack)), "pack {pack} of {backup}");
+                }
+                let any = needed.iter().any(|(of, _)| *of == backup);
+                assert_eq!(self.has(backup, "manifest"), any, "the folder of {backup}");
+            }
+        });
+    }
+}
+
+fn every_order(objects: &Objects, base: &'static str, beside: &[Beside]) {
+    let orders = all_orders(
+        || World::of(objects, 1 + beside.len()),
+        |world| world.processes(base, beside),
+        |world, processes, order| world.check(processes, beside, order),
+        World::check_tidy,
+    );
+    println!("{orders} orders of a backup beside {beside:?}");
+    assert!(orders > 50, "{orders} orders");
+}
+
+#[test]
+fn a_backup_and_the_deletion_of_its_base_in_every_order() {
+    every_order(&two_backups(), INCR, &[Beside::Delete(INCR)]);
+}
+
+#[test]
+fn a_backup_and_the_deletion_of_what_its_base_uses_in_every_order() {
+    every_order(&two_backups(), INCR, &[Beside::Delete(FULL)]);
+}
+
+#[test]
+fn a_backup_that_is_taken_for_a_crashed_one_in_every_order() {
+    every_order(&two_backups(), INCR, &[Beside::CleanUp]);
+}
+
+/// Three and more at once have too many orders: some of them, by their seeds.
+fn random_orders(beside: &[Beside]) {
+    let objects = two_backups();
+    for seed in 0..800 {
+        let world = World::of(&objects, 1 + beside.len());
+        let mut processes = world.processes(INCR, beside);
+        let order = random_order(seed, &mut processes, |processes, order| {
+            world.check(processes, beside, order);
+        });
+        assert!(order.len() > 50, "seed {seed}: {order:?}");
+        drop(processes);
+        world.check_tidy();
+    }
+}
+
+#[test]
+fn two_deletions_beside_a_backup_in_random_orders() {
+    random_orders(&[Beside::Delete(INCR), Beside::Delete(FULL)]);
+}
+
+#[test]
+fn two_clean_ups_and_a_deletion_beside_a_backup_in_random_orders() {
+    random_orders(&[Beside::CleanUp, Beside::CleanUp, Beside::Delete(INCR)]);
+}
