@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Result,
     info::{ClusterInfo, SystemInfo, Window, info},
-    repo,
+    repo::{self, record::BackupRecord},
 };
 
 /// Show backups, recovery windows, WAL ranges and gaps
@@ -126,6 +126,7 @@ fn system_text(system: &SystemInfo) -> String {
             ]);
         }
         out += &table.show(4);
+        out += &over_others(&system.backups);
     }
     out += "\n  can be restored to any time\n";
     if system.windows.is_empty() {
@@ -183,6 +184,35 @@ fn system_text(system: &SystemInfo) -> String {
     }
     out += &table.show(4);
     out
+}
+
+/// What the backups that aren't full were compared with, and whose packs they use.
+fn over_others(backups: &[BackupRecord]) -> String {
+    let mut table = Table::new(&[
+        ("backup", Align::Left),
+        ("compared with", Align::Left),
+        ("sent", Align::Right),
+        ("changed", Align::Right),
+        ("uses", Align::Left),
+    ]);
+    let mut any = false;
+    for backup in backups {
+        let note = match (&backup.base, &backup.why) {
+            (Some(base), _) => base.to_string(),
+            (None, Some(why)) => format!("nothing: {} was asked for, but {why}", backup.asked),
+            (None, None) => continue,
+        };
+        any = true;
+        let uses = backup.uses.iter().map(|(id, live)| format!("{} of {id}", human::bytes(*live)));
+        table.row([
+            backup.id.to_string(),
+            note,
+            human::bytes(backup.sizes.sent),
+            human::bytes(backup.sizes.changed),
+            uses.collect::<Vec<_>>().join(", "),
+        ]);
+    }
+    if any { format!("\n  changes\n{}", table.show(4)) } else { String::new() }
 }
 
 fn window_cells(window: &Window) -> [String; 5] {
