@@ -240,6 +240,7 @@ impl From<crate::storage::StorageError> for Error {
             ErrorKind::RootMissing | ErrorKind::Full | ErrorKind::Unavailable => Kind::Repository,
         };
         let hint = match e.kind {
+            _ if e.hint.is_some() => e.hint.as_deref(),
             ErrorKind::RootMissing => Some(
                 "is the disk mounted, and is the url right? `pgkeep init` makes a new repository",
             ),

@@ -13,10 +13,10 @@
 //!   - [`retention`]: deleting backups, pinning them, removing what nobody refers to any more.
 //!   - [`info`]: what the repositories hold, and from when until when one can restore.
 //! - [`repo`]: the repository format: sealed objects, keys, packs, the tree, catalog, leases.
-//! - [`storage`]: bytes by name, on a local disk. Knows nothing of what it holds.
+//! - [`config`]: file, environment and flags made into typed settings.
+//! - [`storage`]: bytes by name, on a local disk or in S3. Knows nothing of what it holds.
 //! - [`postgres`]: what PostgreSQL is: positions, names, file formats, the wire protocol. Knows
 //!   nothing of pgkeep.
-//! - [`config`]: file, environment and flags made into typed settings.
 //! - [`progress`]: what an operation tells while it runs.
 //! - [`error`]: what every operation fails with: a kind with an exit code, a sentence, a hint.
 

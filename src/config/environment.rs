@@ -55,6 +55,10 @@ fn set(raw: &mut Raw, variable: &str, value: OsString) -> Result<()> {
         [name] => (Scope::Top, None, *name),
         ["repository", section, name] => (Scope::Repository, Some(*section), *name),
         ["cluster", section, name] => (Scope::Cluster, Some(*section), *name),
+        ["repository", section, table, name] => {
+            let within = Scope::Repository.within(table).ok_or_else(unknown)?;
+            (within, Some(*section), *name)
+        }
         _ => return Err(unknown()),
     };
     let key = scope.key(name).ok_or_else(|| unknown().hint(scope.takes()))?;

@@ -15,7 +15,7 @@ use toml::{
 
 use super::{
     keys::Scope,
-    source::{Entry, Origin, Raw, Value},
+    source::{Entry, Origin, Raw, Section, Value},
 };
 use crate::error::{Context, Error, Kind, Result};
 
@@ -159,9 +159,30 @@ impl Reader<'_> {
                 });
             };
             let section = raw.section(scope, name, &origin)?;
-            for (key, value) in in_order(table) {
-                let path = format!("{path}.{}", key.get_ref());
-                section.set(self.entry(scope, path, key, value)?);
+            self.entries(scope, &path, table, section)?;
+        }
+        Ok(())
+    }
+
+    /// The keys of a table, and of the tables in it.
+    fn entries(
+        &self,
+        scope: Scope,
+        path: &str,
+        table: &DeTable<'_>,
+        section: &mut Section,
+    ) -> Result<()> {
+        for (key, value) in in_order(table) {
+            let path = format!("{path}.{}", key.get_ref());
+            match (scope.within(key.get_ref()), value.get_ref().as_table()) {
+                (Some(within), Some(table)) => self.entries(within, &path, table, section)?,
+                (Some(_), None) => {
+                    let message = format!("{path} ({}): it has to be a table", self.origin(key));
+                    return Err(
+                        Error::new(Kind::Usage, message).hint(format!("write it as [{path}]"))
+                    );
+                }
+                (None, _) => section.set(self.entry(scope, path, key, value)?),
             }
         }
         Ok(())
@@ -182,6 +203,7 @@ impl Reader<'_> {
             DeValue::String(text) => Value::Text(text.clone().into_owned()),
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_or(Value::Other("integer"), Value::Number),
+            DeValue::Boolean(truth) => Value::Truth(*truth),
             other => Value::Other(other.type_str()),
         };
         Ok(Entry { path, key: known, value, origin })

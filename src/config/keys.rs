@@ -11,6 +11,8 @@ pub enum Scope {
     Top,
     /// In a table `[repository.NAME]`.
     Repository,
+    /// In a table `[repository.NAME.s3]`.
+    S3,
     /// In a table `[cluster.NAME]`.
     Cluster,
 }
@@ -20,9 +22,28 @@ impl Scope {
     pub fn word(self) -> Option<&'static str> {
         match self {
             Scope::Top => None,
-            Scope::Repository => Some("repository"),
+            Scope::Repository | Scope::S3 => Some("repository"),
             Scope::Cluster => Some("cluster"),
         }
+    }
+
+    /// The name of the table within a repository's or cluster's, where it is one.
+    pub fn table(self) -> Option<&'static str> {
+        match self {
+            Scope::S3 => Some("s3"),
+            Scope::Top | Scope::Repository | Scope::Cluster => None,
+        }
+    }
+
+    /// The table of this name within this one.
+    pub(super) fn within(self, table: &str) -> Option<Scope> {
+        (self == Scope::Repository && table == "s3").then_some(Scope::S3)
+    }
+
+    /// As in `[repository.NAME.s3]`; none at the top.
+    fn header(self) -> Option<String> {
+        let table = self.table().map(|table| format!(".{table}")).unwrap_or_default();
+        self.word().map(|word| format!("{word}.NAME{table}"))
     }
 
     /// The keys that stand here, in the order of [`KEYS`].
@@ -38,12 +59,14 @@ impl Scope {
     /// For hints: what stands here, as in `[cluster.NAME] takes conninfo, pgdata`.
     pub(super) fn takes(self) -> String {
         let names: Vec<_> = self.keys().map(|key| key.name).collect();
-        match self.word() {
+        let and =
+            if self == Scope::Repository { ", and the table [repository.NAME.s3]" } else { "" };
+        match self.header() {
             None => format!(
                 "the top of the file takes {} and the tables [repository.NAME] and [cluster.NAME]",
                 names.join(", ")
             ),
-            Some(word) => format!("[{word}.NAME] takes {}", names.join(", ")),
+            Some(header) => format!("[{header}] takes {}{and}", names.join(", ")),
         }
     }
 }
@@ -66,9 +89,17 @@ pub struct Key {
 impl Key {
     /// The key's path, with `NAME` for the repository's or cluster's name.
     pub fn path(&self) -> String {
-        match self.scope.word() {
+        match self.scope.header() {
             None => self.name.to_owned(),
-            Some(word) => format!("{word}.NAME.{}", self.name),
+            Some(header) => format!("{header}.{}", self.name),
+        }
+    }
+
+    /// The key's path within its repository's or cluster's table.
+    pub(super) fn local(&self) -> String {
+        match self.scope.table() {
+            None => self.name.to_owned(),
+            Some(table) => format!("{table}.{}", self.name),
         }
     }
 
@@ -95,10 +126,10 @@ pub const KEYS: &[Key] = &[
     Key {
         scope: Scope::Repository,
         name: "url",
-        takes: "file:// and an absolute path",
+        takes: "file:// and an absolute path, or s3:// and a bucket, as in s3://bucket/prefix",
         default: "none: it has to be set",
-        meaning: "where the repository lies; what follows file:// is the path as it is, nothing \
-                  in it is decoded",
+        meaning: "where the repository lies; what follows file:// or s3:// is taken as it is, \
+                  nothing in it is decoded. Credentials never stand in it",
     },
     Key {
         scope: Scope::Repository,
@@ -137,6 +168,96 @@ pub const KEYS: &[Key] = &[
         default: "1",
         meaning: "the zstd level for what is written from now on; on pages of tables, higher \
                   levels cost much time and store little less",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "endpoint",
+        takes: "an address as in \"https://minio.internal:9000\"",
+        default: "that of AWS for the region",
+        meaning: "the server, where it isn't AWS; with http:// nothing on the way is encrypted but \
+                  what the repository encrypts",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "region",
+        takes: "a name as in \"eu-central-1\"",
+        default: "what the AWS SDK finds, else us-east-1",
+        meaning: "the bucket's region; servers that aren't AWS mostly take any",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "path-style",
+        takes: "true or false",
+        default: "true where endpoint is set, else false",
+        meaning: "whether the bucket's name stands in the path, and not in the name of the host",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "profile",
+        takes: "a profile's name",
+        default: "AWS_PROFILE, else default",
+        meaning: "the profile of ~/.aws/config and ~/.aws/credentials to use, or of credentials-file",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "credentials-file",
+        takes: "an absolute path",
+        default: "none: the AWS SDK looks for credentials",
+        meaning: "a file in the form of ~/.aws/credentials to take the credentials from. Without it \
+                  they are what the AWS SDK finds: in the environment, a profile, a web identity, or \
+                  the role of the container or instance",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "ca-file",
+        takes: "an absolute path",
+        default: "none",
+        meaning: "certificates (PEM) of authorities to trust beside the system's",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "storage-class",
+        takes: "a storage class as in \"STANDARD_IA\", but none that has to be brought back first",
+        default: "the bucket's",
+        meaning: "the class of objects of 128 KiB and more; for smaller ones others cost more",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "sse",
+        takes: "\"aes256\" or \"aws:kms\"",
+        default: "as the bucket has it",
+        meaning: "encryption by the server, beside the repository's own",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "kms-key",
+        takes: "a key's id, alias or ARN",
+        default: "the account's default key",
+        meaning: "the key for sse = \"aws:kms\"",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "checksums",
+        takes: "\"when-supported\" or \"when-required\"",
+        default: "\"when-supported\"",
+        meaning: "whether requests carry the checksums of newer AWS SDKs; \"when-required\" is for \
+                  servers that refuse them",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "attempts",
+        takes: "a number from 1 to 20",
+        default: "8",
+        meaning: "how often a request is tried when it fails for a reason that may pass, with \
+                  growing pauses: 8 attempts take 10 to 40 s",
+    },
+    Key {
+        scope: Scope::S3,
+        name: "stall-timeout",
+        takes: "a duration from 1s to 1h, as in \"30s\" or \"2min\"",
+        default: "\"60s\"",
+        meaning: "after how long without a byte moving a request is given up. How long it takes as \
+                  a whole doesn't matter",
     },
     Key {
         scope: Scope::Cluster,

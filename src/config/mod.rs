@@ -9,6 +9,7 @@ mod environment;
 mod file;
 mod keys;
 mod resolve;
+mod s3;
 mod source;
 mod values;
 
@@ -23,7 +24,10 @@ use std::{
 pub use file::{DEFAULT_PATH, PATH_VARIABLE};
 pub use keys::{KEYS, Key, Scope};
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    storage::s3::S3Settings,
+};
 
 /// What the command line says about the configuration.
 #[derive(Debug, Clone, Default)]
@@ -69,12 +73,15 @@ pub struct RepositorySettings {
 pub enum Location {
     /// In a local directory, an absolute path.
     Directory(PathBuf),
+    /// In a bucket: `url` and the keys of `[repository.NAME.s3]`.
+    Bucket(Box<S3Settings>),
 }
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Location::Directory(path) => write!(f, "file://{}", path.display()),
+            Location::Bucket(settings) => settings.fmt(f),
         }
     }
 }

@@ -5,14 +5,17 @@ use std::{path::PathBuf, time::Duration};
 use super::{
     ClusterSettings, KeySource, Location, RepositorySettings, Settings, StandbyOutage,
     file::ConfigFile,
-    keys::MAX_THREADS,
+    keys::{MAX_THREADS, Scope},
     source::{Entry, Origin, Raw, Section, Value},
     values,
 };
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    storage::s3::S3Settings,
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
-const HOUR: Duration = Duration::from_secs(3_600);
+pub(super) const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Makes the settings. `file` is the configuration file, if one was read.
 pub(super) fn settings(raw: &Raw, file: Option<&ConfigFile>) -> Result<Settings> {
@@ -40,7 +43,17 @@ fn repository(section: &Section) -> Result<RepositorySettings> {
         Error::new(Kind::Usage, format!("{path} ({}): url isn't set", section.origin))
             .hint("set url = \"file:///var/lib/pgkeep\", or where the repository shall lie")
     })?;
-    let location = values::location(url.text()?).map_err(|why| url.refuse(why))?;
+    let location = match values::location(url.text()?).map_err(|why| url.refuse(why))? {
+        Location::Bucket(place) => {
+            Location::Bucket(Box::new(super::s3::settings(*place, section)?))
+        }
+        directory => {
+            if let Some(entry) = section.any_of(Scope::S3) {
+                return Err(entry.refuse(format!("the url of {path} isn't one of S3")));
+            }
+            directory
+        }
+    };
     let compression_level = match section.get("compression-level") {
         Some(entry) => entry.number(1, 19)? as i32,
         None => 1,
@@ -124,19 +137,17 @@ fn check_secrecy(entry: &Entry, conninfo: &str, file: Option<&ConfigFile>) -> Re
 /// Refuses places that are used twice: two copies would be one, or a backup would hold itself.
 fn check_places(settings: &Settings, raw: &Raw) -> Result<()> {
     for (i, one) in settings.repositories.iter().enumerate() {
-        let Location::Directory(place) = &one.location;
         if let Some(other) =
-            settings.repositories.iter().take(i).find(|r| r.location == one.location)
+            settings.repositories.iter().take(i).find(|r| same_place(&r.location, &one.location))
         {
             let message = format!(
-                "repository.{} and repository.{} lie in the same directory {}",
-                other.name,
-                one.name,
-                place.display()
+                "repository.{} and repository.{} lie in the same place {}",
+                other.name, one.name, one.location
             );
             return Err(Error::new(Kind::Usage, message)
                 .hint("give each a url of its own, on another disk or host if it shall help"));
         }
+        let Location::Directory(place) = &one.location else { continue };
         let url = raw.repositories.iter().find(|s| s.name == one.name).and_then(|s| s.get("url"));
         for cluster in &settings.clusters {
             let inside = cluster.pgdata.as_ref().is_some_and(|pgdata| place.starts_with(pgdata));
@@ -162,11 +173,22 @@ fn check_places(settings: &Settings, raw: &Raw) -> Result<()> {
     Ok(())
 }
 
-fn path(entry: &Entry) -> Result<PathBuf> {
+/// Whether two repositories are one. A bucket's name means something at its server only.
+fn same_place(one: &Location, other: &Location) -> bool {
+    match (one, other) {
+        (Location::Bucket(one), Location::Bucket(other)) => {
+            let place = |s: &S3Settings| (s.endpoint.clone(), s.bucket.clone(), s.prefix.clone());
+            place(one) == place(other)
+        }
+        _ => one == other,
+    }
+}
+
+pub(super) fn path(entry: &Entry) -> Result<PathBuf> {
     values::absolute_path(entry.text()?).map_err(|why| entry.refuse(why))
 }
 
-fn duration(entry: &Entry, least: Duration, most: Duration) -> Result<Duration> {
+pub(super) fn duration(entry: &Entry, least: Duration, most: Duration) -> Result<Duration> {
     // A number in the file is as good as the text 60: it has no unit.
     let text = match &entry.value {
         Value::Number(number) => number.to_string(),

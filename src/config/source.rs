@@ -33,6 +33,7 @@ impl fmt::Display for Origin {
 pub(super) enum Value {
     Text(String),
     Number(i64),
+    Truth(bool),
     /// Of a type that no key takes: its name in TOML.
     Other(&'static str),
 }
@@ -62,6 +63,7 @@ impl Entry {
             Value::Text(text) if text.contains('\0') => Err(self.refuse("it has a zero byte")),
             Value::Text(text) => Ok(text),
             Value::Number(_) => Err(self.refuse("a number where a text in quotes is expected")),
+            Value::Truth(_) => Err(self.refuse("true or false where a text is expected")),
             Value::Other(kind) => {
                 Err(self.refuse(format!("a value of type {kind} where a text is expected")))
             }
@@ -78,6 +80,9 @@ impl Entry {
             (Value::Text(_), _) => {
                 return Err(self.refuse("a text where a number without quotes is expected"));
             }
+            (Value::Truth(_), _) => {
+                return Err(self.refuse("true or false where a number is expected"));
+            }
             (Value::Other(kind), _) => {
                 return Err(
                     self.refuse(format!("a value of type {kind} where a number is expected"))
@@ -92,14 +97,27 @@ impl Entry {
     }
 }
 
-/// A table `[repository.NAME]` or `[cluster.NAME]`.
+impl Entry {
+    /// The value as yes or no.
+    pub fn truth(&self) -> Result<bool, Error> {
+        match (&self.value, &self.origin) {
+            (Value::Truth(truth), _) => Ok(*truth),
+            (Value::Text(text), Origin::Environment(_)) if text == "true" => Ok(true),
+            (Value::Text(text), Origin::Environment(_)) if text == "false" => Ok(false),
+            _ => Err(self.refuse("it is neither true nor false")),
+        }
+    }
+}
+
+/// A table `[repository.NAME]` or `[cluster.NAME]`, with the tables in it.
 #[derive(Clone)]
 pub(super) struct Section {
     pub scope: Scope,
     pub name: String,
     /// Where it is named first.
     pub origin: Origin,
-    entries: BTreeMap<&'static str, Entry>,
+    /// By the key's path within the section.
+    entries: BTreeMap<String, Entry>,
 }
 
 impl Section {
@@ -122,7 +140,7 @@ impl Section {
         format!("{}.{}", self.scope.word().unwrap_or_default(), self.name)
     }
 
-    /// What the key is set to, if it is.
+    /// What the key is set to, if it is: `url`, `s3.region`.
     pub fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.get(key)
     }
@@ -172,6 +190,11 @@ impl Raw {
 impl Section {
     /// Sets a key, over what it was.
     pub fn set(&mut self, entry: Entry) {
-        self.entries.insert(entry.key.name, entry);
+        self.entries.insert(entry.key.local(), entry);
+    }
+
+    /// A key that is set in a table of this section, if any is.
+    pub fn any_of(&self, scope: Scope) -> Option<&Entry> {
+        self.entries.values().find(|entry| entry.key.scope == scope)
     }
 }

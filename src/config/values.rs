@@ -39,7 +39,7 @@ pub(super) fn location(text: &str) -> Result<Location, String> {
             }
             Ok(Location::Directory(path))
         }
-        "s3" => Err("repositories in S3 aren't supported in this version".into()),
+        "s3" => super::s3::place(rest).map(|settings| Location::Bucket(Box::new(settings))),
         _ => Err("its scheme isn't known".into()),
     }
 }
@@ -97,7 +97,11 @@ mod tests {
 
     #[test]
     fn a_repository_lies_at_an_absolute_path() {
-        let at = |text| location(text).map(|Location::Directory(path)| path);
+        let at = |text| match location(text) {
+            Ok(Location::Directory(path)) => Ok(path),
+            Ok(other) => Err(other.to_string()),
+            Err(why) => Err(why),
+        };
         assert_eq!(at("file:///var/lib/pgkeep/"), Ok("/var/lib/pgkeep".into()));
         assert_eq!(at("file:///a%20b"), Ok("/a%20b".into()), "nothing is decoded");
         for bad in

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::{KeySource, Location, RepositorySettings},
     error::{Context, Error, Kind, Result},
-    storage::{Storage, local::Local},
+    storage::{Storage, local::Local, s3::S3},
 };
 
 /// How long a passphrase command may take. Archiving waits for it, so it is bounded.
@@ -29,11 +29,12 @@ const PASSPHRASE_COMMAND_TIME: Duration = Duration::from_secs(60);
 /// Opens a configured repository: reads its key, opens the place, and checks that what is there is
 /// a repository that the key opens. A user who isn't its owner is refused.
 pub async fn open(settings: &RepositorySettings) -> Result<Repository> {
-    let storage = match &settings.location {
-        Location::Directory(root) => Local::open(root)?,
+    let storage: Arc<dyn Storage> = match &settings.location {
+        Location::Directory(root) => Arc::new(Local::open(root)?),
+        Location::Bucket(place) => Arc::new(S3::new((**place).clone())),
     };
     let material = key_material(settings).await?;
-    Repository::open(&settings.name, Arc::new(storage), &material, settings.compression_level).await
+    Repository::open(&settings.name, storage, &material, settings.compression_level).await
 }
 
 /// What [`init`] made.
@@ -52,8 +53,9 @@ pub struct NewRepository {
 /// The key file is durable before anything is sealed with it, and `repo.json` comes last, so an
 /// `init` that was killed is just run again. Where there is a repository already, nothing is made.
 pub async fn init(settings: &RepositorySettings) -> Result<NewRepository> {
-    let storage = match &settings.location {
-        Location::Directory(root) => Local::open_or_make(root)?,
+    let storage: Arc<dyn Storage> = match &settings.location {
+        Location::Directory(root) => Arc::new(Local::open_or_make(root)?),
+        Location::Bucket(place) => Arc::new(S3::new((**place).clone())),
     };
     // Asked before a key is made that wouldn't open what is there.
     match storage.size(&layout::repository_file()).await {
@@ -69,7 +71,7 @@ pub async fn init(settings: &RepositorySettings) -> Result<NewRepository> {
         _ => (None, false),
     };
     let material = key_material(settings).await?;
-    let id = Repository::init(&storage, &material).await?;
+    let id = Repository::init(storage.as_ref(), &material).await?;
     Ok(NewRepository { id, key_file, key_file_made })
 }
 

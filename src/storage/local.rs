@@ -28,6 +28,9 @@ use super::{
 
 const TEMPORARY: &str = ".tmp";
 
+/// What the system reads ahead of a file anyway.
+const READ_TOGETHER: u64 = 1 << 20;
+
 /// How old an unlocked temporary file has to be before it is taken for a leftover: its writer may
 /// be between creating and locking it. Only politeness hangs on this: a writer whose file is gone
 /// fails and is run again.
@@ -105,6 +108,7 @@ impl Local {
             object: object.to_string(),
             address: self.address.clone(),
             message: message.into(),
+            hint: None,
         }
     }
 
@@ -286,7 +290,7 @@ impl Storage for Local {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { conditional_create: true }
+        Capabilities { read_together: READ_TOGETHER }
     }
 
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {

@@ -1,27 +1,49 @@
 //! Bytes by name: what a repository needs of the place where it lies.
 //!
-//! [`Storage`] is the contract and [`local`] the back end for a directory. `tests/storage.rs` has the
-//! one suite that every back end has to pass.
+//! [`Storage`] is the contract, [`local`] the back end for a directory and [`s3`] the one for a
+//! bucket. `tests/integration/storage` has the one suite that every back end has to pass.
 //!
 //! Objects are created once and never overwritten; a conflict is always seen. Leases are the only
 //! exception ([`Storage::replace`]), and nothing's safety rests on them.
 
 pub mod local;
 mod name;
+pub mod s3;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 pub use name::{NotAnObjectName, ObjectName};
 
-/// What a back end can do. Callers adapt to it; none of it may be assumed.
+/// What a back end is like. Callers adapt to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
-    /// [`Storage::create`] refuses a name that is taken, also when two creators race. Where this is
-    /// false, names must carry their content's checksum.
-    pub conditional_create: bool,
+    /// How many bytes are worth reading at once when what lies beside each other is wanted: what a
+    /// request costs beside its bytes.
+    pub read_together: u64,
+}
+
+/// What becomes of the creation of an object whose name is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreateOnly {
+    /// It is refused, by the nature of the place.
+    Inherent,
+    /// It is refused: that was tried.
+    Honoured,
+    /// What is there is overwritten: that was tried. Names must carry their content's checksum.
+    Ignored,
+}
+
+/// Bytes of an object, and how long it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// What was asked for, as far as the object goes.
+    pub bytes: Bytes,
+    /// The object's size in bytes.
+    pub size: u64,
 }
 
 /// Which bytes of an object to read.
@@ -58,8 +80,18 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Where this is, for people: a URL without secrets.
     fn address(&self) -> &str;
 
-    /// What this back end can do.
+    /// What this back end is like.
     fn capabilities(&self) -> Capabilities;
+
+    /// Finds out whether [`Storage::create`] refuses a name that is taken, also when two creators
+    /// race. May write an object `probe` of its own, which stays.
+    async fn create_only(&self) -> Result<CreateOnly> {
+        Ok(CreateOnly::Inherent)
+    }
+
+    /// From now on objects are created without the condition that there be none, which the server
+    /// is known not to honour and may refuse to read.
+    fn create_without_condition(&self) {}
 
     /// Begins a new object. Nothing is visible under `name` until [`ObjectWriter::finish`] has
     /// returned, and then all of it is, durably. A taken name may be refused here or at `finish`.
@@ -68,6 +100,20 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Reads `range` of an object. Absent is [`ErrorKind::NotFound`] only when the place itself
     /// answers: an unmounted disk or a wrong bucket is another kind.
     async fn read(&self, name: &ObjectName, range: Range) -> Result<Bytes>;
+
+    /// Reads `range` as far as the object goes, which may be nothing of it, and tells the object's
+    /// size. Where each question is a request, this is one; absent as in [`Storage::read`].
+    async fn fetch(&self, name: &ObjectName, range: Range) -> Result<Fetched> {
+        let size = self.size(name).await?;
+        let range = match range {
+            Range::At { offset, len } => {
+                let offset = offset.min(size);
+                Range::At { offset, len: len.min(size - offset) }
+            }
+            other => other,
+        };
+        Ok(Fetched { bytes: self.read(name, range).await?, size })
+    }
 
     /// The object's size in bytes; absent as in [`Storage::read`].
     async fn size(&self, name: &ObjectName) -> Result<u64>;
@@ -81,7 +127,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// sorted.
     async fn folders(&self, folder: &str) -> Result<Vec<String>>;
 
-    /// Removes an object. Removing one that isn't there succeeds.
+    /// Removes an object, and older versions of it where the place keeps any. Removing one that
+    /// isn't there succeeds. One that is held is [`ErrorKind::Locked`], and is still listed.
     async fn delete(&self, name: &ObjectName) -> Result<()>;
 
     /// Writes or replaces a small object, atomically. For leases only.
@@ -90,6 +137,22 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Makes sure that an object that is there already is durable: whoever made it may have died
     /// before it was.
     async fn ensure_durable(&self, name: &ObjectName) -> Result<()>;
+
+    /// Until when the place refuses to remove an object, whoever asks; `None` where nothing is held.
+    async fn retained_until(&self, _name: &ObjectName) -> Result<Option<DateTime<Utc>>> {
+        Ok(None)
+    }
+
+    /// Has an object that is held be held at least until then. One that isn't held stays so.
+    async fn extend_retention(&self, _name: &ObjectName, _until: DateTime<Utc>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Removes what writers that were killed left of objects whose names begin with `prefix`, if
+    /// they began longer ago than that: nobody sees it, but it takes room. Returns how many.
+    async fn remove_leftovers(&self, _prefix: &str, _older_than: Duration) -> Result<u64> {
+        Ok(0)
+    }
 
     /// Creates an object from bytes in memory.
     async fn put(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
@@ -124,6 +187,10 @@ pub enum ErrorKind {
     /// No permission, whatever the reason: a file's mode or owner, a read-only file system, credentials
     /// that are wrong or have expired (403). Trying again doesn't help.
     Denied,
+    /// The place refuses the request as it is: trying again doesn't help.
+    Refused,
+    /// The object may not be removed yet; the message says until when.
+    Locked,
     /// No space, or a quota or limit is used up.
     Full,
     /// Anything else; trying again may help.
@@ -131,7 +198,7 @@ pub enum ErrorKind {
 }
 
 /// A storage operation failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{operation} {}: {message}", self.place())]
 pub struct StorageError {
     /// What callers decide by.
@@ -144,6 +211,8 @@ pub struct StorageError {
     pub address: String,
     /// What the system said.
     pub message: String,
+    /// What to do, where the back end knows.
+    pub hint: Option<String>,
 }
 
 impl StorageError {

@@ -5,6 +5,7 @@ use std::{ffi::OsString, fs, os::unix::fs::PermissionsExt, path::Path, time::Dur
 use pgkeep::{
     config::{ClusterSettings, KEYS, KeySource, Location, Overrides, Settings, StandbyOutage},
     error::{Kind, Result},
+    storage::s3::{Checksums, S3Settings, Sse},
 };
 
 const REPOSITORY: &str = "[repository.main]\nurl = \"file:///r\"\nencryption = \"none\"\n";
@@ -79,6 +80,38 @@ fn a_whole_file_is_read() {
 }
 
 #[test]
+fn a_bucket_is_read_with_its_table() {
+    let settings = load_text(
+        "[repository.main]\nurl = \"s3://bucket/some/prefix\"\nkey-file = \"/k\"\n\
+         [repository.main.s3]\nendpoint = \"https://minio:9000/\"\nregion = \"eu\"\n\
+         path-style = false\nprofile = \"backup\"\ncredentials-file = \"/c\"\nca-file = \"/ca\"\n\
+         storage-class = \"STANDARD_IA\"\nsse = \"aws:kms\"\nkms-key = \"alias/x\"\n\
+         checksums = \"when-required\"\nattempts = 2",
+        &[("PGKEEP_REPOSITORY__MAIN__S3__STALL_TIMEOUT", "30s")],
+    )
+    .unwrap();
+    let Location::Bucket(place) = &settings.repositories[0].location else {
+        panic!("{:?}", settings.repositories)
+    };
+    let expected = S3Settings {
+        endpoint: Some("https://minio:9000".into()),
+        region: Some("eu".into()),
+        path_style: Some(false),
+        profile: Some("backup".into()),
+        credentials_file: Some("/c".into()),
+        ca_file: Some("/ca".into()),
+        storage_class: Some("STANDARD_IA".into()),
+        sse: Sse::Kms(Some("alias/x".into())),
+        checksums: Checksums::WhenRequired,
+        attempts: 2,
+        stall: Duration::from_secs(30),
+        ..S3Settings::new("bucket", "some/prefix")
+    };
+    assert_eq!(**place, expected);
+    assert_eq!(settings.repositories[0].location.to_string(), "s3://bucket/some/prefix");
+}
+
+#[test]
 fn each_mistake_is_refused_by_key_file_and_line() {
     for (text, expected) in [
         ("threads = 0", "threads (pgkeep.toml, line 1): 0 is out of range"),
@@ -129,9 +162,46 @@ fn each_mistake_is_refused_by_key_file_and_line() {
             "repository.main.encryption (pgkeep.toml, line 3): \"rot13\" isn't one of its values",
         ),
         (
-            "[repository.main]\nurl = \"s3://bucket/prefix\"\nencryption = \"none\"",
-            "repository.main.url (pgkeep.toml, line 2): repositories in S3 aren't supported in this \
-             version",
+            "[repository.main]\nurl = \"s3://AKIA:secret@bucket/prefix\"\nencryption = \"none\"",
+            "repository.main.url (pgkeep.toml, line 2): credentials don't belong into it",
+        ),
+        (
+            "[repository.main]\nurl = \"s3://bucket/prefix?region=x\"\nencryption = \"none\"",
+            "repository.main.url (pgkeep.toml, line 2): it has options in it",
+        ),
+        (
+            "[repository.main]\nurl = \"s3://bucket\"\nencryption = \"none\"\n[repository.main.s3]\n\
+             bucket = \"x\"",
+            "unknown key repository.main.s3.bucket (pgkeep.toml, line 5)",
+        ),
+        (
+            "[repository.main]\nurl = \"s3://bucket\"\nencryption = \"none\"\ns3 = \"x\"",
+            "repository.main.s3 (pgkeep.toml, line 4): it has to be a table",
+        ),
+        (
+            "[repository.main]\nurl = \"file:///r\"\nencryption = \"none\"\n[repository.main.s3]\n\
+             region = \"x\"",
+            "repository.main.s3.region (pgkeep.toml, line 5): the url of repository.main isn't one of S3",
+        ),
+        (
+            "[repository.main]\nurl = \"s3://bucket\"\nencryption = \"none\"\n[repository.main.s3]\n\
+             path-style = \"yes\"",
+            "repository.main.s3.path-style (pgkeep.toml, line 5): it is neither true nor false",
+        ),
+        (
+            "[repository.main]\nurl = \"s3://bucket\"\nencryption = \"none\"\n[repository.main.s3]\n\
+             endpoint = \"minio:9000\"",
+            "repository.main.s3.endpoint (pgkeep.toml, line 5): it isn't an address",
+        ),
+        (
+            "[repository.main]\nurl = \"s3://bucket\"\nencryption = \"none\"\n[repository.main.s3]\n\
+             storage-class = \"GLACIER\"",
+            "repository.main.s3.storage-class (pgkeep.toml, line 5): objects of class GLACIER can't be read",
+        ),
+        (
+            "[repository.main]\nurl = \"s3://bucket\"\nencryption = \"none\"\n[repository.main.s3]\n\
+             kms-key = \"x\"",
+            "repository.main.s3.kms-key (pgkeep.toml, line 5): it needs sse = \"aws:kms\"",
         ),
         ("[repository.main]\nurl = \"/r\"\nkey-file = \"/k\"", "it isn't a URL"),
         ("[repository.main]\nurl = \"file://r\"\nkey-file = \"/k\"", "three slashes"),

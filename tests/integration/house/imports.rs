@@ -39,7 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("retention", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("info", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("repo", &["storage", "postgres", "config", "progress", "error"]),
-    ("config", &["postgres", "error"]),
+    ("config", &["storage", "postgres", "error"]),
     ("error", &["storage", "postgres"]),
     ("progress", &[]),
     ("storage", &[]),

@@ -1,39 +1,53 @@
-//! Storage: one suite for every back end, and what only a directory has.
+//! Storage: one suite for every back end, and what only a directory or only a bucket has.
 
 mod conformance;
 mod faulty;
 mod local;
+mod s3;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pgkeep::storage::{ObjectName, Storage, local::Local};
+use pgkeep::storage::{ObjectName, Storage, local::Local, s3::S3};
 
-use crate::support::{faulty::Faulty, memory::Memory};
+use crate::support::{faulty::Faulty, memory::Memory, s3::Server};
 
 /// A storage to test, and what has to live as long as it does.
 struct Place {
     storage: Arc<dyn Storage>,
-    _folder: tempfile::TempDir,
+    _below: Below,
+}
+
+/// What a storage stands on.
+enum Below {
+    Folder(#[expect(dead_code, reason = "it is removed when this is dropped")] tempfile::TempDir),
+    Nothing,
+    Server(#[expect(dead_code, reason = "it stops when this is dropped")] Server),
 }
 
 /// A directory of this process's user.
 fn directory() -> Place {
     let folder = tempfile::tempdir().expect("make a directory");
     let storage = Local::open(folder.path()).expect("open it");
-    Place { storage: Arc::new(storage), _folder: folder }
+    Place { storage: Arc::new(storage), _below: Below::Folder(folder) }
 }
 
 /// The wrapper that injects faults has to keep the contract while it injects none.
 fn wrapped() -> Place {
-    let Place { storage, _folder } = directory();
-    Place { storage: Arc::new(Faulty::new(storage)), _folder }
+    let Place { storage, _below } = directory();
+    Place { storage: Arc::new(Faulty::new(storage)), _below }
+}
+
+/// A bucket of a server in this process.
+fn bucket() -> Place {
+    let server = Server::start();
+    let storage = S3::new(server.settings("some/prefix"));
+    Place { storage: Arc::new(storage), _below: Below::Server(server) }
 }
 
 /// What tests use that need a repository a thousand times.
 fn memory() -> Place {
-    let folder = tempfile::tempdir().expect("make a directory");
-    Place { storage: Arc::new(Memory::default()), _folder: folder }
+    Place { storage: Arc::new(Memory::default()), _below: Below::Nothing }
 }
 
 fn name(text: &str) -> ObjectName {
@@ -71,7 +85,7 @@ macro_rules! conform {
     };
 }
 
-conform!(directory, wrapped, memory: [
+conform!(directory, wrapped, memory, bucket: [
     what_is_put_can_be_read_and_sized,
     a_taken_name_is_refused_and_keeps_its_content,
     of_racing_creators_exactly_one_wins,

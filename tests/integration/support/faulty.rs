@@ -171,6 +171,7 @@ impl Faulty {
             object: object.to_string(),
             address: self.inner.address().to_owned(),
             message: "a fault of the test".to_owned(),
+            hint: None,
         }
     }
 

@@ -1,0 +1,219 @@
+//! Buckets that keep versions of objects, or hold them until a date, and uploads left behind.
+
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_s3::{
+    primitives::DateTime as SdkTime,
+    types::{ObjectLockRetention, ObjectLockRetentionMode},
+};
+use chrono::{DateTime, Utc};
+
+use super::{engine::Engine, errors::Failure};
+use crate::storage::{ErrorKind, ObjectName, Result, StorageError};
+
+/// Until when, and how strictly, an object is held.
+#[derive(Debug, Clone)]
+pub(super) struct Retention {
+    mode: ObjectLockRetentionMode,
+    pub until: DateTime<Utc>,
+}
+
+impl Engine {
+    /// Removes an object: in a bucket with versions each version of it, since a deletion that names
+    /// none only hides the object.
+    pub async fn delete(&self, name: &ObjectName) -> Result<()> {
+        if !self.is_versioned() {
+            return self.delete_version(name, None).await;
+        }
+        let mut locked = None;
+        for version in self.versions(name).await? {
+            match self.delete_version(name, Some(&version)).await {
+                Err(e) if e.kind == ErrorKind::Locked => locked = Some(e),
+                result => result?,
+            }
+        }
+        locked.map_or(Ok(()), Err)
+    }
+
+    /// The versions of an object, with what hides them.
+    async fn versions(&self, name: &ObjectName) -> Result<Vec<String>> {
+        let about = self.about("delete", name.as_str());
+        let client = self.client(&about).await?;
+        let key = self.settings.key(name.as_str());
+        let mut found = Vec::new();
+        let mut after: Option<(Option<String>, Option<String>)> = None;
+        loop {
+            let (key_marker, version_marker) = after.clone().unwrap_or_default();
+            let page = self
+                .attempts(|| async {
+                    let request = client
+                        .list_object_versions()
+                        .bucket(&self.settings.bucket)
+                        .prefix(&key)
+                        .set_key_marker(key_marker.clone())
+                        .set_version_id_marker(version_marker.clone());
+                    request.send().await.map_err(|e| about.failure(&e))
+                })
+                .await?;
+            let versions = page.versions().iter().map(|v| (v.key(), v.version_id()));
+            let markers = page.delete_markers().iter().map(|m| (m.key(), m.version_id()));
+            for (of, version) in versions.chain(markers) {
+                if of == Some(key.as_str()) {
+                    found.extend(version.map(str::to_owned));
+                }
+            }
+            // Names that go on behind this one sort after it.
+            let past = page.next_key_marker().is_some_and(|next| next > key.as_str());
+            if !page.is_truncated().unwrap_or(false) || past {
+                return Ok(found);
+            }
+            let marker = page.next_version_id_marker().map(str::to_owned);
+            after = Some((page.next_key_marker().map(str::to_owned), marker));
+        }
+    }
+
+    async fn delete_version(&self, name: &ObjectName, version: Option<&str>) -> Result<()> {
+        let about = self.about("delete", name.as_str());
+        let client = self.client(&about).await?;
+        let deleted = self
+            .attempts(|| async {
+                let request = client
+                    .delete_object()
+                    .bucket(&self.settings.bucket)
+                    .key(self.settings.key(name.as_str()))
+                    .set_version_id(version.map(str::to_owned));
+                request.send().await.map_err(|e| about.failure(&e))
+            })
+            .await;
+        match deleted {
+            Ok(answer) => {
+                // The bucket keeps versions, and that wasn't known: now the object is hidden only.
+                if version.is_none() && answer.delete_marker() == Some(true) {
+                    self.saw_version(Some("marker"));
+                    return Box::pin(self.delete(name)).await;
+                }
+                Ok(())
+            }
+            Err(failure) if failure.error.is_not_found() => Ok(()),
+            Err(failure) => Err(self.denied_or_locked(name, version, failure).await),
+        }
+    }
+
+    /// A lock is refused as a missing permission is; the object tells which it was.
+    async fn denied_or_locked(
+        &self,
+        name: &ObjectName,
+        version: Option<&str>,
+        failure: Failure,
+    ) -> StorageError {
+        if failure.error.kind != ErrorKind::Denied && failure.error.kind != ErrorKind::Refused {
+            return failure.error;
+        }
+        match self.retention(name, version).await {
+            Ok(Some(held)) if held.until > Utc::now() => StorageError {
+                kind: ErrorKind::Locked,
+                message: format!("object lock holds it until {}", held.until.to_rfc3339()),
+                hint: None,
+                ..failure.error
+            },
+            _ => failure.error,
+        }
+    }
+
+    /// Until when a version of an object is held, if it is.
+    pub async fn retention(
+        &self,
+        name: &ObjectName,
+        version: Option<&str>,
+    ) -> Result<Option<Retention>> {
+        let about = self.about("look at", name.as_str());
+        let client = self.client(&about).await?;
+        let head = self
+            .attempts(|| async {
+                let request = client
+                    .head_object()
+                    .bucket(&self.settings.bucket)
+                    .key(self.settings.key(name.as_str()))
+                    .set_version_id(version.map(str::to_owned));
+                request.send().await.map_err(|e| about.failure(&e))
+            })
+            .await?;
+        let until = head.object_lock_retain_until_date();
+        let until = until.and_then(|t| DateTime::from_timestamp(t.secs(), t.subsec_nanos()));
+        Ok(until.zip(head.object_lock_mode()).map(|(until, mode)| Retention {
+            mode: ObjectLockRetentionMode::from(mode.as_str()),
+            until,
+        }))
+    }
+
+    /// Has an object held at least until then, as strictly as it is held now. One that isn't held
+    /// stays so.
+    pub async fn extend_retention(&self, name: &ObjectName, until: DateTime<Utc>) -> Result<()> {
+        let Some(held) = self.retention(name, None).await?.filter(|held| held.until < until) else {
+            return Ok(());
+        };
+        let about = self.about("lock", name.as_str());
+        let client = self.client(&about).await?;
+        let retention = ObjectLockRetention::builder()
+            .mode(held.mode)
+            .retain_until_date(SdkTime::from_secs(until.timestamp()))
+            .build();
+        self.attempts(|| async {
+            let request = client
+                .put_object_retention()
+                .bucket(&self.settings.bucket)
+                .key(self.settings.key(name.as_str()))
+                .retention(retention.clone());
+            request.send().await.map_err(|e| about.failure(&e))
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Ends uploads in parts below `prefix` that began longer ago than that.
+    pub async fn remove_leftovers(&self, prefix: &str, older_than: Duration) -> Result<u64> {
+        let about = self.about("list", prefix);
+        let client = self.client(&about).await?;
+        let before = SystemTime::now().checked_sub(older_than).unwrap_or(SystemTime::UNIX_EPOCH);
+        let before = SdkTime::from(before);
+        let mut removed = 0;
+        let mut after: (Option<String>, Option<String>) = (None, None);
+        loop {
+            let page = self
+                .attempts(|| async {
+                    let request = client
+                        .list_multipart_uploads()
+                        .bucket(&self.settings.bucket)
+                        .prefix(self.settings.key(prefix))
+                        .set_key_marker(after.0.clone())
+                        .set_upload_id_marker(after.1.clone());
+                    request.send().await.map_err(|e| about.failure(&e))
+                })
+                .await;
+            let page = match page {
+                // Some servers keep no such list; what they keep of uploads is their affair.
+                Err(failure) if failure.is("NotImplemented") => {
+                    tracing::debug!("{}", failure.error);
+                    return Ok(removed);
+                }
+                page => page?,
+            };
+            for upload in page.uploads() {
+                let name = upload.key().and_then(|key| self.settings.name(key));
+                let name = name.and_then(|name| ObjectName::new(name).ok());
+                let old = upload.initiated().is_some_and(|at| *at < before);
+                if let (true, Some(name), Some(id)) = (old, name, upload.upload_id()) {
+                    self.abort(&name, id).await?;
+                    removed += 1;
+                }
+            }
+            if !page.is_truncated().unwrap_or(false) {
+                return Ok(removed);
+            }
+            after = (
+                page.next_key_marker().map(str::to_owned),
+                page.next_upload_id_marker().map(str::to_owned),
+            );
+        }
+    }
+}
