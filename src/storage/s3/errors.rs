@@ -145,7 +145,7 @@ impl About {
         let mut message = match (e.code(), e.message()) {
             (Some(code), Some(said)) => format!("{code}: {said}"),
             (Some(code), None) => code.to_owned(),
-            (None, _) => format!("HTTP status {status} without an S3 error"),
+            (None, _) => format!("HTTP status {status} without an S3 error: {}", chain(e)),
         };
         if let Some(id) = header("x-amz-request-id") {
             message += &format!(" (request {id})");
@@ -257,6 +257,8 @@ fn judge(status: u16, code: Option<&str>) -> Judgement {
             Later,
             Some("the server asks for fewer requests; it was asked for a while"),
         ),
+        // An error that came inside what had begun as a success.
+        (_, 200..=299) => (Unavailable, Soon, None),
         (Some("NotImplemented"), _) | (_, 501) => (Refused, Never, None),
         (_, 500..=599) => (Unavailable, Soon, None),
         (_, 401 | 403) => {
@@ -308,6 +310,7 @@ mod tests {
             (503, Some("SlowDown")),
             (503, None),
             (200, Some("InternalError")),
+            (200, None),
         ] {
             assert_ne!(kind(status, code), ErrorKind::NotFound, "{status} {code:?}");
         }
@@ -321,6 +324,7 @@ mod tests {
         assert_eq!(again(500, None), Again::Soon);
         assert_eq!(again(502, Some("Strange")), Again::Soon);
         assert_eq!(again(200, Some("InternalError")), Again::Soon);
+        assert_eq!(again(200, None), Again::Soon);
         assert_eq!(again(409, Some("ConditionalRequestConflict")), Again::Soon);
         assert_eq!(again(403, Some("AccessDenied")), Again::Never);
         assert_eq!(again(403, Some("ExpiredToken")), Again::Never);

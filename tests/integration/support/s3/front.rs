@@ -4,9 +4,12 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, Mutex},
 };
 
+use bytes::Bytes;
+use futures_core::Stream;
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, dto::*};
 use s3s_fs::FileSystem;
 
@@ -142,6 +145,17 @@ fn after<T>(go: Go, answer: S3Result<S3Response<T>>) -> S3Result<S3Response<T>> 
     }
 }
 
+/// Reads a body that isn't wanted, as S3 does: a client that is still writing when the connection
+/// is closed never sees the answer.
+async fn drain(body: &mut Option<StreamingBlob>) {
+    let Some(body) = body else { return };
+    while let Some(Ok(_)) = next(body).await {}
+}
+
+async fn next(body: &mut StreamingBlob) -> Option<Result<Bytes, s3s::StdError>> {
+    std::future::poll_fn(|context| Pin::new(&mut *body).poll_next(context)).await
+}
+
 /// The layer as a service, shared with the test.
 #[derive(Debug, Clone)]
 pub struct Shared(pub Arc<Front>);
@@ -192,7 +206,13 @@ impl S3 for Shared {
         &self,
         mut request: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
-        let go = self.0.decide("PutObject", &request.input.key)?;
+        let go = match self.0.decide("PutObject", &request.input.key) {
+            Err(refused) => {
+                drain(&mut request.input.body).await;
+                return Err(refused);
+            }
+            go => go?,
+        };
         let _alone = self.0.alone(&request.input.key).await;
         request.input.if_none_match = self.0.condition(request.input.if_none_match);
         after(go, self.0.files.put_object(request).await)
@@ -222,9 +242,15 @@ impl S3 for Shared {
 
     async fn upload_part(
         &self,
-        request: S3Request<UploadPartInput>,
+        mut request: S3Request<UploadPartInput>,
     ) -> S3Result<S3Response<UploadPartOutput>> {
-        let go = self.0.decide("UploadPart", &request.input.key)?;
+        let go = match self.0.decide("UploadPart", &request.input.key) {
+            Err(refused) => {
+                drain(&mut request.input.body).await;
+                return Err(refused);
+            }
+            go => go?,
+        };
         after(go, self.0.files.upload_part(request).await)
     }
 
@@ -234,11 +260,9 @@ impl S3 for Shared {
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let go = self.0.decide("CompleteMultipartUpload", &request.input.key)?;
         if let Go::Inside200(code) = go {
-            let output = CompleteMultipartUploadOutput {
-                future: Some(Box::pin(async move { Err(error(code)) })),
-                ..Default::default()
-            };
-            return Ok(S3Response::new(output));
+            let mut inside = error(code);
+            inside.set_status_code(200_u16.try_into().expect("a status"));
+            return Err(inside);
         }
         let _alone = self.0.alone(&request.input.key).await;
         let id = request.input.upload_id.clone();
