@@ -24,7 +24,11 @@ pub(super) fn start(verbose: u8, quiet: bool) {
     };
     // Other crates speak of their own matters, TLS for instance with keys' names.
     let others = level.min(LevelFilter::WARN);
-    let targets = Targets::new().with_default(others).with_target("pgkeep", level);
+    // The AWS SDK warns of each place where it looked for something in vain.
+    let targets = Targets::new()
+        .with_default(others)
+        .with_target("aws", level.min(LevelFilter::ERROR))
+        .with_target("pgkeep", level);
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Line)
         .with_writer(Stderr)

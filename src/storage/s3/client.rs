@@ -31,9 +31,16 @@ const DEFAULT_REGION: &str = "us-east-1";
 /// Makes the client. Says in a sentence why it can't be.
 pub(super) async fn connect(settings: &S3Settings) -> Result<Client, String> {
     let http = watch::watched(http_client(settings)?, settings.stall);
-    let chain = RegionProviderChain::first_try(settings.region.clone().map(Region::new))
-        .or_default_provider()
-        .or_else(DEFAULT_REGION);
+    let chain = RegionProviderChain::first_try(settings.region.clone().map(Region::new));
+    let chain = match settings.endpoint {
+        // The region of the machine this runs on, if it is one of AWS, says nothing of a server
+        // that isn't, and asking for it takes seconds on any other.
+        Some(_) => chain
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new()),
+        None => chain.or_default_provider(),
+    };
+    let chain = chain.or_else(DEFAULT_REGION);
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .region(chain)

@@ -21,7 +21,7 @@ fn absent_is_said_only_when_every_repository_has_said_so() {
         assert_eq!(keeper.get(absent).unwrap(), Got::Absent, "{absent}");
     }
     let outage = |what: &str, kind: Kind, breaks: &dyn Fn(&Path), heals: &dyn Fn(&Path)| {
-        let root = keeper.scratch.join("second");
+        let root = keeper.places.objects("second");
         breaks(&root);
         assert_eq!(keeper.refused(&segments[1]).kind(), kind, "{what}");
         // The other one has it all the same.
@@ -67,9 +67,9 @@ fn absent_is_said_only_when_every_repository_has_said_so() {
         |root: &Path| swap(&root.join("repo.json"), &root.with_file_name("main").join("repo.json")),
         |root: &Path| swap(&root.join("repo.json"), &root.with_file_name("main").join("repo.json")),
     );
-    other_repository.0(&keeper.scratch.join("second"));
+    other_repository.0(&keeper.places.objects("second"));
     keeper.refused(&segments[1]);
-    other_repository.1(&keeper.scratch.join("second"));
+    other_repository.1(&keeper.places.objects("second"));
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn an_outage_that_passes_is_waited_for() {
     let mut keeper = Keeper::new(&cluster, &["main"]);
     keeper.cluster.outage_wait = std::time::Duration::from_secs(20);
     keeper.pushed(&cluster, &segments[0]);
-    let (root, aside) = (keeper.scratch.join("main"), keeper.scratch.join("aside"));
+    let (root, aside) = (keeper.places.objects("main"), keeper.scratch.join("aside"));
     fs::rename(&root, &aside).unwrap();
     let back = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(400));
@@ -102,7 +102,7 @@ fn a_damaged_segment_is_neither_served_nor_absent() {
     assert_eq!(keeper.refused(&segments[0]).kind(), Kind::Damaged, "damaged here, absent there");
 
     // A damaged copy isn't an outage, even when the other repository has one.
-    let (second, aside) = (keeper.scratch.join("second"), keeper.scratch.join("aside"));
+    let (second, aside) = (keeper.places.objects("second"), keeper.scratch.join("aside"));
     fs::rename(&second, &aside).unwrap();
     assert_eq!(keeper.refused(&segments[0]).kind(), Kind::Damaged);
     fs::rename(&aside, &second).unwrap();

@@ -18,7 +18,7 @@ use std::{
 
 use pgkeep::{
     archive::{self, Got, PushOutcome, Stored},
-    config::{ClusterSettings, KeySource, Location, RepositorySettings},
+    config::{ClusterSettings, KeySource, RepositorySettings},
     error::{Error, Result},
     postgres::{WalFile, control::ControlFile},
     repo::{
@@ -33,12 +33,14 @@ use pgkeep::{
 use crate::support::{
     Cluster, Scratch, Stop,
     install::{command, program},
+    places::Places,
 };
 
 /// Repositories for one cluster, at library level: they belong to the tests' own user.
 struct Keeper {
     cluster: ClusterSettings,
     repositories: Vec<RepositorySettings>,
+    places: Places,
     scratch: Scratch,
 }
 
@@ -49,14 +51,15 @@ impl Keeper {
         let mut settings = ClusterSettings::named("main");
         settings.pgdata = Some(cluster.pgdata().to_owned());
         settings.outage_wait = Duration::ZERO;
+        let places = Places::new(scratch.path());
         let repository = |name: &&str| RepositorySettings {
             name: (*name).to_owned(),
-            location: Location::Directory(scratch.path().join(name)),
+            location: places.location(name),
             key: KeySource::File(scratch.path().join(format!("{name}.key"))),
             compression_level: 1,
         };
         let repositories = names.iter().map(repository).collect();
-        let keeper = Keeper { cluster: settings, repositories, scratch };
+        let keeper = Keeper { cluster: settings, repositories, places, scratch };
         for settings in &keeper.repositories {
             run(init(settings)).expect("init");
         }
@@ -134,13 +137,13 @@ impl Keeper {
     fn object(&self, name: &str, cluster: &Cluster, file: &str) -> PathBuf {
         let file: WalFile = file.parse().expect("a name");
         let object = self.store(name, cluster).plain(file);
-        self.scratch.path().join(name).join(object.as_str())
+        self.places.objects(name).join(object.as_str())
     }
 
     /// The names of the objects of one timeline, sorted.
     fn names(&self, name: &str, cluster: &Cluster, timeline: &str) -> Vec<String> {
         let wal = format!("clusters/main/wal/{}/{timeline}", system(cluster));
-        let entries = fs::read_dir(self.scratch.path().join(name).join(wal)).expect("read");
+        let entries = fs::read_dir(self.places.objects(name).join(wal)).expect("read");
         let mut names: Vec<_> =
             entries.map(|e| e.expect("read").file_name().into_string().expect("UTF-8")).collect();
         names.sort();

@@ -72,7 +72,7 @@ fn hex_sha256(bytes: &[u8]) -> String {
 fn one_repository_that_fails_does_not_keep_the_other_from_its_copy() {
     let (cluster, segments) = cluster_with_segments(15, 1);
     let keeper = Keeper::new(&cluster, &["first", "gone", "last"]);
-    let (gone, aside) = (keeper.scratch.join("gone"), keeper.scratch.join("aside"));
+    let (gone, aside) = (keeper.places.objects("gone"), keeper.scratch.join("aside"));
     fs::rename(&gone, &aside).unwrap();
     let e = keeper.push(&wal(&cluster, &segments[0])).unwrap_err();
     assert_eq!(e.kind(), Kind::Repository);
@@ -137,7 +137,7 @@ fn a_missing_keys_object_is_not_taken_for_damage() {
     let keeper = Keeper::new(&cluster, &["main"]);
     keeper.pushed(&cluster, &segments[0]);
     let names = keeper.names("main", &cluster, "00000001");
-    let keys = keeper.scratch.join("main/keys");
+    let keys = keeper.places.objects("main").join("keys");
     fs::rename(&keys, keeper.scratch.join("keys")).unwrap();
     assert!(keeper.push(&wal(&cluster, &segments[0])).is_err());
     keeper.refused(&segments[0]);
@@ -249,7 +249,7 @@ fn nothing_of_the_content_can_be_read_in_the_repository() {
     keeper.pushed(&cluster, &segment);
     let find = |bytes: &[u8]| bytes.windows(marker.len()).any(|w| w == marker.as_bytes());
     assert!(find(&fs::read(wal(&cluster, &segment)).unwrap()));
-    for object in crate::support::objects::objects(&keeper.scratch.join("main")) {
+    for object in crate::support::objects::objects(&keeper.places.objects("main")) {
         assert!(!find(&fs::read(&object.path).unwrap()), "{}", object.name);
     }
 }

@@ -98,7 +98,7 @@ fn two_promotions_leave_two_partials_and_one_new_timeline() {
         let segment: SegmentName = fork.segment.parse().unwrap();
         let ends = run(store.partials(segment)).unwrap().into_iter().map(|object| {
             let summary = run(store.summary(&object)).unwrap().unwrap();
-            (summary.segment.unwrap().end, keeper.scratch.join(name).join(object.as_str()))
+            (summary.segment.unwrap().end, keeper.places.objects(name).join(object.as_str()))
         });
         ends.max().unwrap().1
     };
@@ -117,7 +117,7 @@ fn two_promotions_leave_two_partials_and_one_new_timeline() {
     assert_eq!(keeper.served(&fork.segment), long, "from the repaired copy");
 
     // An outage: the whole segment might be in what can't be asked.
-    let (second, aside) = (keeper.scratch.join("second"), keeper.scratch.join("aside"));
+    let (second, aside) = (keeper.places.objects("second"), keeper.scratch.join("aside"));
     fs::rename(&second, &aside).unwrap();
     assert_eq!(keeper.refused(&fork.segment).kind(), Kind::Repository);
     fs::rename(&aside, &second).unwrap();

@@ -36,11 +36,6 @@ fn first(operation: &'static str, go: Go) -> impl FnMut(&Call) -> Go + Send + 's
     }
 }
 
-/// Every request of this operation is refused so.
-fn always(operation: &'static str, code: S3ErrorCode) -> impl FnMut(&Call) -> Go + Send + 'static {
-    move |call| if call.operation == operation { Go::Refuse(code.clone()) } else { Go::On }
-}
-
 async fn put(storage: &S3, object: &str, len: usize) -> pgkeep::storage::Result<()> {
     storage.put(&name(object), content(len as u64, len)).await
 }
@@ -125,11 +120,11 @@ async fn who_took_the_name_is_never_guessed() {
     let server = Server::start();
     let storage = storage(&server);
     put(&storage, "taken", 10).await.expect("put");
-    server.front().plan(always("HeadObject", S3ErrorCode::SlowDown));
+    server.front().refuse("HeadObject", S3ErrorCode::SlowDown);
     let e = error(put(&storage, "taken", 10).await);
     assert_eq!(e.kind, ErrorKind::Unavailable, "{e}");
     // The upload is gone, and nothing came of it.
-    server.front().plan(always("CompleteMultipartUpload", S3ErrorCode::NoSuchUpload));
+    server.front().refuse("CompleteMultipartUpload", S3ErrorCode::NoSuchUpload);
     let e = error(put(&storage, "gone", LARGE).await);
     assert_eq!(e.kind, ErrorKind::Unavailable, "{e}");
     assert!(e.message.contains("NoSuchUpload"), "{e}");
@@ -168,7 +163,7 @@ async fn what_may_pass_is_tried_again_and_then_said() {
             storage.delete(&name(&object)).await.expect("delete");
             put(&storage, &object, 10).await.expect("put");
         }
-        server.front().plan(always("UploadPart", code.clone()));
+        server.front().refuse("UploadPart", code.clone());
         let e = error(put(&storage, "never", LARGE).await);
         assert_eq!(e.kind, ErrorKind::Unavailable);
         let text = e.to_string();
@@ -211,7 +206,7 @@ async fn missing_and_cant_tell_are_never_confused() {
         (S3ErrorCode::ExpiredToken, ErrorKind::Denied),
         (S3ErrorCode::PermanentRedirect, ErrorKind::RootMissing),
     ] {
-        server.front().plan(always("GetObject", code.clone()));
+        server.front().refuse("GetObject", code.clone());
         assert_eq!(error(storage.size(&absent).await).kind, kind, "{code:?}");
         let e = error(storage.read(&absent, Range::All).await);
         assert_eq!(e.kind, kind, "{code:?}");
@@ -317,7 +312,7 @@ async fn what_a_killed_process_left_is_removed_once_it_is_old() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(remove(Duration::from_millis(1)).await, 2);
     assert_eq!(server.front().uploads(), ["x/wal/x"]);
-    server.front().plan(always("ListMultipartUploads", S3ErrorCode::NotImplemented));
+    server.front().refuse("ListMultipartUploads", S3ErrorCode::NotImplemented);
     assert_eq!(remove(Duration::ZERO).await, 0);
 }
 
@@ -338,7 +333,7 @@ async fn whether_creation_is_conditional_is_tried() {
 
     // A server that doesn't know the header at all.
     let refuses = Server::start();
-    refuses.front().plan(always("PutObject", S3ErrorCode::NotImplemented));
+    refuses.front().refuse("PutObject", S3ErrorCode::NotImplemented);
     assert_eq!(storage_of(&refuses).create_only().await.expect("probe"), CreateOnly::Ignored);
 }
 

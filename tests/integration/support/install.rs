@@ -80,6 +80,7 @@ pub fn command(program: impl AsRef<Path>) -> Command {
         .env("HOME", "/nonexistent")
         .env("LC_ALL", "C.UTF-8")
         .env("TZ", "UTC")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
         .current_dir("/")
         .stdin(Stdio::null());
     if is_root() {

@@ -8,6 +8,7 @@ pub mod install;
 pub mod memory;
 pub mod objects;
 pub mod pgkeep;
+pub mod places;
 pub mod s3;
 pub mod scratch;
 pub mod server;

@@ -11,6 +11,8 @@ use std::{
 use super::{
     cluster::Cluster,
     install::{command, pgkeep_binary},
+    places::Places,
+    s3::Server,
     scratch::{Scratch, write},
 };
 
@@ -20,6 +22,7 @@ use super::{
 pub struct Pgkeep {
     config: PathBuf,
     scratch: Scratch,
+    places: Places,
 }
 
 /// What a run printed, and how it ended.
@@ -48,10 +51,27 @@ impl Pgkeep {
     /// As an empty host has it: a repository and nothing else.
     pub fn without_cluster() -> Self {
         let scratch = Scratch::new("keep");
+        let places = Places::new(&scratch.path().join("repository"));
+        Pgkeep::made(scratch, places)
+    }
+
+    /// A configuration for this cluster, with repositories on this server.
+    pub fn on_server(cluster: &Cluster, server: Server) -> Self {
+        let pgkeep = Pgkeep::made(Scratch::new("keep"), Places::on(server));
+        pgkeep.add_cluster("main", cluster);
+        pgkeep
+    }
+
+    fn made(scratch: Scratch, places: Places) -> Self {
         let config = scratch.file("pgkeep.toml", "");
-        let pgkeep = Pgkeep { config, scratch };
+        let pgkeep = Pgkeep { config, scratch, places };
         pgkeep.add_repository("main");
         pgkeep
+    }
+
+    /// The S3 server that the repositories lie on, where they do.
+    pub fn server(&self) -> Option<&Server> {
+        self.places.server()
     }
 
     /// Initialised, and with the cluster's archiving switched on.
@@ -64,12 +84,10 @@ impl Pgkeep {
 
     /// Adds a repository of this name to the configuration.
     pub fn add_repository(&self, name: &str) {
-        self.scratch.folder(&format!("repository/{name}"));
-        self.add(&format!(
-            "[repository.{name}]\nurl = \"file://{}\"\nkey-file = \"{}\"",
-            self.repository_of(name).display(),
-            self.key_file(name).display(),
-        ));
+        if self.places.server().is_none() {
+            self.scratch.folder(&format!("repository/{name}"));
+        }
+        self.add(&self.places.configuration(name, &self.key_file(name)));
     }
 
     /// Adds a cluster under this name to the configuration.
@@ -106,14 +124,14 @@ impl Pgkeep {
         &self.config
     }
 
-    /// The directory of the repository `main`.
+    /// The directory with the objects of the repository `main`.
     pub fn repository(&self) -> PathBuf {
         self.repository_of("main")
     }
 
-    /// The directory of the repository of this name.
+    /// The directory with the objects of the repository of this name.
     pub fn repository_of(&self, name: &str) -> PathBuf {
-        self.scratch.path().join("repository").join(name)
+        self.places.objects(name)
     }
 
     /// The key file of the repository of this name.

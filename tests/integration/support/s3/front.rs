@@ -92,6 +92,13 @@ impl Front {
         *self.plan.lock().unwrap() = Box::new(plan);
     }
 
+    /// From now on each request of this operation is refused so.
+    pub fn refuse(&self, operation: &'static str, code: S3ErrorCode) {
+        self.plan(move |call| {
+            if call.operation == operation { Go::Refuse(code.clone()) } else { Go::On }
+        });
+    }
+
     /// Lets everything through again.
     pub fn heal(&self) {
         self.plan(|_| Go::On);

@@ -76,11 +76,6 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// The file with the credentials that it takes.
-    pub fn credentials(&self) -> &Path {
-        &self.credentials
-    }
-
     /// Where the objects below a prefix are files.
     pub fn objects(&self, prefix: &str) -> PathBuf {
         self.folder.path().join("objects").join(BUCKET).join(prefix)
