@@ -236,7 +236,7 @@ impl From<crate::storage::StorageError> for Error {
         let kind = match e.kind {
             ErrorKind::NotFound | ErrorKind::OutOfRange => Kind::Damaged,
             ErrorKind::AlreadyExists => Kind::Conflict,
-            ErrorKind::Denied => Kind::Denied,
+            ErrorKind::Denied | ErrorKind::Refused | ErrorKind::Locked => Kind::Denied,
             ErrorKind::RootMissing | ErrorKind::Full | ErrorKind::Unavailable => Kind::Repository,
         };
         let hint = match e.kind {

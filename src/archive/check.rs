@@ -27,8 +27,10 @@ use crate::{
         id::RandomId,
         layout::{self, ClusterLayout},
         open::open,
+        repository::Names,
         wal::WalStore,
     },
+    storage::CreateOnly,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -71,7 +73,7 @@ impl StepState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckStep {
     /// What, a stable name: `server`, `data-directory`, `replication`, `wal-level`, `archive-mode`,
-    /// `archive-command`, `archive-timeout`, `repository`, `system`, `switch`, `arrival`.
+    /// `archive-command`, `archive-timeout`, `repository`, `create-only`, `system`, `switch`, `arrival`.
     pub name: &'static str,
     /// The repository that it is about, if it is about one.
     pub repository: Option<String>,
@@ -176,13 +178,14 @@ pub async fn check(
     let mut opened = Vec::new();
     for settings in repositories {
         match open_writable(settings).await {
-            Ok(repository) => {
+            Ok((repository, creation)) => {
                 let text = format!(
                     "{} opens ({}) and can be written to",
                     repository.storage().address(),
                     if repository.keyring().is_encrypted() { "encrypted" } else { "not encrypted" }
                 );
                 report.step("repository", StepState::Ok, text).of(&settings.name);
+                report_creation(&repository, creation, &mut report);
                 opened.push(repository);
             }
             Err(e) => {
@@ -207,12 +210,41 @@ pub async fn check(
     Ok(report)
 }
 
-/// Opens a repository and begins an object in it, which is not finished.
-async fn open_writable(settings: &RepositorySettings) -> Result<Repository> {
+/// Opens a repository and begins an object in it, which is not finished. Also finds out whether the
+/// storage refuses to create what is there.
+async fn open_writable(settings: &RepositorySettings) -> Result<(Repository, CreateOnly)> {
     let repository = open(settings).await?;
     let mut writer = repository.storage().create(&layout::repository_file()).await?;
     writer.write(b"pgkeep".as_slice().into()).await?;
-    Ok(repository)
+    let creation = repository.storage().create_only().await?;
+    Ok((repository, creation))
+}
+
+/// Whether what is stored is safe from being overwritten: by the storage, or by its names.
+fn report_creation(repository: &Repository, creation: CreateOnly, report: &mut CheckReport) {
+    let (state, text) = match (creation, repository.names()) {
+        (CreateOnly::Inherent, _) => return,
+        (CreateOnly::Honoured, Names::Plain) => {
+            (StepState::Ok, "the server refuses to overwrite what is there")
+        }
+        (_, Names::Content) => (
+            StepState::Ok,
+            "names hold the content's checksum, so that nothing can be overwritten by other content",
+        ),
+        (CreateOnly::Ignored, Names::Plain) => (
+            StepState::Problem,
+            "the server overwrites what is there, and the names in this repository don't guard \
+             against it: what another server archives could take the place of this one's WAL",
+        ),
+    };
+    let step = report.step("create-only", state, text).of(repository.name());
+    if state == StepState::Problem {
+        step.hint(
+            "it has to honour If-None-Match of PutObject and CompleteMultipartUpload, as it did when \
+             the repository was made: update it, or look for what changes requests on the way",
+        )
+        .hint("in a new repository on it names hold checksums: `pgkeep init` finds out by itself");
+    }
 }
 
 /// Makes the system known in each repository, unless another one is there.
@@ -369,7 +401,7 @@ impl Arrival {
 /// Whether the segment is in the repository. What is there is read to its last byte, and has to be
 /// this server's: another one may archive under the same names.
 async fn arrived(store: &WalStore, segment: SegmentName, mark: &str) -> Result<Option<String>> {
-    let name = store.plain(WalFile::Segment(segment));
+    let Some(name) = store.find(WalFile::Segment(segment)).await? else { return Ok(None) };
     let mut finder = Finder { mark: mark.as_bytes(), rest: Vec::new(), found: false };
     let Some(summary) = store.copy_to(&name, &mut finder).await? else { return Ok(None) };
     if !finder.found {

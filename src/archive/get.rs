@@ -174,13 +174,15 @@ impl Request<'_> {
         if let WalFile::Partial(segment) = self.file {
             return partial::serve_partial(self, store, segment).await;
         }
-        let plain = store.plain(self.file);
-        let damage = match self.fetch(store, &plain).await {
-            Ok(true) => return Ok(Some(plain)),
-            Ok(false) => None,
-            Err(e) if e.kind() == Kind::Damaged => Some(e),
-            Err(e) => return Err(e),
-        };
+        let mut damage = None;
+        if let Some(stored) = store.find(self.file).await? {
+            match self.fetch(store, &stored).await {
+                Ok(true) => return Ok(Some(stored)),
+                Ok(false) => {}
+                Err(e) if e.kind() == Kind::Damaged => damage = Some(e),
+                Err(e) => return Err(e),
+            }
+        }
         for repair in store.repairs(self.file).await? {
             match self.fetch(store, &repair).await {
                 Ok(true) => return Ok(Some(repair)),
@@ -204,10 +206,12 @@ impl Request<'_> {
 
     /// Writes one object to the destination, if it exists and is what was asked for.
     pub(super) async fn fetch(&self, store: &WalStore, name: &ObjectName) -> Result<bool> {
-        if !exists(store.repository(), name).await? {
-            return Ok(false);
-        }
-        let mut destination = Destination::create(self.destination)?;
+        let mut destination = match Destination::create(self.destination) {
+            Ok(destination) => destination,
+            // That nothing can be written matters only if there is something to write.
+            Err(e) if exists(store.repository(), name).await? => return Err(e),
+            Err(_) => return Ok(false),
+        };
         let Some(summary) = store.copy_to(name, destination.file()).await? else {
             return Ok(false);
         };

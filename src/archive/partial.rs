@@ -130,7 +130,9 @@ async fn has_later(store: &WalStore, segment: SegmentName) -> Result<bool> {
         after = Some(last.clone());
         let later = page.iter().any(|(object, ..)| {
             let file = match object {
-                WalObject::Plain(file) | WalObject::Repair(file, _) => *file,
+                WalObject::Plain(file)
+                | WalObject::Content(file, _)
+                | WalObject::Repair(file, _) => *file,
                 WalObject::Partial(segment, _) => WalFile::Partial(*segment),
             };
             matches!(file, WalFile::Segment(s) | WalFile::Partial(s) if s > segment)

@@ -12,7 +12,7 @@ pub use super::store::Stored;
 use super::{
     data_directory::DataDirectory,
     source::Source,
-    store::{create_in_all, object_name, settle},
+    store::{create_in_all, settle},
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
@@ -23,9 +23,11 @@ use crate::{
         catalog::{exists, systems},
         layout::ClusterLayout,
         open::open,
-        sealed::read_whole,
+        repository::Names,
+        sealed::open_whole,
         wal::WalStore,
     },
+    storage::Range,
 };
 
 /// What a push did.
@@ -111,7 +113,7 @@ async fn store_history(
     let (mut without, mut targets) = (Vec::new(), Vec::new());
     for (index, store) in stores.iter().enumerate() {
         let Ok(store) = store else { continue };
-        if matches!(exists(store.repository(), &store.plain(file)).await, Ok(false)) {
+        if matches!(store.has(file).await, Ok(false)) {
             without.push(index);
             targets.push(store);
         }
@@ -155,7 +157,11 @@ async fn open_store(
 ) -> Result<WalStore> {
     let repository = open(settings).await?;
     let registration = layout.system(system);
-    if !exists(&repository, &registration).await? {
+    let registered = match repository.storage().read(&registration, Range::All).await {
+        Err(e) if e.is_not_found() => None,
+        read => Some(read?),
+    };
+    let Some(registered) = registered else {
         let others: Vec<_> =
             systems(&repository, layout).await?.iter().map(ToString::to_string).collect();
         let message = match others.as_slice() {
@@ -176,17 +182,20 @@ async fn open_store(
                 )
                 .hint("if it is the same one after pg_upgrade or initdb: pgkeep check --new-system"),
         });
-    }
-    read_whole(&repository, &registration).await?;
+    };
+    open_whole(&repository, &registration, &registered)?;
     Ok(WalStore::new(&repository, layout, system))
 }
 
 /// The results are in the order of `stores`.
 async fn store_in_all(source: &mut Source, stores: &[&WalStore]) -> Result<Vec<Result<Stored>>> {
     let wal = source.wal();
-    // A partial one's name has its checksum, so it is read twice; it comes once a promotion.
+    // Where the name has the checksum, the file is read twice: a partial one, which comes once a
+    // promotion, or all where the storage overwrites.
+    let is_partial = matches!(wal, WalFile::Partial(_));
+    let named = |store: &WalStore| store.repository().names() == Names::Content;
     let mut summary = None;
-    if matches!(wal, WalFile::Partial(_)) {
+    if is_partial || stores.iter().any(|store| named(store)) {
         let mut pass = source.pass()?;
         while pass.next()?.is_some() {}
         summary = Some(pass.finish());
@@ -194,9 +203,11 @@ async fn store_in_all(source: &mut Source, stores: &[&WalStore]) -> Result<Vec<R
     let mut results = Vec::with_capacity(stores.len());
     let (mut missing, mut names) = (Vec::new(), Vec::new());
     for (index, store) in stores.iter().enumerate() {
-        let name =
-            summary.as_ref().map_or_else(|| store.plain(wal), |s| object_name(store, wal, s));
-        let there = exists(store.repository(), &name).await;
+        let name = summary.as_ref().map_or_else(|| store.plain(wal), |s| store.object_of(wal, s));
+        let there = match is_partial {
+            true => exists(store.repository(), &name).await,
+            false => store.has(wal).await,
+        };
         if matches!(there, Ok(false)) {
             missing.push(index);
             names.push((*store, name));
@@ -205,8 +216,11 @@ async fn store_in_all(source: &mut Source, stores: &[&WalStore]) -> Result<Vec<R
     }
     // Also where nothing is missing: the file's checksum is needed to compare.
     let (summary, created) = create_in_all(source, &names, summary.as_ref()).await?;
-    for (index, result) in missing.into_iter().zip(created) {
-        results[index] = result;
+    for ((index, (store, name)), result) in missing.into_iter().zip(&names).zip(created) {
+        results[index] = match result {
+            Ok(stored) => store.prove_alone(wal, name).await.map(|()| stored),
+            Err(e) => Err(e),
+        };
     }
     for (store, result) in stores.iter().zip(&mut results) {
         if matches!(result, Ok(Stored::Already)) {

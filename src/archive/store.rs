@@ -25,14 +25,6 @@ pub enum Stored {
     Repaired,
 }
 
-/// The name under which a file with this content lies.
-pub fn object_name(store: &WalStore, wal: WalFile, summary: &StoredSummary) -> ObjectName {
-    match wal {
-        WalFile::Partial(segment) => store.partial(segment, summary),
-        _ => store.plain(wal),
-    }
-}
-
 /// Reads the source once and creates its object in each of `targets`. The outer error is about the
 /// source, the inner ones about a repository; one repository's failure doesn't keep the others
 /// from getting theirs. [`Stored::Already`] here means only that the name is taken.
@@ -88,7 +80,11 @@ pub async fn settle(
     summary: &StoredSummary,
 ) -> Result<Stored> {
     let wal = source.wal();
-    let name = object_name(store, wal, summary);
+    let name = match wal {
+        WalFile::Partial(_) => Some(store.object_of(wal, summary)),
+        _ => store.find(wal).await?,
+    };
+    let name = name.ok_or_else(|| vanished(store, &wal))?;
     let damage = match confirm(store, &name, summary).await {
         Ok(()) => return Ok(Stored::Already),
         Err(e) if e.kind() == Kind::Damaged => e,
@@ -127,8 +123,7 @@ async fn confirm(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -
              timeline: give a copy a cluster name or a repository of its own",
         )
     };
-    let vanished =
-        || Error::new(Kind::Repository, format!("{name} vanished while it was looked at"));
+    let vanished = || vanished(store, name);
     let same = |stored: &StoredSummary| stored.sha256 == summary.sha256;
     match store.summary(name).await? {
         None => return Err(vanished()),
@@ -141,6 +136,11 @@ async fn confirm(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -
         Some(_) => {}
     }
     Ok(store.repository().storage().ensure_durable(name).await?)
+}
+
+fn vanished(store: &WalStore, what: impl std::fmt::Display) -> Error {
+    let address = store.repository().storage().address();
+    Error::new(Kind::Repository, format!("{what} vanished from {address} while it was looked at"))
 }
 
 /// Stores the source under the first free repair name. A repaired copy may be damaged as well, so

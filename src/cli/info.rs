@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Result,
     info::{ClusterInfo, SystemInfo, Window, info},
-    repo::{self, record::BackupRecord},
+    repo::{self, record::BackupRecord, repository::Names},
 };
 
 /// Show backups, recovery windows, WAL ranges and gaps
@@ -67,8 +67,12 @@ impl Info {
 
 fn text(info: &ClusterInfo) -> String {
     let encryption = if info.encrypted { "encrypted" } else { "not encrypted" };
+    let names = match info.names {
+        Names::Plain => "",
+        Names::Content => ", names hold checksums since the server overwrites",
+    };
     let mut out = format!(
-        "cluster {} in repository {} ({}, {encryption})\n",
+        "cluster {} in repository {} ({}, {encryption}{names})\n",
         info.cluster, info.repository, info.address
     );
     if info.systems.is_empty() {

@@ -7,14 +7,15 @@ use super::{Global, runtime, table};
 use crate::{
     config::{KeySource, RepositorySettings},
     error::{Kind, Result},
-    repo,
+    repo::{self, repository::Names},
 };
 
 /// Make a repository, and its key file unless there is one
 ///
-/// The place is the repository's url, a directory that is made with mode 0700 unless it is there. A
-/// new key file is written before anything else. It opens everything that will be stored: keep a
-/// copy of it on another machine. An existing repository is never touched.
+/// The place is the repository's url: a directory, which is made with mode 0700 unless it is there,
+/// or a bucket, which has to be there. A new key file is written before anything else. It opens
+/// everything that will be stored: keep a copy of it on another machine. An existing repository is
+/// never touched.
 ///
 /// With several repositories those that aren't there yet are made, or the one that --repo names.
 #[derive(Debug, Args)]
@@ -36,6 +37,8 @@ struct MadeOne {
     url: String,
     id: String,
     encrypted: bool,
+    /// `plain`, or `content` where the storage overwrites what is there.
+    names: Names,
     /// The key file, if it was made now.
     key_file: Option<String>,
     /// The key file, if it was there and is used.
@@ -76,6 +79,7 @@ async fn make(selected: &[&RepositorySettings]) -> Result<Made> {
                     url: repository.location.to_string(),
                     id: new.id.to_string(),
                     encrypted: repository.key != KeySource::Unencrypted,
+                    names: new.names,
                     key_file,
                     used_key_file,
                 });
@@ -102,6 +106,9 @@ fn text(made: &MadeOne) -> String {
         ("id", made.id.clone()),
         ("encryption", encryption.to_owned()),
     ];
+    if made.names == Names::Content {
+        rows.push(("names", "hold checksums, since this server overwrites what is there".into()));
+    }
     if let Some(path) = &made.key_file {
         rows.push(("key file", path.clone()));
     }
@@ -127,6 +134,7 @@ mod tests {
             url: "file:///var/lib/pgkeep".into(),
             id: "00112233445566778899aabbccddeeff".into(),
             encrypted: true,
+            names: Names::Plain,
             key_file: Some("/etc/pgkeep/main.key".into()),
             used_key_file: None,
         };

@@ -15,6 +15,7 @@ use crate::{
         pin::pins,
         record::BackupRecord,
         replay::Replay,
+        repository::Names,
         timelines::{SegmentRange, TimelineWal, WalInventory},
         wal::WalStore,
     },
@@ -30,6 +31,8 @@ pub struct ClusterInfo {
     pub address: String,
     /// Whether it is encrypted.
     pub encrypted: bool,
+    /// What names hold: `plain`, or `content` where the storage would overwrite what is there.
+    pub names: Names,
     /// The cluster's name.
     pub cluster: String,
     /// Its systems; more than one after a major upgrade.
@@ -162,6 +165,7 @@ pub async fn info(repository: &Repository, cluster: &ClusterSettings) -> Result<
         repository: repository.name().to_owned(),
         address: repository.storage().address().to_owned(),
         encrypted: repository.keyring().is_encrypted(),
+        names: repository.names(),
         cluster: cluster.name.clone(),
         systems,
         unusable,

@@ -6,11 +6,14 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Duration, Utc};
+use tokio::task::JoinSet;
 
 use super::{
     BackupId, BackupType, Repository, SystemId,
+    keys::random,
     layout::ClusterLayout,
     record::BackupRecord,
+    repository::Names,
     sealed::{put_sealed, read_whole},
     timelines::read_history,
     wal::WalStore,
@@ -23,6 +26,14 @@ use crate::{
 
 /// How many objects a listing asks for at once.
 pub const PAGE: usize = 5_000;
+
+/// How many backups are asked about at once: where each question is a request, waiting for one
+/// after the other would take long.
+const AT_ONCE: usize = 16;
+
+/// At least as many objects as a backup has beside its packs: `abandoned`, `backup.json`, `begin`,
+/// `deleted`, `manifest`; and room for some that don't belong there.
+const BESIDE_PACKS: usize = 16;
 
 /// A backup's folder and what it is.
 #[derive(Debug)]
@@ -57,15 +68,33 @@ pub async fn exists(repository: &Repository, name: &ObjectName) -> Result<bool> 
 
 /// Every backup folder of the cluster, sorted by id.
 pub async fn entries(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<CatalogEntry>> {
-    let mut entries = Vec::new();
+    let mut ids = Vec::new();
     for folder in repository.storage().folders(&layout.backups_folder()).await? {
-        let Ok(id) = folder.parse::<BackupId>() else {
-            tracing::warn!("{}/{folder} isn't a backup", layout.backups_folder());
-            continue;
-        };
-        let state = state(repository, layout, &id).await?;
-        entries.push(CatalogEntry { id, state });
+        match folder.parse::<BackupId>() {
+            Ok(id) => ids.push(id),
+            Err(_) => tracing::warn!("{}/{folder} isn't a backup", layout.backups_folder()),
+        }
     }
+    let mut entries = Vec::with_capacity(ids.len());
+    for ids in ids.chunks(AT_ONCE) {
+        let mut asked = JoinSet::new();
+        for id in ids.iter().cloned() {
+            let (repository, layout) = (repository.clone(), layout.clone());
+            asked.spawn(async move {
+                let state = state(&repository, &layout, &id).await?;
+                Ok(CatalogEntry { id, state })
+            });
+        }
+        while let Some(entry) = asked.join_next().await {
+            entries.push(entry.unwrap_or_else(|e| {
+                Err(Error::new(
+                    Kind::Internal,
+                    format!("the task that looks at a backup died: {e}"),
+                ))
+            })?);
+        }
+    }
+    entries.sort_by(|a: &CatalogEntry, b| a.id.cmp(&b.id));
     Ok(entries)
 }
 
@@ -74,14 +103,19 @@ async fn state(
     layout: &ClusterLayout,
     id: &BackupId,
 ) -> Result<BackupState> {
-    if exists(repository, &layout.of_backup(id, "deleted")).await? {
+    // One listing tells what is there, since the names of packs come after those of the others.
+    let folder = layout.backup_folder(id);
+    let listed = repository.storage().list(&folder, None, BESIDE_PACKS).await?;
+    let has = |part: &str| {
+        let name = layout.of_backup(id, part);
+        listed.iter().any(|object| object.name == name)
+    };
+    if has("deleted") {
         return Ok(BackupState::Deleted);
     }
     // Without `begin` the folder was removed, and a process that knew nothing of it wrote on.
-    for part in ["backup.json", "begin"] {
-        if !exists(repository, &layout.of_backup(id, part)).await? {
-            return Ok(BackupState::Unfinished);
-        }
+    if !(has("backup.json") && has("begin")) {
+        return Ok(BackupState::Unfinished);
     }
     Ok(match read_record(repository, layout, id).await {
         Ok(record) => BackupState::Complete(Box::new(record)),
@@ -193,16 +227,22 @@ pub async fn commit(
 }
 
 /// Reserves an id in every repository, by creating `begin` in each: the first second from `now` on
-/// that is free in all of them. A repository in which that fails for another reason has its error in
-/// the list, and doesn't keep the others from theirs.
+/// that is free in all of them. Where one of them would overwrite, the id has a random number. A
+/// repository in which that fails for another reason has its error in the list, and doesn't keep the
+/// others from theirs.
 pub async fn reserve(
     repositories: &[Repository],
     layout: &ClusterLayout,
     kind: BackupType,
     now: DateTime<Utc>,
 ) -> Result<(BackupId, Vec<Result<()>>)> {
+    // Where the storage overwrites, nobody is told that an id is taken.
+    let random = match repositories.iter().any(|r| r.names() == Names::Content) {
+        true => Some(hex::encode(random::<8>()?)),
+        false => None,
+    };
     'second: for seconds in 0..600 {
-        let id = BackupId::at(now + Duration::seconds(seconds), kind);
+        let id = BackupId::at(now + Duration::seconds(seconds), kind, random.as_deref());
         let begin = layout.of_backup(&id, "begin");
         let mut reserved: Vec<Result<()>> = Vec::new();
         for repository in repositories {
@@ -238,7 +278,12 @@ pub async fn register_system(
     system: SystemId,
 ) -> Result<()> {
     let name = layout.system(system);
-    match put_sealed(repository, &name, system.to_string().as_bytes()).await {
+    // Where the storage overwrites, what is there is looked for first.
+    let put = match repository.names() == Names::Content && exists(repository, &name).await? {
+        true => Err(Error::new(Kind::Conflict, "it is registered already")),
+        false => put_sealed(repository, &name, system.to_string().as_bytes()).await,
+    };
+    match put {
         Err(e) if e.kind() == Kind::Conflict => {
             read_whole(repository, &name).await?;
             Ok(repository.storage().ensure_durable(&name).await?)

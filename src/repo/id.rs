@@ -69,9 +69,11 @@ pub struct BackupId(String);
 const ID_TIME: &str = "%Y%m%dT%H%M%SZ";
 
 impl BackupId {
-    /// The id for a backup of this type that begins at `time`, to the second.
-    pub fn at(time: DateTime<Utc>, kind: BackupType) -> Self {
-        BackupId(format!("{}-{kind}", time.format(ID_TIME)))
+    /// The id for a backup of this type that begins at `time`, to the second, with a random number
+    /// in hexadecimal where one is needed.
+    pub fn at(time: DateTime<Utc>, kind: BackupType, random: Option<&str>) -> Self {
+        let random = random.map(|random| format!("-{random}")).unwrap_or_default();
+        BackupId(format!("{}-{kind}{random}", time.format(ID_TIME)))
     }
 
     /// The id as text.

@@ -30,6 +30,7 @@ pub mod tree;
 pub mod tree_reader;
 pub mod wal;
 pub mod wal_floor;
+pub mod wal_names;
 pub mod wal_small;
 pub mod wal_wait;
 

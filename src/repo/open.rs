@@ -16,6 +16,7 @@ use super::{
     id::RandomId,
     keys::{KeyMaterial, read_key_file, write_key_file},
     layout,
+    repository::Names,
 };
 use crate::{
     config::{KeySource, Location, RepositorySettings},
@@ -42,6 +43,8 @@ pub async fn open(settings: &RepositorySettings) -> Result<Repository> {
 pub struct NewRepository {
     /// The new repository's id.
     pub id: RandomId,
+    /// What names hold in it: whether the storage refuses to create what is there.
+    pub names: Names,
     /// Its key file, if it has one.
     pub key_file: Option<PathBuf>,
     /// Whether `init` made the key file. An existing one is used as it is.
@@ -71,8 +74,9 @@ pub async fn init(settings: &RepositorySettings) -> Result<NewRepository> {
         _ => (None, false),
     };
     let material = key_material(settings).await?;
-    let id = Repository::init(storage.as_ref(), &material).await?;
-    Ok(NewRepository { id, key_file, key_file_made })
+    let file = Repository::init(storage.as_ref(), &material).await?;
+    let (id, names) = (file.repository, file.names);
+    Ok(NewRepository { id, names, key_file, key_file_made })
 }
 
 /// Makes the key file unless it is there; whether it did.

@@ -152,9 +152,9 @@ impl Replay<'_> {
     pub async fn segment(&self, number: u64) -> Result<Option<PathSegment>> {
         if let Some(name) = self.inventory.segment(self.path, number) {
             let file = WalFile::Segment(name);
-            let plain = self.store.plain(file);
-            let whole = match self.store.summary(&plain).await {
-                Ok(Some(summary)) => Ok((plain, summary)),
+            let stored = self.store.find(file).await?.ok_or_else(|| self.vanished(name))?;
+            let whole = match self.store.summary(&stored).await {
+                Ok(Some(summary)) => Ok((stored, summary)),
                 other => match self.readable(self.store.repairs(file).await?).await {
                     Some(repair) => Ok(repair),
                     None => other.and_then(|_| Err(self.vanished(name))),

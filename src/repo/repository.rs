@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Kind, Result},
-    storage::{Range, Storage},
+    storage::{CreateOnly, Range, Storage},
 };
 
 /// The repository format that this code writes and reads.
@@ -29,6 +29,28 @@ pub struct RepositoryFile {
     pub repository: RandomId,
     /// How objects are sealed.
     pub encryption: Encryption,
+    /// What the names of archived files hold.
+    #[serde(default, skip_serializing_if = "Names::are_plain")]
+    pub names: Names,
+}
+
+/// What the names of archived files and backups hold beside what they stand for. Settled by `init`,
+/// for the repository's whole life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Names {
+    /// Nothing: the storage refuses to create an object that is there.
+    #[default]
+    Plain,
+    /// What makes them differ where the content does, since the storage would overwrite: archived
+    /// files have their checksum, backups a random number.
+    Content,
+}
+
+impl Names {
+    fn are_plain(&self) -> bool {
+        *self == Names::Plain
+    }
 }
 
 /// Whether a repository is encrypted.
@@ -48,6 +70,7 @@ pub struct Repository {
     name: String,
     storage: Arc<dyn Storage>,
     keyring: Arc<Keyring>,
+    names: Names,
     compression_level: i32,
 }
 
@@ -67,6 +90,9 @@ impl Repository {
         compression_level: i32,
     ) -> Result<Self> {
         let file = read_repository_file(storage.as_ref()).await?;
+        if file.names == Names::Content {
+            storage.create_without_condition();
+        }
         let address = storage.address();
         let keyring = match (file.encryption, material) {
             (Encryption::None, KeyMaterial::None) => Keyring::plain(file.repository),
@@ -100,12 +126,14 @@ impl Repository {
             name: name.to_owned(),
             storage,
             keyring: Arc::new(keyring),
+            names: file.names,
             compression_level,
         })
     }
 
-    /// Makes a new repository in `storage`: the keys object, read back, then `repo.json`.
-    pub async fn init(storage: &dyn Storage, material: &KeyMaterial) -> Result<RandomId> {
+    /// Makes a new repository in `storage`: the keys object, read back, then `repo.json`. Whether
+    /// the storage refuses to create what is there decides what names hold.
+    pub async fn init(storage: &dyn Storage, material: &KeyMaterial) -> Result<RepositoryFile> {
         let address = storage.address();
         match storage.read(&layout::repository_file(), Range::All).await {
             Ok(_) => {
@@ -117,6 +145,13 @@ impl Repository {
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e.into()),
         }
+        let names = match storage.create_only().await? {
+            CreateOnly::Inherent | CreateOnly::Honoured => Names::Plain,
+            CreateOnly::Ignored => {
+                storage.create_without_condition();
+                Names::Content
+            }
+        };
         let repository = RandomId::random()?;
         let encryption = match material {
             KeyMaterial::None => Encryption::None,
@@ -128,13 +163,18 @@ impl Repository {
             let back = read_keys(storage, repository).await?;
             open_ring(repository, &back, material)?;
         }
-        let file =
-            RepositoryFile { product: "pgkeep".into(), format: FORMAT, repository, encryption };
+        let file = RepositoryFile {
+            product: "pgkeep".into(),
+            format: FORMAT,
+            repository,
+            encryption,
+            names,
+        };
         let mut json =
             serde_json::to_vec_pretty(&file).context(Kind::Internal, || "write repo.json")?;
         json.push(b'\n');
         storage.put(&layout::repository_file(), json.into()).await?;
-        Ok(repository)
+        Ok(file)
     }
 
     /// The name it has in the configuration.
@@ -150,6 +190,11 @@ impl Repository {
     /// Its keys.
     pub fn keyring(&self) -> &Keyring {
         &self.keyring
+    }
+
+    /// What names hold here.
+    pub fn names(&self) -> Names {
+        self.names
     }
 
     /// The zstd level for new objects.

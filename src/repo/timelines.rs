@@ -81,6 +81,7 @@ impl WalInventory {
                     wal.stored += size;
                     match object {
                         WalObject::Plain(WalFile::Segment(segment))
+                        | WalObject::Content(WalFile::Segment(segment), _)
                         | WalObject::Repair(WalFile::Segment(segment), _) => {
                             match segment.number(segment_size) {
                                 Some(number) => wal.add(number, size),
@@ -92,7 +93,7 @@ impl WalInventory {
                         WalObject::Partial(segment, _) => {
                             wal.partials.extend(segment.number(segment_size));
                         }
-                        WalObject::Plain(_) | WalObject::Repair(..) => {}
+                        WalObject::Plain(_) | WalObject::Content(..) | WalObject::Repair(..) => {}
                     }
                 }
             }

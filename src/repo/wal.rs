@@ -1,6 +1,7 @@
 //! The archive of one system: what a segment's object says of itself, and how objects are found.
 //!
-//! A file lies under its plain name. Beside it there may be
+//! A file lies under its plain name, or, in a repository whose names hold the content's checksum,
+//! under `<file>.<checksum>` ([`super::wal_names`]). Beside it there may be
 //! - `<segment>.partial.<checksum>`: the unfinished end of a timeline; several, because two
 //!   standbys promoted in one segment differ;
 //! - `<file>.repair.<checksum>`: pushed again because the stored one doesn't authenticate.
@@ -12,7 +13,12 @@ use std::io::Write;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Repository, SystemId, catalog::PAGE, layout::ClusterLayout, sealed::ObjectReader};
+use super::{
+    Repository, SystemId,
+    catalog::PAGE,
+    layout::ClusterLayout,
+    sealed::{FrameStream, ObjectReader},
+};
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{SegmentName, SegmentSize, Timeline, WalFile, wal::SegmentSummary},
@@ -52,6 +58,8 @@ impl StoredSummary {
 pub enum WalObject {
     /// A file under its plain name.
     Plain(WalFile),
+    /// A file under its name and its checksum, where names hold that.
+    Content(WalFile, String),
     /// A partial segment, with its checksum.
     Partial(SegmentName, String),
     /// A repaired copy, with its checksum.
@@ -67,7 +75,12 @@ impl WalObject {
         if let Some((segment, checksum)) = file_name.split_once(".partial.") {
             return Some(WalObject::Partial(segment.parse().ok()?, checksum.to_owned()));
         }
-        file_name.parse().ok().map(WalObject::Plain)
+        if let Ok(file) = file_name.parse() {
+            return Some(WalObject::Plain(file));
+        }
+        let (file, checksum) = file_name.rsplit_once('.')?;
+        let is_checksum = checksum.len() == 16 && checksum.bytes().all(|b| b.is_ascii_hexdigit());
+        is_checksum.then(|| Some(WalObject::Content(file.parse().ok()?, checksum.to_owned())))?
     }
 }
 
@@ -124,27 +137,26 @@ impl WalStore {
 
     /// The summary of an object, from its last bytes. `None` when there is no such object.
     pub async fn summary(&self, name: &ObjectName) -> Result<Option<StoredSummary>> {
-        match self.repository.storage().size(name).await {
-            Err(e) if e.is_not_found() => return Ok(None),
-            size => size?,
+        let Some(reader) = ObjectReader::find(&self.repository, name).await? else {
+            return Ok(None);
         };
-        let reader = ObjectReader::open(&self.repository, name).await?;
         self.parse_summary(name, reader.summary()).map(Some)
     }
 
     /// The summary of a whole segment: of its repaired copy, if there is one that can be read.
     pub async fn segment_summary(&self, segment: SegmentName) -> Result<Option<StoredSummary>> {
         let file = WalFile::Segment(segment);
-        let plain = self.summary(&self.plain(file)).await;
-        if matches!(&plain, Ok(Some(_))) {
-            return plain;
+        let Some(name) = self.find(file).await? else { return Ok(None) };
+        let stored = self.summary(&name).await;
+        if matches!(&stored, Ok(Some(_))) {
+            return stored;
         }
         for name in self.repairs(file).await? {
             if let Ok(Some(summary)) = self.summary(&name).await {
                 return Ok(Some(summary));
             }
         }
-        plain
+        stored
     }
 
     fn parse_summary(&self, name: &ObjectName, bytes: &[u8]) -> Result<StoredSummary> {
@@ -163,16 +175,12 @@ impl WalStore {
         name: &ObjectName,
         sink: &mut (dyn Write + Send),
     ) -> Result<Option<StoredSummary>> {
-        match self.repository.storage().size(name).await {
-            Err(e) if e.is_not_found() => return Ok(None),
-            size => size?,
+        let Some(mut frames) = FrameStream::find(&self.repository, name).await? else {
+            return Ok(None);
         };
-        let reader = ObjectReader::open(&self.repository, name).await?;
-        reader.check_header(&self.repository).await?;
-        let summary = self.parse_summary(name, reader.summary())?;
+        let summary = self.parse_summary(name, frames.summary())?;
         let (mut digest, mut size) = (Sha256::new(), 0);
-        for number in 0..reader.frame_count() as u64 {
-            let raw = reader.frame(&self.repository, number).await?;
+        while let Some(raw) = frames.next().await? {
             digest.update(&raw);
             size += raw.len() as u64;
             sink.write_all(&raw).context(Kind::Local, || format!("write the content of {name}"))?;
@@ -192,7 +200,11 @@ impl WalStore {
                 let Some((_, last, _)) = page.last() else { break };
                 after = Some(last.clone());
                 for (object, name, _) in page {
-                    let segment = matches!(object, WalObject::Plain(WalFile::Segment(_)));
+                    let segment = matches!(
+                        object,
+                        WalObject::Plain(WalFile::Segment(_))
+                            | WalObject::Content(WalFile::Segment(_), _)
+                    );
                     if segment && let Ok(Some(summary)) = self.summary(&name).await {
                         return Ok(SegmentSize::new(summary.size));
                     }
@@ -242,6 +254,7 @@ impl WalStore {
             let known: Vec<_> = listed
                 .into_iter()
                 .filter_map(|o| Some((WalObject::parse(o.name.file_name())?, o.name, o.size)))
+                .filter(|(object, ..)| self.counts(object))
                 .collect();
             if !known.is_empty() || after.is_none() {
                 return Ok(known);
@@ -254,7 +267,8 @@ impl WalStore {
     pub async fn history(&self, timeline: Timeline) -> Result<Option<Vec<u8>>> {
         let file = WalFile::History(timeline);
         let mut content = Vec::new();
-        let plain = match self.copy_to(&self.plain(file), &mut content).await {
+        let Some(name) = self.find(file).await? else { return Ok(None) };
+        let stored = match self.copy_to(&name, &mut content).await {
             Ok(None) => return Ok(None),
             Ok(Some(_)) => return Ok(Some(content)),
             Err(e) => e,
@@ -265,7 +279,7 @@ impl WalStore {
                 return Ok(Some(content));
             }
         }
-        Err(plain)
+        Err(stored)
     }
 }
 
@@ -293,6 +307,19 @@ mod tests {
             parse("00000002.history.repair.00ff"),
             Some(WalObject::Repair(WalFile::History(Timeline(2)), "00ff".into()))
         );
-        assert_eq!(parse("readme"), None);
+        assert_eq!(
+            parse("00000001000000000000001A.0123456789abcdef"),
+            Some(WalObject::Content(WalFile::Segment(segment), "0123456789abcdef".into()))
+        );
+        assert_eq!(
+            parse("00000001000000000000001A.00000028.backup.0123456789abcdef"),
+            Some(WalObject::Content(
+                WalFile::BackupHistory(segment, 0x28),
+                "0123456789abcdef".into()
+            ))
+        );
+        for unknown in ["readme", "00000001000000000000001A.0123", "00000001000000000000001A."] {
+            assert_eq!(parse(unknown), None, "{unknown}");
+        }
     }
 }

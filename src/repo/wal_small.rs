@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::{
+    repository::Names,
     sealed::SealedWriter,
     wal::{StoredSummary, WalStore},
 };
@@ -15,13 +16,19 @@ impl WalStore {
     /// Stores a timeline's history file, in the form in which `archive-push` stores it. Storing the
     /// same content twice succeeds; other content under the same name is a conflict.
     pub async fn store_history(&self, timeline: Timeline, content: &[u8]) -> Result<()> {
-        let name = self.plain(WalFile::History(timeline));
+        let file = WalFile::History(timeline);
         let summary = StoredSummary {
             size: content.len() as u64,
             sha256: hex::encode(Sha256::digest(content)),
             segment: None,
         };
+        let name = self.object_of(file, &summary);
+        // Where the storage overwrites, what is there is looked at before and not by trying.
+        let taken = self.repository().names() == Names::Content && self.has(file).await?;
         let store = async {
+            if taken {
+                return Err(Error::new(Kind::Conflict, "the name is taken"));
+            }
             let mut writer = SealedWriter::create(self.repository(), &name).await?;
             writer.seal(content).await?;
             writer.finish(&summary.to_bytes()?).await

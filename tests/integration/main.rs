@@ -17,6 +17,7 @@ mod protocol;
 mod recovery;
 mod replication;
 mod restore_write;
+mod s3;
 mod self_test;
 mod storage;
 mod support;

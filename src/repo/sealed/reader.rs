@@ -6,7 +6,7 @@ use super::frame::{HEADER_LEN, Header, Lengths, Opener, PREFIX_LEN, TRAILER_LEN,
 use crate::{
     error::{Error, Kind, Result},
     repo::{Repository, codec::Reader},
-    storage::{ObjectName, Range},
+    storage::{Fetched, ObjectName, Range},
 };
 
 /// How much of an object's end is read first: enough for the closing frame of most objects.
@@ -14,16 +14,20 @@ const TAIL: u64 = 16 << 10;
 
 /// An object whose closing frame has been read, so that single frames can be fetched.
 pub struct ObjectReader {
-    name: ObjectName,
+    pub(super) name: ObjectName,
     opener: Opener,
-    header: Header,
+    pub(super) header: Header,
     /// Where each frame begins, and its lengths.
-    frames: Vec<(u64, Lengths)>,
+    pub(super) frames: Vec<(u64, Lengths)>,
     summary: Vec<u8>,
     size: u64,
 }
 
-fn damaged(repository: &Repository, name: &ObjectName, what: impl std::fmt::Display) -> Error {
+pub(super) fn damaged(
+    repository: &Repository,
+    name: &ObjectName,
+    what: impl std::fmt::Display,
+) -> Error {
     let address = repository.storage().address();
     Error::new(Kind::Damaged, format!("{name} in {address} is damaged: {what}"))
 }
@@ -31,9 +35,21 @@ fn damaged(repository: &Repository, name: &ObjectName, what: impl std::fmt::Disp
 impl ObjectReader {
     /// Reads the object's end: which frames it has, and its summary.
     pub async fn open(repository: &Repository, name: &ObjectName) -> Result<Self> {
+        let tail = repository.storage().fetch(name, Range::Last(TAIL)).await?;
+        Self::of_tail(repository, name, tail).await
+    }
+
+    /// As [`ObjectReader::open`]; `None` when the storage answers that there is no such object.
+    pub async fn find(repository: &Repository, name: &ObjectName) -> Result<Option<Self>> {
+        match repository.storage().fetch(name, Range::Last(TAIL)).await {
+            Err(e) if e.is_not_found() => Ok(None),
+            tail => Self::of_tail(repository, name, tail?).await.map(Some),
+        }
+    }
+
+    async fn of_tail(repository: &Repository, name: &ObjectName, tail: Fetched) -> Result<Self> {
+        let Fetched { bytes: mut tail, size } = tail;
         let storage = repository.storage();
-        let size = storage.size(name).await?;
-        let mut tail = storage.read(name, Range::Last(TAIL)).await?;
         let bad = |what: String| damaged(repository, name, what);
         let (offset, len) = parse_trailer(&tail).map_err(bad)?;
         let end = u64::from(len) + TRAILER_LEN as u64;
@@ -43,7 +59,7 @@ impl ObjectReader {
         Self::from_tail(repository, name, size, offset, &tail).map_err(bad)
     }
 
-    fn from_tail(
+    pub(super) fn from_tail(
         repository: &Repository,
         name: &ObjectName,
         size: u64,
@@ -73,6 +89,22 @@ impl ObjectReader {
             summary: closing.summary,
             size,
         })
+    }
+
+    /// The reader of an object of which all bytes are there.
+    pub(super) fn from_whole(
+        repository: &Repository,
+        name: &ObjectName,
+        bytes: &[u8],
+    ) -> Result<Self, String> {
+        let (offset, _) = parse_trailer(bytes)?;
+        Self::from_tail(repository, name, bytes.len() as u64, offset, bytes)
+    }
+
+    /// Where the last frame ends.
+    pub(super) fn end_of_frames(&self) -> u64 {
+        let last = self.frames.last();
+        last.map_or(HEADER_LEN as u64, |(at, l)| at + PREFIX_LEN as u64 + u64::from(l.sealed))
     }
 
     /// The summary that the object was closed with.
@@ -184,8 +216,7 @@ pub async fn read_whole(repository: &Repository, name: &ObjectName) -> Result<Wh
 /// As [`read_whole`], for bytes that were read already.
 pub fn open_whole(repository: &Repository, name: &ObjectName, bytes: &[u8]) -> Result<WholeObject> {
     let open = || -> Result<WholeObject, String> {
-        let (offset, _) = parse_trailer(bytes)?;
-        let reader = ObjectReader::from_tail(repository, name, bytes.len() as u64, offset, bytes)?;
+        let reader = ObjectReader::from_whole(repository, name, bytes)?;
         if bytes.get(..HEADER_LEN) != Some(&reader.header.0[..]) {
             return Err("its header and its trailer differ".into());
         }

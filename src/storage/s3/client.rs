@@ -3,9 +3,13 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use aws_config::{
-    BehaviorVersion, Region, meta::region::RegionProviderChain,
-    profile::ProfileFileCredentialsProvider, retry::RetryConfig,
-    stalled_stream_protection::StalledStreamProtectionConfig, timeout::TimeoutConfig,
+    BehaviorVersion, Region,
+    environment::EnvironmentVariableRegionProvider,
+    meta::region::RegionProviderChain,
+    profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider},
+    retry::RetryConfig,
+    stalled_stream_protection::StalledStreamProtectionConfig,
+    timeout::TimeoutConfig,
 };
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::{

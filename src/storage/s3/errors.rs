@@ -69,7 +69,7 @@ impl About {
         StorageError {
             kind,
             operation: self.operation,
-            object: if self.object.is_empty() { "the root".into() } else { self.object.clone() },
+            object: self.object.clone(),
             address: self.address.clone(),
             message: message.into(),
             hint: None,

@@ -2,12 +2,15 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Stdio, time::Duration};
 
+use s3s::S3ErrorCode;
+
 use super::{snapshot, wal};
 use crate::support::{
     Cluster, Pgkeep, Stop,
     install::{command, is_root, pgkeep_binary, user},
     objects::{ObjectKind, flip_bit, objects_of},
     pgkeep::run_to_end,
+    places::on_s3,
 };
 
 /// A cluster that doesn't archive by itself, and a pgkeep that knows its system.

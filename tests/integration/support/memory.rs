@@ -39,6 +39,7 @@ fn failure(kind: ErrorKind, object: impl ToString) -> StorageError {
         object: object.to_string(),
         address: "memory".to_owned(),
         message: format!("{kind:?}"),
+        hint: None,
     }
 }
 
@@ -49,7 +50,7 @@ impl Storage for Memory {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { conditional_create: true }
+        Capabilities { read_together: 1 }
     }
 
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {

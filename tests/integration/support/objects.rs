@@ -77,6 +77,8 @@ fn kind(name: &str) -> ObjectKind {
             file if file.contains(".partial") => ObjectKind::Partial,
             file if file.contains(".repair.") => ObjectKind::Repair,
             file if file.len() == 24 => ObjectKind::Segment,
+            // Where names hold checksums.
+            file if file.len() == 41 && file.as_bytes()[24] == b'.' => ObjectKind::Segment,
             _ => ObjectKind::Other,
         },
         ["clusters", _, "wal-floor", _] => ObjectKind::WalFloor,

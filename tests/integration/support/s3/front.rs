@@ -94,9 +94,11 @@ impl Front {
 
     /// From now on each request of this operation is refused so.
     pub fn refuse(&self, operation: &'static str, code: S3ErrorCode) {
-        self.plan(move |call| {
-            if call.operation == operation { Go::Refuse(code.clone()) } else { Go::On }
-        });
+        self.plan(
+            move |call| {
+                if call.operation == operation { Go::Refuse(code.clone()) } else { Go::On }
+            },
+        );
     }
 
     /// Lets everything through again.

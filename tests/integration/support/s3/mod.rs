@@ -5,12 +5,7 @@
 
 pub mod front;
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},

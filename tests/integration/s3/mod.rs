@@ -1,0 +1,5 @@
+//! The whole of it on S3: servers that differ from others, memory, and what it costs.
+//!
+//! With `PGKEEP_TEST_REPOSITORY=s3` the other modules run on S3 too; here is what that doesn't show.
+
+mod names;
