@@ -51,7 +51,7 @@ fn a_target_in_the_segment_where_a_backup_starts_but_before_it_needs_an_older_on
         let site = Site::new(version);
         let primary = &site.cluster;
         primary.make_table("t", 500);
-        let older = site.pgkeep.json(["backup"]);
+        let older = site.pgkeep.json(["backup"])["backups"][0]["backup"].take();
         let standby = Cluster::standby_of(primary);
         // A backup of a standby starts where the primary's last checkpoint was, in the middle of a
         // segment; one of a primary begins a new segment.
