@@ -84,7 +84,7 @@ pub async fn settle(
         WalFile::Partial(_) => Some(store.object_of(wal, summary)),
         _ => store.find(wal).await?,
     };
-    let name = name.ok_or_else(|| vanished(store, &wal))?;
+    let name = name.ok_or_else(|| vanished(store, wal))?;
     let damage = match confirm(store, &name, summary).await {
         Ok(()) => return Ok(Stored::Already),
         Err(e) if e.kind() == Kind::Damaged => e,

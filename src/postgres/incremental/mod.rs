@@ -14,7 +14,7 @@
 //! changed, and those not in the manifest (`GetFileBackupMethod`). Files that aren't in the stream
 //! at all are gone.
 //!
-//! [`check`] finds out beforehand whether all that can work and be trusted, and
+//! [`mod@check`] finds out beforehand whether all that can work and be trusted, and
 //! [`NativeRefusal::of`] what a server means that says no.
 
 mod check;

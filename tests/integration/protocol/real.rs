@@ -91,8 +91,7 @@ fn two_backups() -> Objects {
         let repository = open(Arc::new(memory.clone())).await;
         back_up(&repository, FULL, None).await.expect("the first");
         back_up(&repository, INCR, Some(FULL)).await.expect("the second");
-        let objects = memory.objects().clone();
-        objects
+        memory.objects().clone()
     })
 }
 

@@ -42,14 +42,16 @@ struct Found {
     violation: Option<(String, Vec<String>)>,
 }
 
+/// A step on the way, and what can be tried after it.
+type Taken = (Option<Step>, Vec<(Step, State)>);
+
 fn search(tasks: &[Task], mutant: Option<Mutant>) -> Found {
     let processes = std::array::from_fn(|i| tasks.get(i).map(|task| Process::new(*task)));
     let first = State { objects: Objects::at_first(), processes };
     let mut known = HashSet::from([first]);
     let mut tidied = HashSet::new();
     // The path to where the search is: each step, with what can be tried after it.
-    let mut path: Vec<(Option<Step>, Vec<(Step, State)>)> =
-        vec![(None, successors(&first, mutant))];
+    let mut path: Vec<Taken> = vec![(None, successors(&first, mutant))];
     while let Some((_, untried)) = path.last_mut() {
         let Some((step, state)) = untried.pop() else {
             path.pop();
