@@ -180,10 +180,11 @@ pub(super) fn beyond(record: &BackupRecord, target: &Target, reach: &Reach) -> M
     Missed { error, until: Some(until) }
 }
 
-/// Several timelines contain the target.
+/// Several timelines contain the target. That is a question of what was asked for: another
+/// repository, which may hold one of them only, doesn't answer it.
 pub(super) fn ambiguous(target: &Target, found: &[Found]) -> Error {
     let mut error = Error::new(
-        Kind::Target,
+        Kind::Usage,
         format!("{} timelines that don't come from one another contain {target}", found.len()),
     );
     for this in found {
@@ -202,10 +203,10 @@ pub(super) fn ambiguous(target: &Target, found: &[Found]) -> Error {
 /// How many restore points of one name are listed: the last ones.
 const LISTED_POINTS: usize = 20;
 
-/// Several restore points have the name.
+/// Several restore points have the name: a question too.
 pub(super) fn named_several(name: &str, points: &[Named]) -> Error {
     let mut error = Error::new(
-        Kind::Target,
+        Kind::Usage,
         format!("{} restore points that can be reached are called {name:?}", points.len()),
     );
     let timelines: BTreeSet<_> = points.iter().map(|named| named.point.timeline).collect();

@@ -90,7 +90,7 @@ fn a_restore_point_whose_name_was_used_again_is_asked_for() {
     };
 
     let refused = site.refuse("twice", &["--target-name", "twice"]);
-    assert_eq!(refused.code, 8, "{refused}");
+    assert_eq!(refused.code, 2, "{refused}");
     assert!(refused.stderr.contains("3 restore points that can be reached"), "{refused}");
     assert!(!refused.stderr.contains(&unreachable.0), "{refused}");
     let line = |lsn: &str| {
@@ -108,4 +108,26 @@ fn a_restore_point_whose_name_was_used_again_is_asked_for() {
     let at_second = ["--target-lsn", &second.0, "--target-exclusive"];
     assert_eq!(rows("second", &at_second), second.1);
     assert_eq!(rows("once", &["--target-name", "once"]), once, "one can't be reached");
+}
+
+#[test]
+fn what_is_unclear_in_one_repository_is_not_taken_from_another() {
+    let site = Site::new(15);
+    let original = &site.cluster;
+    original.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    original.restore_point("twice");
+    site.archive_all();
+    // The new repository has one of the two only.
+    site.pgkeep.add_repository("second");
+    site.pgkeep.ok(["--repo", "second", "init"]);
+    site.pgkeep.ok(["check"]);
+    site.pgkeep.ok(["--repo", "second", "backup"]);
+    original.restore_point("twice");
+    let then = original.digest("t");
+    site.archive_all();
+    let refused = site.refuse("twice", &["--target-name", "twice"]);
+    assert!(refused.stderr.contains("2 restore points that can be reached"), "{refused}");
+    let second = ["--repo", "second", "--target-name", "twice"];
+    assert_eq!(site.restore_and_pause("second", &second).digest("t"), then);
 }

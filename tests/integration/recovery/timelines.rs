@@ -112,7 +112,7 @@ fn two_unrelated_timelines_with_the_target_are_listed_and_refused() {
     let before = site.restore_and_pause("common", &["--target-time", &common.time]);
     assert_eq!(before.digest("t"), common.digest, "what lies before the fork is no question");
     let refused = site.refuse("unclear", &["--target-time", &on_one.time]);
-    assert_eq!(refused.code, 8, "{refused}");
+    assert_eq!(refused.code, 2, "{refused}");
     for timeline in ["--target-timeline 1", "--target-timeline 2"] {
         assert!(refused.stderr.contains(timeline), "{refused}");
     }
