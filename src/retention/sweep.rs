@@ -75,12 +75,14 @@ pub async fn preview(
 ) -> Result<Swept> {
     let mut pages = Pages::of(layout.backup_folder(id));
     let mut swept = Swept::nothing(references, id);
+    let tombstone = layout.of_backup(id, "deleted");
     let mut others = Amount::default();
     while let Some(page) = pages.next(repository).await? {
         for object in page {
             match pack_number(layout, id, &object.name) {
                 Some(pack) if references.needs(id, pack) => swept.kept.add(&object),
                 Some(_) => swept.freed.add(&object),
+                None if object.name == tombstone => {}
                 None => others.add(&object),
             }
         }

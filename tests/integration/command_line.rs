@@ -14,8 +14,18 @@ use rustix::process::Signal;
 
 use crate::support::{Cluster, Pgkeep, wait_until};
 
-const COMMANDS: [&str; 7] =
-    ["init", "check", "archive-push", "archive-get", "backup", "restore", "info"];
+const COMMANDS: [&str; 10] = [
+    "init",
+    "check",
+    "archive-push",
+    "archive-get",
+    "backup",
+    "restore",
+    "info",
+    "delete",
+    "pin",
+    "unpin",
+];
 const SEGMENT: &str = "000000010000000000000001";
 const TARGET: &str = "pg_wal/RECOVERYXLOG";
 

@@ -18,6 +18,7 @@ mod recovery;
 mod replication;
 mod restore_write;
 mod s3;
+mod retention;
 mod self_test;
 mod storage;
 mod support;

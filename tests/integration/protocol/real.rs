@@ -28,7 +28,11 @@ use crate::{
 
 const FULL: &str = "20261120T195812Z-full";
 const INCR: &str = "20261121T195812Z-incr";
-const RUNNING: &str = "20261122T195812Z-incr";
+/// Taken while other things happen, it uses nothing of the second one, which is its base.
+const APART: &str = "20261122T195812Z-incr";
+/// As that, and it does use a pack of its base.
+const SHARING: &str = "20261123T195812Z-incr";
+const ALL: [&str; 4] = [FULL, INCR, APART, SHARING];
 
 fn id(text: &str) -> BackupId {
     text.parse().expect("an id")
@@ -46,13 +50,14 @@ async fn open(storage: Arc<dyn pgkeep::storage::Storage>) -> Repository {
     Repository::open("main", storage, &KeyMaterial::None, 1).await.expect("open it")
 }
 
-/// What a backup's list names: packs 0 and 1 of itself, and pack 0 of the first one.
+/// What a backup's list names: packs 0 and 1 of itself, and some of those before it.
 fn list(backup: &str) -> Vec<(&str, u32)> {
-    let mut list = vec![(backup, 0), (backup, 1)];
-    if backup != FULL {
-        list.insert(0, (FULL, 0));
-    }
-    list
+    let others: &[(&str, u32)] = match backup {
+        FULL => &[],
+        SHARING => &[(FULL, 0), (INCR, 1)],
+        _ => &[(FULL, 0)],
+    };
+    [others, &[(backup, 0), (backup, 1)]].concat()
 }
 
 /// Takes a backup, as far as storing it goes.
@@ -121,11 +126,11 @@ impl World {
         World { gates: gates.collect(), memory }
     }
 
-    /// The backup, on this base, and what goes on beside it.
-    fn processes(&self, base: &'static str, beside: &[Beside]) -> Vec<Process<'_>> {
+    /// The backup, on the second one, and what goes on beside it.
+    fn processes(&self, running: &'static str, beside: &[Beside]) -> Vec<Process<'_>> {
         let text = |e: Error| e.to_string();
         let (gate, repository) = &self.gates[0];
-        let backup = async move { back_up(repository, RUNNING, Some(base)).await.map_err(text) };
+        let backup = async move { back_up(repository, running, Some(INCR)).await.map_err(text) };
         let mut processes = vec![Process::start(gate, backup)];
         for ((gate, repository), beside) in self.gates[1..].iter().zip(beside.iter().copied()) {
             let work = async move {
@@ -157,9 +162,12 @@ impl World {
     }
 
     /// That what is listed is whole, and what has succeeded is listed.
-    fn check(&self, processes: &[Process<'_>], beside: &[Beside], order: &[usize]) {
-        for backup in [FULL, INCR, RUNNING] {
-            let succeeded = backup != RUNNING || processes[0].result() == Some(&Ok(()));
+    fn check(&self, processes: &[Process<'_>], running: &str, beside: &[Beside], order: &[usize]) {
+        for backup in ALL {
+            let succeeded = match backup {
+                FULL | INCR => true,
+                _ => backup == running && processes[0].result() == Some(&Ok(())),
+            };
             let listed = self.is_listed(backup);
             if succeeded && !beside.contains(&Beside::Delete(backup)) {
                 assert!(listed, "{backup} has succeeded and is gone: {order:?}");
@@ -176,12 +184,12 @@ impl World {
         runtime().block_on(async {
             let repository = open(Arc::new(self.memory.clone())).await;
             let listed = |backup: &&str| self.is_listed(backup);
-            let before: Vec<&str> = [FULL, INCR, RUNNING].into_iter().filter(listed).collect();
+            let before: Vec<&str> = ALL.into_iter().filter(listed).collect();
             retention::clean_up(&repository, &layout(), &Silent).await.expect("clean up");
-            let after: Vec<&str> = [FULL, INCR, RUNNING].into_iter().filter(listed).collect();
+            let after: Vec<&str> = ALL.into_iter().filter(listed).collect();
             assert_eq!(before, after);
             let needed: Vec<_> = after.iter().flat_map(|backup| list(backup)).collect();
-            for backup in [FULL, INCR, RUNNING] {
+            for backup in ALL {
                 for pack in [0, 1] {
                     let there = self.has(backup, &format!("packs/{pack:06}"));
                     assert_eq!(there, needed.contains(&(backup, pack)), "pack {pack} of {backup}");
@@ -193,40 +201,43 @@ impl World {
     }
 }
 
-fn every_order(objects: &Objects, base: &'static str, beside: &[Beside]) {
+fn every_order(running: &'static str, beside: &[Beside]) {
+    let objects = two_backups();
     let orders = all_orders(
-        || World::of(objects, 1 + beside.len()),
-        |world| world.processes(base, beside),
-        |world, processes, order| world.check(processes, beside, order),
+        || World::of(&objects, 1 + beside.len()),
+        |world| world.processes(running, beside),
+        |world, processes, order| world.check(processes, running, beside, order),
         World::check_tidy,
     );
-    println!("{orders} orders of a backup beside {beside:?}");
+    println!("{orders} orders of backup {running} beside {beside:?}");
     assert!(orders > 50, "{orders} orders");
 }
 
 #[test]
 fn a_backup_and_the_deletion_of_its_base_in_every_order() {
-    every_order(&two_backups(), INCR, &[Beside::Delete(INCR)]);
+    every_order(SHARING, &[Beside::Delete(INCR)]);
+    every_order(APART, &[Beside::Delete(INCR)]);
 }
 
 #[test]
 fn a_backup_and_the_deletion_of_what_its_base_uses_in_every_order() {
-    every_order(&two_backups(), INCR, &[Beside::Delete(FULL)]);
+    every_order(SHARING, &[Beside::Delete(FULL)]);
 }
 
 #[test]
 fn a_backup_that_is_taken_for_a_crashed_one_in_every_order() {
-    every_order(&two_backups(), INCR, &[Beside::CleanUp]);
+    every_order(APART, &[Beside::CleanUp]);
 }
 
 /// Three and more at once have too many orders: some of them, by their seeds.
 fn random_orders(beside: &[Beside]) {
     let objects = two_backups();
     for seed in 0..800 {
+        let running = if seed % 2 == 0 { APART } else { SHARING };
         let world = World::of(&objects, 1 + beside.len());
-        let mut processes = world.processes(INCR, beside);
+        let mut processes = world.processes(running, beside);
         let order = random_order(seed, &mut processes, |processes, order| {
-            world.check(processes, beside, order);
+            world.check(processes, running, beside, order);
         });
         assert!(order.len() > 50, "seed {seed}: {order:?}");
         drop(processes);

@@ -103,6 +103,8 @@ pub async fn new_repository(root: &Path, encrypted: bool) -> (Repository, Cluste
 pub struct Stored {
     pub record: BackupRecord,
     maps: BTreeMap<String, (Vec<Block>, Vec<Extent>)>,
+    /// Which of the extents are patches, each with the leaf that it is over.
+    patches: Vec<(Extent, Extent)>,
 }
 
 impl Stored {
@@ -215,6 +217,7 @@ pub async fn store_as(
     let mut live: BTreeMap<(u32, u32), u64> = BTreeMap::new();
     let mut entries = Vec::new();
     let mut maps = BTreeMap::new();
+    let mut patches = base.map(|base| base.patches.clone()).unwrap_or_default();
     let mut stored_bytes = 0;
     let unordered: Vec<&String> = files.files.keys().filter(|k| !order.contains(k)).collect();
     for path in order.iter().copied().chain(unordered) {
@@ -257,23 +260,28 @@ pub async fn store_as(
             for (i, part) in blocks.chunks(LEAF_BLOCKS).enumerate() {
                 let known =
                     before.and_then(|(b, e)| Some((b.chunks(LEAF_BLOCKS).nth(i)?, *e.get(i)?)));
-                let raw = match known {
+                let (raw, base) = match known {
                     Some((old, extent)) if old == part => {
                         extents.push(extent);
                         continue;
                     }
-                    Some((old, extent)) => {
+                    Some((old, extent)) if over(&patches, &extent).is_none() => {
                         let changed =
                             |(i, b): (usize, &Block)| (old.get(i) != Some(b)).then_some((i, *b));
                         let changes = part.iter().enumerate().filter_map(changed).collect();
-                        using(&extent.place, extent.len as usize);
-                        encode_map_patch(&Patch { base: extent, count: part.len(), changes }, table)
+                        let patch = Patch { base: extent, count: part.len(), changes };
+                        (encode_map_patch(&patch, table), Some(extent))
                     }
-                    None => encode_map_leaf(part, table),
+                    _ => (encode_map_leaf(part, table), None),
                 };
-                extents.push(Extent { place: leaves.add(&raw).await, len: raw.len() as u32 });
+                let extent = Extent { place: leaves.add(&raw).await, len: raw.len() as u32 };
+                patches.extend(base.map(|base| (extent, base)));
+                extents.push(extent);
             }
-            extents.iter().for_each(|extent| using(&extent.place, extent.len as usize));
+            // A patch leads to the leaf that it is over.
+            for extent in extents.iter().flat_map(|e| [Some(e), over(&patches, e)]).flatten() {
+                using(&extent.place, extent.len as usize);
+            }
             let uses = used.iter().map(|(&(backup, pack), &live)| Use { backup, pack, live });
             FileMap::Leaves(LeafMap { extents: extents.clone(), uses: uses.collect() })
         };
@@ -326,7 +334,12 @@ pub async fn store_as(
     let mut record = record(&id, files, bytes, stored_bytes);
     describe(&mut record);
     catalog::commit(repository, layout, &record).await.unwrap();
-    Stored { record, maps }
+    Stored { record, maps, patches }
+}
+
+/// The leaf that a patch is over, if it is one.
+fn over<'a>(patches: &'a [(Extent, Extent)], extent: &Extent) -> Option<&'a Extent> {
+    patches.iter().find(|(patch, _)| patch == extent).map(|(_, base)| base)
 }
 
 /// The record of a backup of these files.

@@ -23,7 +23,9 @@ pub enum ObjectKind {
     Manifest,
     Pack,
     Record,
+    Abandoned,
     Deleted,
+    Pin,
     Lease,
     Other,
 }
@@ -86,7 +88,9 @@ fn kind(name: &str) -> ObjectKind {
         ["clusters", _, "backups", _, "manifest"] => ObjectKind::Manifest,
         ["clusters", _, "backups", _, "packs", _] => ObjectKind::Pack,
         ["clusters", _, "backups", _, "backup.json"] => ObjectKind::Record,
+        ["clusters", _, "backups", _, "abandoned"] => ObjectKind::Abandoned,
         ["clusters", _, "backups", _, "deleted"] => ObjectKind::Deleted,
+        ["clusters", _, "pins", _] => ObjectKind::Pin,
         ["clusters", _, "leases", _] => ObjectKind::Lease,
         _ => ObjectKind::Other,
     }

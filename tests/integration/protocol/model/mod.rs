@@ -35,6 +35,9 @@ const MOST: usize = 4;
 /// A step: which process took it, and what it was.
 type Step = (usize, At);
 
+/// A step that was taken, and what can be tried after it.
+type Taken = (Option<Step>, Vec<(Step, State)>);
+
 /// What was searched, and what was found.
 struct Found {
     states: usize,
@@ -42,15 +45,12 @@ struct Found {
     violation: Option<(String, Vec<String>)>,
 }
 
-/// A step on the way, and what can be tried after it.
-type Taken = (Option<Step>, Vec<(Step, State)>);
-
 fn search(tasks: &[Task], mutant: Option<Mutant>) -> Found {
     let processes = std::array::from_fn(|i| tasks.get(i).map(|task| Process::new(*task)));
     let first = State { objects: Objects::at_first(), processes };
     let mut known = HashSet::from([first]);
     let mut tidied = HashSet::new();
-    // The path to where the search is: each step, with what can be tried after it.
+    // The path to where the search is.
     let mut path: Vec<Taken> = vec![(None, successors(&first, mutant))];
     while let Some((_, untried)) = path.last_mut() {
         let Some((step, state)) = untried.pop() else {

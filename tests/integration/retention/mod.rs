@@ -1,0 +1,139 @@
+//! Deleting, pinning and cleaning up: what goes, what stays, and what is left when it is interrupted.
+
+mod command;
+mod crash;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use pgkeep::{
+    error::Result,
+    progress::Silent,
+    repo::{
+        BackupId, Repository, catalog, keys::KeyMaterial, layout::ClusterLayout, tree::BackupTable,
+    },
+    restore::{
+        settings::{RecoverySettings, Signal},
+        write::{WriteRequest, write},
+    },
+    storage::Storage,
+};
+
+use crate::{
+    restore_write::store::{Files, pages, store_as},
+    support::{
+        Scratch,
+        memory::{Memory, Objects},
+    },
+};
+
+const BASE: &str = "20261120T000000Z-full";
+const FIRST: &str = "20261121T000000Z-incr";
+const SECOND: &str = "20261122T000000Z-incr";
+const THIRD: &str = "20261123T000000Z-incr";
+
+fn id(text: &str) -> BackupId {
+    text.parse().unwrap()
+}
+
+fn layout() -> ClusterLayout {
+    ClusterLayout::new("main").unwrap()
+}
+
+/// A full backup and three incremental ones, each of which shares some pages with those before it.
+/// `THIRD` has pages of all four.
+struct Chain {
+    objects: Objects,
+    files: BTreeMap<&'static str, Files>,
+}
+
+async fn open(storage: Arc<dyn Storage>) -> Repository {
+    Repository::open("main", storage, &KeyMaterial::None, 1).await.unwrap()
+}
+
+impl Chain {
+    async fn make() -> Self {
+        let memory = Memory::default();
+        Repository::init(&memory, &KeyMaterial::None).await.unwrap();
+        let repository = open(Arc::new(memory.clone())).await;
+        let (mut table, mut base) = (BackupTable::default(), None);
+        let mut content = Files::default();
+        content.put("global/pg_control", pages(1, 1));
+        content.put("PG_VERSION", "15\n");
+        content
+            .put("backup_label", "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n");
+        // Two packs of the helper's size. The second backup has nothing of the first one left.
+        for table in 0..6 {
+            content.put(&format!("base/1/{}", 1000 + table), pages(10 + table, 90));
+        }
+        let order: Vec<String> = (1000..1006).map(|table| format!("base/1/{table}")).collect();
+        let order: Vec<&String> = order.iter().collect();
+        let changes = [0..0, 1000..1003, 1003..1004, 1004..1005];
+        let mut files = BTreeMap::new();
+        for (number, backup) in [BASE, FIRST, SECOND, THIRD].into_iter().enumerate() {
+            for table in changes[number].clone() {
+                content.put(&format!("base/1/{table}"), pages(50 + table, 90));
+            }
+            let last = &mut content.files.get_mut("base/1/1005").unwrap().bytes;
+            last[number * 8192..][..8192].copy_from_slice(&pages(80 + number as u64, 1));
+            let at = (&repository, &layout());
+            let before = base.as_ref();
+            let of = |number: usize| id([BASE, FIRST, SECOND, THIRD][number]);
+            let stored = store_as(at, backup, &content, &order, before, &mut table, |record| {
+                record.base = number.checked_sub(1).map(of);
+            });
+            base = Some(stored.await);
+            files.insert(backup, content.clone());
+        }
+        let objects = memory.objects().clone();
+        Chain { objects, files }
+    }
+
+    /// A storage that holds it.
+    fn storage(&self) -> Memory {
+        Memory::of(self.objects.clone())
+    }
+}
+
+/// The backups that are listed.
+async fn listed(storage: &Memory) -> Vec<String> {
+    let repository = open(Arc::new(storage.clone())).await;
+    let backups = catalog::backups(&repository, &layout()).await.unwrap();
+    let mut ids: Vec<String> = backups.into_iter().map(|record| record.id.to_string()).collect();
+    ids.sort();
+    ids
+}
+
+/// Restores a backup, and compares every file of it.
+async fn restores(chain: &Chain, storage: &Memory, backup: &str) -> Result<()> {
+    let repository = open(Arc::new(storage.clone())).await;
+    let layout = layout();
+    let scratch = Scratch::new("chain");
+    let pgdata = scratch.path().join("data");
+    let record = catalog::read_record(&repository, &layout, &id(backup)).await?;
+    let request = WriteRequest {
+        repository: &repository,
+        layout: &layout,
+        record: &record,
+        pgdata: &pgdata,
+        tablespaces: &BTreeMap::new(),
+        settings: RecoverySettings { signal: Signal::Recovery, lines: Vec::new() },
+        threads: 1,
+    };
+    write(request, Arc::new(Silent)).await?;
+    let found = Files::read(&pgdata);
+    for (path, expected) in &chain.files[backup].files {
+        assert!(found.files[path].bytes == expected.bytes, "{path} of {backup} differs");
+    }
+    Ok(())
+}
+
+/// The folders below `backups/`, and how many packs each has.
+fn folders(storage: &Memory) -> BTreeMap<String, usize> {
+    let mut folders = BTreeMap::new();
+    for name in storage.objects().keys() {
+        let Some(rest) = name.strip_prefix("clusters/main/backups/") else { continue };
+        let (folder, part) = rest.split_once('/').unwrap();
+        *folders.entry(folder.to_owned()).or_default() += usize::from(part.starts_with("packs/"));
+    }
+    folders
+}
