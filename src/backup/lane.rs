@@ -9,6 +9,7 @@ use super::{
     choose::Choice,
     commit,
     pipeline::{self, Stored},
+    protect::protect,
     tree::TreeBuilder,
 };
 use crate::{
@@ -222,12 +223,14 @@ impl Lane {
         Ok(pipeline::Lane { repository, base, table, writing })
     }
 
-    /// Writes the manifest and commits. The manifest's size is added to the record.
+    /// Writes the manifest, has what it refers to be held where objects are, and commits. The
+    /// manifest's size and how long it is held are added to the record.
     pub async fn commit(
         &mut self,
         stored: Stored,
         facts: ClusterFacts,
         mut record: BackupRecord,
+        progress: &dyn Progress,
     ) -> Result<()> {
         let manifest = Manifest {
             facts,
@@ -236,6 +239,15 @@ impl Lane {
             references: stored.tree.references,
         };
         record.sizes.stored += manifest.create(&self.repository, &self.layout).await?;
+        match protect(&self.repository, &self.layout, &manifest).await {
+            Ok(until) => record.held_until = until,
+            // Of use all the same, but who relies on the lock has to know.
+            Err(e) => {
+                let warning = format!("the backup isn't protected by object lock: {e}");
+                progress.warn(&warning);
+                record.warnings.push(warning);
+            }
+        }
         self.committing = true;
         commit::commit(&self.repository, &self.layout, &record).await?;
         self.state = State::Done(Box::new(record));

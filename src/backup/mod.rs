@@ -7,7 +7,7 @@
 //!
 //! The files come from a [`source`]; [`base_backup`] is the one there is. [`cut`] makes blocks of them,
 //! [`work`] hashes and seals, [`tree`] tells what is new beside the [`base`] and puts the tree together,
-//! [`store`] fills packs.
+//! [`store`] fills packs, and [`protect`] has them be held where objects are.
 
 mod base;
 mod base_backup;
@@ -17,6 +17,7 @@ mod cut;
 mod lane;
 mod native;
 mod pipeline;
+mod protect;
 mod prove;
 mod run;
 mod server;

@@ -410,6 +410,7 @@ impl<'a> Run<'a> {
                 stopped_at,
                 data_checksums: facts.data_checksums,
                 bad_pages,
+                held_until: None,
                 warnings: warnings.clone(),
                 sizes: Sizes {
                     files: stored.tree.files,
@@ -423,7 +424,8 @@ impl<'a> Run<'a> {
                 pgkeep: env!("CARGO_PKG_VERSION").to_owned(),
             };
             self.committing.store(true, Ordering::Relaxed);
-            let committed = lane.commit(stored, cluster_facts, record).await;
+            let committed =
+                lane.commit(stored, cluster_facts, record, self.progress.as_ref()).await;
             lane.note(committed);
         }
         if self.lanes.iter().any(Lane::is_done) { Ok(()) } else { self.any_left() }

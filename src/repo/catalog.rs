@@ -117,9 +117,16 @@ async fn state(
     if !(has("backup.json") && has("begin")) {
         return Ok(BackupState::Unfinished);
     }
+    // A listing may miss a `deleted` that goes while it is made. But `backup.json` goes before it, so
+    // one that is still there was really listed without.
     Ok(match read_record(repository, layout, id).await {
         Ok(record) => BackupState::Complete(Box::new(record)),
-        Err(e) if e.kind() == Kind::Damaged => BackupState::Damaged(e),
+        Err(e) if e.kind() == Kind::Damaged => {
+            match exists(repository, &layout.of_backup(id, "backup.json")).await? {
+                true => BackupState::Damaged(e),
+                false => BackupState::Deleted,
+            }
+        }
         Err(e) => return Err(e),
     })
 }

@@ -62,7 +62,11 @@ pub struct BackupRecord {
     /// Pages whose checksum was wrong in the stream.
     #[serde(default)]
     pub bad_pages: BadPages,
-    /// What the server warned of while it was taken, the first hundred.
+    /// Until when object lock holds it, and all that it uses of older backups; none where nothing is
+    /// held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<DateTime<Utc>>,
+    /// What was warned of while it was taken; of the server's warnings the first hundred.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// What it weighs.

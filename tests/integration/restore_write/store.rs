@@ -367,6 +367,7 @@ pub fn record(id: &BackupId, files: &Files, bytes: u64, raw: u64) -> BackupRecor
         stopped_at: Utc::now(),
         data_checksums: false,
         bad_pages: Default::default(),
+        held_until: None,
         sizes: Sizes {
             files: files.files.len() as u64,
             cluster: bytes,

@@ -1,0 +1,33 @@
+//! Object lock: what a backup uses has to be held as long as the backup itself.
+//!
+//! On a bucket that holds objects for a time, each pack is held from when it was stored. An
+//! incremental backup that is stored later is held longer than the older packs that it uses, so their
+//! time is extended to its own, before it is committed.
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    error::{Error, Result},
+    repo::{Repository, layout::ClusterLayout, manifest::Manifest},
+};
+
+/// Extends the retention of all older packs in `manifest`, which has been stored, to that of the
+/// manifest. Until when that is; `None` where nothing is held.
+pub async fn protect(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    manifest: &Manifest,
+) -> Result<Option<DateTime<Utc>>> {
+    let storage = repository.storage();
+    let own = &manifest.facts.backup;
+    let Some(until) = storage.retained_until(&layout.of_backup(own, "manifest")).await? else {
+        return Ok(None);
+    };
+    for used in manifest.references.iter().filter(|used| used.backup != *own) {
+        storage
+            .extend_retention(&layout.pack(&used.backup, used.pack), until)
+            .await
+            .map_err(|e| Error::from(e).while_doing("hold what the backup uses of older ones"))?;
+    }
+    Ok(Some(until))
+}
