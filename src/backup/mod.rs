@@ -36,7 +36,7 @@ use crate::{
     config::ClusterSettings,
     error::{Context, Error, Kind, Result},
     progress::Progress,
-    repo::{BackupType, Repository, record::BackupRecord},
+    repo::{BackupType, Repository, layout::ClusterLayout, leftovers, record::BackupRecord},
 };
 
 /// How a backup is to be taken.
@@ -86,6 +86,10 @@ pub async fn backup(
         let message =
             "a backup's label can't have control characters: it is a line of backup_label";
         return Err(Error::new(Kind::Usage, message));
+    }
+    let layout = ClusterLayout::new(&cluster.name)?;
+    for repository in repositories {
+        leftovers::remove(repository, &layout).await;
     }
     let mut run = run::Run::new(repositories, cluster, options, progress)?;
     let committing = run.committing();

@@ -48,6 +48,11 @@ impl ClusterLayout {
         &self.cluster
     }
 
+    /// The folder of all that is the cluster's, with its slash.
+    pub fn folder(&self) -> String {
+        format!("clusters/{}/", self.cluster)
+    }
+
     /// The folder of the system registrations.
     pub fn systems_folder(&self) -> String {
         format!("clusters/{}/systems/", self.cluster)

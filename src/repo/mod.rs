@@ -16,6 +16,7 @@ pub mod id;
 pub mod keys;
 pub mod layout;
 pub mod lease;
+pub mod leftovers;
 pub mod manifest;
 pub mod open;
 pub mod pack;

@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use super::{
     crc,
     settings::AUTO_CONF,
+    stretch::Ahead,
     target::Target,
     tree::Tree,
     windows::{Job, Planner, Wanted, Window, written_as},
@@ -89,6 +90,7 @@ pub fn write_files<W: Write + Send>(
         failure: Mutex::new(None),
         failed: AtomicBool::new(false),
     };
+    let ahead = Ahead::new(work.packs, work.runtime);
     let (jobs, queue) = sync_channel::<Job>(work.threads * 2);
     let queue = Mutex::new(queue);
     thread::scope(|scope| {
@@ -102,9 +104,15 @@ pub fn write_files<W: Write + Send>(
             if made.is_empty() {
                 shared.finish(window)?;
             }
-            for job in made {
-                shared.check()?;
-                jobs.send(job).context(Kind::Internal, || "the workers are gone")?;
+            let mut made = made.into_iter();
+            for together in ahead.group(made.as_slice()) {
+                let group = made.as_slice().get(..together).unwrap_or_default();
+                let stretch = ahead.fetch(group, || shared.check())?;
+                for mut job in made.by_ref().take(together) {
+                    shared.check()?;
+                    job.stretch.clone_from(&stretch);
+                    jobs.send(job).context(Kind::Internal, || "the workers are gone")?;
+                }
             }
             Ok(())
         };
@@ -217,6 +225,9 @@ impl<W: Write + Send> Shared<'_, W> {
             .work
             .runtime
             .block_on(async {
+                if let Some(stretch) = &job.stretch {
+                    return stretch.frame(packs, first.place.frame).await;
+                }
                 let pack = packs.pack(&job.backup, first.place.pack).await?;
                 pack.frame(packs.repository(), first.place.frame.into()).await
             })

@@ -13,6 +13,7 @@ pub mod guard;
 pub mod marker;
 pub mod plan;
 pub mod settings;
+mod stretch;
 mod target;
 mod tree;
 mod windows;

@@ -19,6 +19,7 @@ use crc_fast::crc32_iscsi;
 
 use super::{
     crc::ZERO_BLOCK,
+    stretch::Stretch,
     target::Target,
     tree::{IndexedFile, Tree, unpack},
 };
@@ -106,6 +107,16 @@ pub struct Job {
     pub backup: BackupId,
     /// Which of [`Window::wanted`].
     pub wanted: Range<usize>,
+    /// What the frame is fetched with, where frames are fetched together.
+    pub stretch: Option<Arc<Stretch>>,
+}
+
+impl Job {
+    /// The pack and the frame.
+    pub fn frame(&self) -> (u32, u32) {
+        let first = self.window.wanted.get(self.wanted.start);
+        first.map_or((0, 0), |wanted| (wanted.place.pack, wanted.place.frame))
+    }
 }
 
 /// Makes the windows.
@@ -261,7 +272,7 @@ impl<'a> Planner<'a> {
             let backup = tree.table.get(backup).cloned().ok_or_else(|| {
                 Error::new(Kind::Internal, format!("no backup has number {backup}"))
             })?;
-            Ok(Job { window: made.clone(), backup, wanted })
+            Ok(Job { window: made.clone(), backup, wanted, stretch: None })
         };
         let jobs = ranges.into_iter().map(job).collect::<Result<_>>()?;
         window(made.clone(), jobs)

@@ -22,6 +22,6 @@ mod stream;
 mod writer;
 
 pub use frame::{CLOSING, Header, Lengths, MAX_RAW, Opener, SealedFrame, Sealer};
-pub use reader::{ObjectReader, WholeObject, open_whole, read_whole};
+pub use reader::{Frames, ObjectReader, WholeObject, open_whole, read_whole};
 pub use stream::FrameStream;
 pub use writer::{SealedWriter, put_sealed};

@@ -1,16 +1,26 @@
 //! Reading sealed objects: single frames by range, or all of it in order.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::frame::{HEADER_LEN, Header, Lengths, Opener, PREFIX_LEN, TRAILER_LEN, TRAILER_MAGIC};
 use crate::{
     error::{Error, Kind, Result},
     repo::{Repository, codec::Reader},
-    storage::{Fetched, ObjectName, Range},
+    storage::{self, Fetched, ObjectName},
 };
 
 /// How much of an object's end is read first: enough for the closing frame of most objects.
 const TAIL: u64 = 16 << 10;
+
+/// Sealed frames that were fetched together.
+#[derive(Debug)]
+pub struct Frames {
+    /// Where they begin in the object.
+    begin: u64,
+    bytes: Bytes,
+}
 
 /// An object whose closing frame has been read, so that single frames can be fetched.
 pub struct ObjectReader {
@@ -35,13 +45,13 @@ pub(super) fn damaged(
 impl ObjectReader {
     /// Reads the object's end: which frames it has, and its summary.
     pub async fn open(repository: &Repository, name: &ObjectName) -> Result<Self> {
-        let tail = repository.storage().fetch(name, Range::Last(TAIL)).await?;
+        let tail = repository.storage().fetch(name, storage::Range::Last(TAIL)).await?;
         Self::of_tail(repository, name, tail).await
     }
 
     /// As [`ObjectReader::open`]; `None` when the storage answers that there is no such object.
     pub async fn find(repository: &Repository, name: &ObjectName) -> Result<Option<Self>> {
-        match repository.storage().fetch(name, Range::Last(TAIL)).await {
+        match repository.storage().fetch(name, storage::Range::Last(TAIL)).await {
             Err(e) if e.is_not_found() => Ok(None),
             tail => Self::of_tail(repository, name, tail?).await.map(Some),
         }
@@ -54,7 +64,7 @@ impl ObjectReader {
         let (offset, len) = parse_trailer(&tail).map_err(bad)?;
         let end = u64::from(len) + TRAILER_LEN as u64;
         if end > TAIL && end <= size {
-            tail = storage.read(name, Range::Last(end)).await?;
+            tail = storage.read(name, storage::Range::Last(end)).await?;
         }
         Self::from_tail(repository, name, size, offset, &tail).map_err(bad)
     }
@@ -130,7 +140,7 @@ impl ObjectReader {
     /// Compares the object's beginning with the copy of it at the end, which is what frames are
     /// opened with.
     pub async fn check_header(&self, repository: &Repository) -> Result<()> {
-        let range = Range::At { offset: 0, len: HEADER_LEN as u64 };
+        let range = storage::Range::At { offset: 0, len: HEADER_LEN as u64 };
         let front = repository.storage().read(&self.name, range).await?;
         if front[..] == self.header.0 {
             Ok(())
@@ -152,8 +162,47 @@ impl ObjectReader {
             return Err(damaged(repository, &self.name, format!("it has no frame {number}")));
         };
         let len = PREFIX_LEN as u64 + u64::from(lengths.sealed);
-        let bytes = repository.storage().read(&self.name, Range::At { offset, len }).await?;
+        let bytes =
+            repository.storage().read(&self.name, storage::Range::At { offset, len }).await?;
         Ok((bytes, lengths))
+    }
+
+    /// Fetches frames that lie beside each other, without opening them.
+    pub async fn fetch_frames(
+        &self,
+        repository: &Repository,
+        numbers: Range<u64>,
+    ) -> Result<Frames> {
+        let at = |number: u64| usize::try_from(number).ok().and_then(|n| self.frames.get(n));
+        let (Some(&(begin, _)), Some(&(last, lengths))) =
+            (at(numbers.start), at(numbers.end.saturating_sub(1)))
+        else {
+            let what = format!("it has no frames {} to {}", numbers.start, numbers.end);
+            return Err(damaged(repository, &self.name, what));
+        };
+        let len = (last + PREFIX_LEN as u64 + u64::from(lengths.sealed)).saturating_sub(begin);
+        let range = storage::Range::At { offset: begin, len };
+        let bytes = repository.storage().read(&self.name, range).await?;
+        Ok(Frames { begin, bytes })
+    }
+
+    /// Opens one of the frames that [`ObjectReader::fetch_frames`] brought.
+    pub fn open_frame(
+        &self,
+        repository: &Repository,
+        number: u64,
+        fetched: &Frames,
+    ) -> Result<Vec<u8>> {
+        let frame = usize::try_from(number).ok().and_then(|n| self.frames.get(n));
+        let sealed = frame.and_then(|(offset, lengths)| {
+            let from = usize::try_from(offset.checked_sub(fetched.begin)?).ok()?;
+            let bytes = fetched.bytes.get(from..from + PREFIX_LEN + lengths.sealed as usize)?;
+            Some((bytes, *lengths))
+        });
+        match sealed {
+            Some((bytes, lengths)) => self.open_fetched(repository, number, bytes, lengths),
+            None => Err(damaged(repository, &self.name, format!("frame {number} isn't in it"))),
+        }
     }
 
     /// Opens what [`ObjectReader::fetch`] brought.
@@ -209,7 +258,7 @@ impl WholeObject {
 
 /// Reads all of an object and checks every byte of it. For objects that fit into memory.
 pub async fn read_whole(repository: &Repository, name: &ObjectName) -> Result<WholeObject> {
-    let bytes = repository.storage().read(name, Range::All).await?;
+    let bytes = repository.storage().read(name, storage::Range::All).await?;
     open_whole(repository, name, &bytes)
 }
 

@@ -133,7 +133,10 @@ fn two_promotions_leave_two_partials_and_one_new_timeline() {
 fn the_history_that_one_repository_does_not_take_is_stored_in_the_others() {
     let fork = fork("00000001");
     let keeper = Keeper::new(&fork.primary, &["first", "gone", "blocked", "last"]);
-    let path = |name: &str| keeper.scratch.join(name);
+    let path = |name: &str| match name {
+        "aside" => keeper.scratch.join(name),
+        name => keeper.places.objects(name),
+    };
     let timelines = format!("clusters/main/wal/{}", system(&fork.primary));
     fs::rename(path("gone"), path("aside")).unwrap();
     // It opens, and can't have a folder for the timeline.

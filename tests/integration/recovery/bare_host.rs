@@ -3,12 +3,15 @@
 use std::{fs, path::Path, process::Command};
 
 use super::Site;
-use crate::support::{Cluster, install, scratch};
+use crate::support::{Cluster, install, places::skipped_on_s3, scratch};
 
 /// A root directory with the binary, the libraries it is linked with, and copies of repository and
 /// key in other places than they were made at. Only root can enter another root directory.
 #[test]
 fn a_bare_root_with_binary_repository_and_key_restores() {
+    if skipped_on_s3("the root is given a directory") {
+        return;
+    }
     let site = Site::new(15);
     site.cluster.make_table("t", 1_000);
     let expected = site.cluster.digest("t");

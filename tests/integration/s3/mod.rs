@@ -2,4 +2,5 @@
 //!
 //! With `PGKEEP_TEST_REPOSITORY=s3` the other modules run on S3 too; here is what that doesn't show.
 
+mod locked;
 mod names;

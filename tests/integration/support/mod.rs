@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod faulty;
 pub mod install;
 pub mod memory;
+pub mod moto;
 pub mod objects;
 pub mod pgkeep;
 pub mod places;

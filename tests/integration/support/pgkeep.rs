@@ -69,6 +69,18 @@ impl Pgkeep {
         pgkeep
     }
 
+    /// A configuration for this cluster and a repository `main` with these lines: url and the table.
+    pub fn with_repository(cluster: &Cluster, url: &str, table: &str) -> Self {
+        let scratch = Scratch::new("keep");
+        let config = scratch.file("pgkeep.toml", "");
+        let places = Places::new(&scratch.path().join("repository"));
+        let pgkeep = Pgkeep { config, scratch, places };
+        let key = pgkeep.key_file("main");
+        pgkeep.add(&format!("[repository.main]\n{url}\nkey-file = \"{}\"\n{table}", key.display()));
+        pgkeep.add_cluster("main", cluster);
+        pgkeep
+    }
+
     /// The S3 server that the repositories lie on, where they do.
     pub fn server(&self) -> Option<&Server> {
         self.places.server()

@@ -16,6 +16,14 @@ pub fn on_s3() -> bool {
     }
 }
 
+/// Whether a test is to be left out on S3, and says why.
+pub fn skipped_on_s3(why: &str) -> bool {
+    if on_s3() {
+        eprintln!("skipped on S3: {why}");
+    }
+    on_s3()
+}
+
 /// The places of one test's repositories.
 #[derive(Debug)]
 pub struct Places {
@@ -55,7 +63,10 @@ impl Places {
     pub fn location(&self, name: &str) -> Location {
         match &self.server {
             None => Location::Directory(self.folder.join(name)),
-            Some(server) => Location::Bucket(Box::new(server.settings(name))),
+            Some(server) => {
+                server.make_prefix(name);
+                Location::Bucket(Box::new(server.settings(name)))
+            }
         }
     }
 
@@ -68,6 +79,7 @@ impl Places {
                 format!("[repository.{name}]\nurl = \"file://{}\"\n{key}", folder.display())
             }
             Some(server) => {
+                server.make_prefix(name);
                 let (url, table) = server.configuration(name, name);
                 format!("[repository.{name}]\n{url}\n{key}\n{table}")
             }

@@ -76,6 +76,11 @@ impl Server {
         self.folder.path().join("objects").join(BUCKET).join(prefix)
     }
 
+    /// Makes the folder of a prefix, so that it is the server's user's: tests move it away.
+    pub fn make_prefix(&self, prefix: &str) {
+        self.folder.folder(&format!("objects/{BUCKET}/{prefix}"));
+    }
+
     /// What stands before it: counts, and what goes wrong.
     pub fn front(&self) -> &Front {
         &self.front

@@ -1,0 +1,160 @@
+//! Buckets that keep versions, and those that hold every object until a date.
+
+use chrono::{TimeDelta, Utc};
+use pgkeep::storage::{ErrorKind, Range, Storage, s3::S3};
+
+use crate::support::{Cluster, Pgkeep, moto::Moto, on_each_version};
+
+fn name(text: &str) -> pgkeep::storage::ObjectName {
+    pgkeep::storage::ObjectName::new(text).expect("a good name")
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(future)
+}
+
+#[test]
+fn deleting_removes_every_version_and_hides_nothing() {
+    let moto = Moto::start();
+    moto.bucket("versions", None);
+    let storage = S3::new(moto.settings("versions", "x"));
+    run(async {
+        for object in ["a/b", "a/bc", "a/c"] {
+            storage.put(&name(object), "one".into()).await.expect("put");
+        }
+        for again in ["two", "three"] {
+            storage.replace(&name("a/b"), again.into()).await.expect("replace");
+        }
+        storage.delete(&name("a/b")).await.expect("delete");
+        storage.delete(&name("a/never")).await.expect("delete what never was");
+    });
+    let left = |prefix: &str| moto.versions("versions", &format!("x/{prefix}"));
+    assert_eq!(left("a/b").len(), 1, "a/bc: {:?}", left("a/b"));
+    assert_eq!(left("").len(), 2, "{:?}", left(""));
+    // A storage that has read nothing yet doesn't know that there are versions.
+    let fresh = S3::new(moto.settings("versions", "x"));
+    run(async {
+        fresh.delete(&name("a/c")).await.expect("delete");
+        let error = fresh.read(&name("a/c"), Range::All).await.expect_err("it is gone");
+        assert!(error.is_not_found(), "{error}");
+    });
+    assert_eq!(left("a/c"), []);
+    // What somebody hid isn't listed, and its name can't be told from a free one.
+    moto.hide("versions", "x/a/bc");
+    run(async {
+        assert_eq!(fresh.list("", None, 10).await.expect("list"), []);
+        fresh.delete(&name("a/bc")).await.expect("delete");
+    });
+    assert_eq!(left(""), []);
+}
+
+#[test]
+fn what_is_held_says_until_when() {
+    let moto = Moto::start();
+    moto.bucket("locked", Some(2));
+    let storage = S3::new(moto.settings("locked", "x"));
+    run(async {
+        storage.put(&name("a"), "one".into()).await.expect("put");
+        let until = storage.retained_until(&name("a")).await.expect("ask").expect("it is held");
+        let days = (until - Utc::now()).num_hours();
+        assert!((47..=48).contains(&days), "{until}");
+        let error = storage.delete(&name("a")).await.expect_err("it is held");
+        assert_eq!(error.kind, ErrorKind::Locked, "{error}");
+        assert!(error.to_string().contains(&until.format("%Y-%m-%d").to_string()), "{error}");
+        // It is there as before, and listed.
+        assert_eq!(storage.read(&name("a"), Range::All).await.expect("read"), "one");
+        assert_eq!(storage.list("", None, 10).await.expect("list").len(), 1);
+
+        let later = Utc::now() + TimeDelta::days(9);
+        storage.extend_retention(&name("a"), later).await.expect("extend");
+        let now = storage.retained_until(&name("a")).await.expect("ask").expect("it is held");
+        assert_eq!(now.timestamp(), later.timestamp());
+        // Never shortened.
+        storage.extend_retention(&name("a"), until).await.expect("nothing to do");
+        let now = storage.retained_until(&name("a")).await.expect("ask").expect("it is held");
+        assert_eq!(now.timestamp(), later.timestamp());
+    });
+    moto.bucket("free", None);
+    let free = S3::new(moto.settings("free", "x"));
+    run(async {
+        free.put(&name("a"), "one".into()).await.expect("put");
+        assert_eq!(free.retained_until(&name("a")).await.expect("ask"), None);
+        free.extend_retention(&name("a"), Utc::now() + TimeDelta::days(9)).await.expect("nothing");
+        assert_eq!(free.retained_until(&name("a")).await.expect("ask"), None);
+    });
+}
+
+#[test]
+fn uploads_left_behind_are_found_and_ended() {
+    let moto = Moto::start();
+    moto.bucket("uploads", None);
+    let large: bytes::Bytes = vec![7; (8 << 20) + 1].into();
+    run(async {
+        let storage = S3::new(moto.settings("uploads", "x"));
+        for object in ["clusters/main/a", "clusters/other/b"] {
+            let mut writer = storage.create(&name(object)).await.expect("create");
+            writer.write(large.clone()).await.expect("write");
+            std::mem::forget(writer);
+        }
+        std::mem::forget(storage);
+        let later = S3::new(moto.settings("uploads", "x"));
+        let second = std::time::Duration::from_secs(1);
+        let remove = async |age| later.remove_leftovers("clusters/main/", age).await;
+        // This server says of every upload that it began in 2010.
+        assert_eq!(remove(3600 * second).await.expect("look"), 1);
+        assert_eq!(remove(3600 * second).await.expect("look"), 0);
+    });
+}
+
+on_each_version!(push_backup_and_restore_work_where_everything_is_held: 15 postgres_15, 17 postgres_17);
+
+fn push_backup_and_restore_work_where_everything_is_held(version: u32) {
+    let moto = Moto::start();
+    moto.bucket("locked", Some(3));
+    let cluster = Cluster::builder(version).wal_segsize(1).start();
+    let url = "url = \"s3://locked/some/prefix\"";
+    let pgkeep = Pgkeep::with_repository(&cluster, url, &moto.table("main"));
+    pgkeep.init();
+    pgkeep.archive(&cluster);
+    pgkeep.ok(["check"]);
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    pgkeep.ok(["backup"]);
+    cluster.sql("INSERT INTO t VALUES (1001)");
+    let segment = cluster.switch_wal();
+    crate::support::wait_until("it is archived", 60, || {
+        cluster.sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver") >= segment
+    });
+    // The same again is a success here too, and nothing was overwritten or hidden.
+    let again = pgkeep.run_in(cluster.pgdata(), ["archive-push", &format!("pg_wal/{segment}")]);
+    assert_eq!(again.code, 0, "{again}");
+    let stored = moto.versions("locked", "some/prefix/clusters/main/wal/");
+    let keys: std::collections::BTreeSet<_> = stored.iter().map(|v| v.key.clone()).collect();
+    assert_eq!(keys.len(), stored.len(), "{stored:?}");
+    assert!(stored.iter().all(|version| !version.is_marker), "{stored:?}");
+
+    let target = pgkeep.scratch().path().join("restored");
+    pgkeep.ok(["restore", "--archive-mode", "off", "--pgdata", &target.to_string_lossy()]);
+    let mut restored = Cluster::at(&target, version);
+    restored.start();
+    restored.wait_for_primary(60);
+    assert_eq!(restored.sql("SELECT count(*) FROM t"), "1001");
+}
+
+#[test]
+fn a_backup_that_fails_where_everything_is_held_is_no_backup() {
+    let moto = Moto::start();
+    moto.bucket("locked", Some(3));
+    let cluster = Cluster::builder(15).wal_segsize(1).start();
+    let url = "url = \"s3://locked/x\"";
+    let pgkeep = Pgkeep::with_repository(&cluster, url, &moto.table("main"));
+    pgkeep.init();
+    pgkeep.set("cluster.main", "archive-timeout = \"1s\"");
+    // What archives says yes and stores nothing.
+    cluster.conf("archive_command = 'true'");
+    cluster.reload();
+    let failed = pgkeep.fails(["backup"]);
+    assert!(!failed.stderr.contains("panicked"), "{failed}");
+    let info = pgkeep.json(["info"]);
+    let unusable = &info["repositories"][0]["unusable"];
+    assert_eq!(unusable[0]["state"], "deleted", "{info:#}");
+}
