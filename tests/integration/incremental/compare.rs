@@ -12,6 +12,9 @@
 //!   on a page while reading, writes to disk sometime, and loses without harm
 //!   (`MarkBufferDirtyHint`). An incremental backup by WAL summaries doesn't know of them. They are
 //!   listed in [`without_hints`], after `access/common/bufmask.c`. With checksums each is in the WAL.
+//! - The cache in the first page of an SP-GiST index, with checksums too: pages where there was room
+//!   lately. It is written without WAL (`SpGistUpdateMetaPage`), and a page is looked at before it
+//!   is believed to have room.
 //!
 //! Nothing else may differ. Free space maps, visibility maps, commit logs, relation maps, and
 //! initial forks are sent or compared whole and nothing writes to them meanwhile; content of
@@ -30,7 +33,8 @@ use pgkeep::postgres::{
     page::{self, Fork, RelationFile},
 };
 
-const BLOCK: usize = 8192;
+/// The size of a page, as all builds have it.
+pub const BLOCK: usize = 8192;
 
 /// What differs between two restored directories: a path and what it is, a line each. `hints` says
 /// whether hints may.
@@ -53,7 +57,7 @@ pub fn differences(one: &Path, other: &Path, hints: bool) -> Vec<String> {
 }
 
 /// Everything below a directory, through the links of tablespaces, by relative path.
-fn entries(root: &Path) -> BTreeMap<String, PathBuf> {
+pub fn entries(root: &Path) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -127,8 +131,12 @@ fn in_relation(file: RelationFile, one: &Path, other: &Path, hints: bool) -> Opt
         if a[..count] != b[..count] {
             let pages = a[..count].chunks(BLOCK).zip(b[..count].chunks(BLOCK));
             for (block, (a, b)) in (at / BLOCK as u64..).zip(pages) {
-                let hinted = |page| without_hints(file.fork, page);
-                if a != b && !(hints && hinted(a) == hinted(b)) {
+                let lasting = |page| match (file.fork, hints) {
+                    (Fork::Main, true) => without_hints(without_cache(page)),
+                    (Fork::Main, false) => without_cache(page),
+                    _ => page.to_vec(),
+                };
+                if a != b && lasting(a) != lasting(b) {
                     let byte = a.iter().zip(b).position(|(a, b)| a != b).unwrap();
                     return Some(format!("differs in block {block} at byte {byte}"));
                 }
@@ -146,10 +154,9 @@ fn in_relation(file: RelationFile, one: &Path, other: &Path, hints: bool) -> Opt
 ///   "frozen" and logged), `pd_prune_xid`, and of `pd_flags` "has free lines" and "is full".
 /// - In a page of a B-tree, a hash or a GiST index: entries known to be dead (`LP_DEAD`), and the
 ///   page's flag that it has some.
-fn without_hints(fork: Fork, page: &[u8]) -> Vec<u8> {
-    let mut page = page.to_vec();
+fn without_hints(mut page: Vec<u8>) -> Vec<u8> {
     let special = usize::from(u16_at(&page, 16));
-    if fork != Fork::Main || page.len() != BLOCK || page::is_new(&page) || special > BLOCK {
+    if page.len() != BLOCK || page::is_new(&page) || special > BLOCK {
         return page;
     }
     let lower = usize::from(u16_at(&page, 12)).min(special);
@@ -189,6 +196,18 @@ fn without_hints(fork: Fork, page: &[u8]) -> Vec<u8> {
         if flags == 3 && length > 0 {
             page[line + 2] &= !0x01;
         }
+    }
+    page
+}
+
+/// The first page of an SP-GiST index without its cache (`SpGistLUPCache`), and without its checksum,
+/// which differs with it; any other page as it is.
+fn without_cache(page: &[u8]) -> Vec<u8> {
+    let mut page = page.to_vec();
+    let is_meta = u16_at(&page, BLOCK - 2) == 0xFF82 && u16_at(&page, BLOCK - 8) & 1 != 0;
+    if usize::from(u16_at(&page, 16)) == BLOCK - 8 && is_meta {
+        page[8..10].fill(0);
+        page[28..92].fill(0);
     }
     page
 }

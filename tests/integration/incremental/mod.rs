@@ -1,11 +1,14 @@
 //! Incremental and differential backups: what comes back of them is what comes back of a full one.
 
 mod compare;
+mod cost;
 mod oracle;
 mod planted;
 mod workloads;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 use crate::support::{Cluster, Pgkeep, cluster::Builder};
 
@@ -16,10 +19,14 @@ struct Site {
 }
 
 impl Site {
+    /// Of the version's own defaults, but that it summarizes its WAL if it can.
     fn new(builder: Builder) -> Self {
+        let builder = match builder.version() {
+            ..17 => builder,
+            _ => builder.conf("summarize_wal = on"),
+        };
         let cluster = builder.conf("autovacuum = off").start();
         let pgkeep = Pgkeep::archiving(&cluster);
-        pgkeep.ok(["check"]);
         Site { cluster, pgkeep }
     }
 
@@ -29,13 +36,9 @@ impl Site {
     }
 
     /// Takes a backup of this type and returns its record.
-    fn take(&self, kind: &str) -> serde_json::Value {
-        self.pgkeep.json(["backup", "--type", kind])
-    }
-
-    /// Takes a backup of this type and returns its id.
-    fn backup(&self, kind: &str) -> String {
-        self.take(kind)["id"].as_str().expect("an id").to_owned()
+    fn take(&self, kind: &str) -> Value {
+        let mut taken = self.pgkeep.json(["backup", "--type", kind]);
+        taken["backups"][0]["backup"].take()
     }
 
     /// Where the original's tablespace lies, for those that make one.
@@ -43,21 +46,39 @@ impl Site {
         self.pgkeep.scratch().folder("space")
     }
 
-    /// Restores a backup under this name, its tablespace beside it.
-    fn restore(&self, backup: &str, name: &str) -> PathBuf {
+    /// Restores the backup of this record under this name, its tablespace beside it, up to its end.
+    fn restore(&self, record: &Value, name: &str) -> PathBuf {
         let place = self.place(name);
         let to = place.to_str().expect("a path");
-        let mut arguments =
-            vec!["restore", "--archive-mode", "off", "--backup", backup, "--pgdata", to];
-        let space = self.tablespace().display().to_string();
-        let there = format!(
-            "SELECT count(*) FROM pg_tablespace WHERE pg_tablespace_location(oid) = '{space}'"
-        );
-        let map = format!("{space}={to}-space");
-        if self.cluster.sql(&there) == "1" {
+        let mut arguments = vec!["restore", "--archive-mode", "off", "--target-immediate"];
+        arguments.extend(["--target-action", "promote", "--backup", id(record), "--pgdata", to]);
+        let map = format!("{}={to}-space", self.tablespace().display());
+        if record["tablespaces"].as_array().is_some_and(|there| !there.is_empty()) {
             arguments.extend(["--tablespace-map", &map]);
         }
         self.pgkeep.ok(arguments);
         place
     }
+}
+
+/// The id in a backup's record.
+fn id(record: &Value) -> &str {
+    record["id"].as_str().expect("an id")
+}
+
+/// That a backup over another is of the type that was asked for, and found what changed in the way
+/// that is the version's.
+fn assert_over(record: &Value, base: &Value, version: u32) {
+    assert_eq!(record["base"], base["id"], "{record}");
+    assert_eq!(record["kind"], record["asked"], "{record}");
+    let way = if version < 17 { "comparison" } else { "summaries" };
+    assert_eq!(record["way"], way, "{record}");
+}
+
+/// Starts a restored cluster and waits until recovery is over.
+fn start(pgdata: &Path, version: u32) -> Cluster {
+    let mut restored = Cluster::at(pgdata, version);
+    restored.start();
+    restored.wait_for_primary(120);
+    restored
 }

@@ -21,11 +21,13 @@ fn differences_are_found_wherever_they_are(version: u32) {
     let site = Site::new(Cluster::builder(version));
     site.cluster.make_table("t", 5000);
     site.cluster.sql("CREATE INDEX by_filler ON t (filler)");
+    site.cluster.sql("CREATE INDEX by_prefix ON t USING spgist (filler)");
     site.cluster.sql("CREATE UNLOGGED TABLE u (n int)");
     site.cluster.sql("VACUUM (FREEZE) t");
     let path = |of: &str| site.cluster.sql(&format!("SELECT pg_relation_filepath('{of}')"));
     let (heap, index, unlogged) = (path("t"), path("by_filler"), path("u"));
-    let backup = site.backup("full");
+    let spgist = path("by_prefix");
+    let backup = site.take("full");
     let [one, other] = ["one", "other"].map(|name| site.restore(&backup, name));
     assert_eq!(differences(&one, &other, false), [""; 0]);
 
@@ -38,6 +40,8 @@ fn differences_are_found_wherever_they_are(version: u32) {
         (heap.clone(), 5 * BLOCK - 40),
         (index.clone(), 7000),
         (index.clone(), 3 * BLOCK - 100),
+        (spgist.clone(), 24),
+        (spgist.clone(), BLOCK + 60),
         (format!("{heap}_vm"), 24),
         (format!("{heap}_fsm"), BLOCK - 1),
         ("pg_xact/0000".to_owned(), 0),
@@ -54,6 +58,11 @@ fn differences_are_found_wherever_they_are(version: u32) {
             let found = in_file(&path, &one.join(&path), &other.join(&path), hints);
             assert!(found.is_some(), "{path} {at} with hints {hints}");
         }
+    }
+    {
+        // Where an SP-GiST index keeps in mind which pages have room.
+        let _planted = Planted::byte(&other.join(&spgist), 60, 0x04);
+        assert_eq!(differences(&one, &other, false), [""; 0]);
     }
     {
         let _planted = Planted::byte(&other.join(&heap), 3, 0x04);
@@ -100,12 +109,12 @@ fn hints_are_told_from_other_differences() {
         .map(|of| site.cluster.sql(&format!("SELECT pg_relation_filepath('{of}')")));
     site.cluster.sql("DELETE FROM dead");
     let [one, other] = {
-        let before = site.backup("full");
+        let before = site.take("full");
         // Reading notes which rows are committed; reading by an index, which entries are dead.
         site.cluster.sql("SELECT count(*) FROM t");
         site.cluster.sql("SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count(*) FROM dead WHERE id < 400");
-        let after = site.backup("full");
-        [(before, "one"), (after, "other")].map(|(id, name)| site.restore(&id, name))
+        let after = site.take("full");
+        [(before, "one"), (after, "other")].map(|(record, name)| site.restore(&record, name))
     };
     assert_eq!(differences(&one, &other, true), [""; 0]);
     let found = differences(&one, &other, false);

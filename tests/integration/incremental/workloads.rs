@@ -1,6 +1,6 @@
 //! What is done to a cluster between backups: each way in which a file of a relation can change.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use crate::support::{Cluster, install::run};
 
@@ -149,39 +149,46 @@ const INDEXES: &[&str] = &[
 /// Makes all tables and databases, and brings them to rest: what is only read from then on isn't
 /// written any more.
 pub fn prepare(cluster: &Cluster, tablespace: &Path) {
-    cluster.sql(&format!("CREATE TABLESPACE aside LOCATION '{}'", tablespace.display()));
+    let mut script = Script::new(cluster);
+    script.add(&format!("CREATE TABLESPACE aside LOCATION '{}'", tablespace.display()));
     for Workload { name, before, .. } in WORKLOADS {
-        cluster.sql(&format!(
-            "CREATE TABLE {name} (id bigint PRIMARY KEY, filler text); \
-             INSERT INTO {name} SELECT n, md5(n::text) FROM generate_series(1, {ROWS}) n"
+        script.add(&format!("CREATE TABLE {name} (id bigint PRIMARY KEY, filler text)"));
+        script.add(&format!(
+            "INSERT INTO {name} SELECT n, md5(n::text) FROM generate_series(1, {ROWS}) n"
         ));
-        each(cluster, name, before);
+        script.of_table(name, before);
     }
-    for database in ["same_database", "dropped_database", "recreated_database"] {
-        cluster.sql(&format!("CREATE DATABASE {database}"));
-        in_database(cluster, database, "CREATE TABLE t AS SELECT generate_series(1, 5000) n");
+    for database in ["same_database", "recreated_database"] {
+        script.add(&format!("CREATE DATABASE {database}"));
+        script.add(&format!("\\c {database}"));
+        script.add("CREATE TABLE t AS SELECT generate_series(1, 5000) n");
+        script.add("\\c postgres");
     }
-    cluster.sql("VACUUM (FREEZE, ANALYZE)");
-    cluster.sql("CHECKPOINT");
+    script.add("VACUUM (FREEZE, ANALYZE)");
+    script.add("CHECKPOINT");
+    script.run();
 }
 
 /// Does all of it.
 pub fn change(cluster: &Cluster) {
+    let mut script = Script::new(cluster);
     for Workload { name, after, .. } in WORKLOADS {
-        each(cluster, name, after);
+        script.of_table(name, after);
     }
-    in_database(cluster, "same_database", "UPDATE t SET n = -n WHERE n % 1000 = 0");
-    for database in ["dropped_database", "recreated_database"] {
-        cluster.sql(&format!("DROP DATABASE {database}"));
-    }
-    cluster.sql("CREATE DATABASE recreated_database");
+    script.add("\\c same_database");
+    script.add("UPDATE t SET n = -n WHERE n % 1000 = 0");
+    script.add("\\c postgres");
+    script.add("DROP DATABASE recreated_database");
+    script.add("CREATE DATABASE recreated_database");
     for strategy in ["file_copy", "wal_log"] {
-        cluster.sql(&format!(
+        script.add(&format!(
             "CREATE DATABASE by_{strategy} TEMPLATE same_database STRATEGY {strategy}"
         ));
-        let database = format!("by_{strategy}");
-        in_database(cluster, &database, "INSERT INTO t SELECT generate_series(1, 2000)");
+        script.add(&format!("\\c by_{strategy}"));
+        script.add("INSERT INTO t SELECT generate_series(1, 2000)");
+        script.add("\\c postgres");
     }
+    script.run();
 }
 
 /// A little more, to every table there is now.
@@ -189,15 +196,25 @@ pub fn change_again(cluster: &Cluster) {
     let tables = cluster.sql(
         "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'prepared'",
     );
+    let mut script = Script::new(cluster);
     for table in tables.lines() {
-        cluster.sql(&format!("DELETE FROM {table} WHERE id % 1999 = 3"));
+        script.add(&format!("DELETE FROM {table} WHERE id % 1999 = 3"));
     }
-    cluster.sql("COMMIT PREPARED 'pending'");
-    cluster.sql("INSERT INTO deleted SELECT n, 'again' FROM generate_series(1, 500) n");
-    cluster.sql("VACUUM shrunk");
-    in_database(cluster, "by_file_copy", "DELETE FROM t WHERE n > 2500");
-    in_database(cluster, "by_file_copy", "VACUUM t");
-    cluster.sql("DROP DATABASE by_wal_log");
+    script.add("COMMIT PREPARED 'pending'");
+    script.add("INSERT INTO deleted SELECT n, 'again' FROM generate_series(1, 500) n");
+    script.add("VACUUM shrunk");
+    script.add("DROP DATABASE by_wal_log");
+    script.add("\\c by_file_copy");
+    script.add("DELETE FROM t WHERE n > 2500");
+    script.add("VACUUM t");
+    script.run();
+}
+
+/// Rolls back what is prepared.
+pub fn release_locks(cluster: &Cluster) {
+    for prepared in cluster.sql("SELECT gid FROM pg_prepared_xacts").lines() {
+        cluster.sql(&format!("ROLLBACK PREPARED '{prepared}'"));
+    }
 }
 
 /// The content of what isn't empty after a crash, by name.
@@ -208,12 +225,23 @@ pub fn digests(cluster: &Cluster) -> Vec<(String, crate::support::tables::Digest
     digests
 }
 
-fn each(cluster: &Cluster, table: &str, statements: &[&str]) {
-    for statement in statements {
-        cluster.sql(&statement.replace("{t}", table));
-    }
-}
+/// Statements for one psql, each in a transaction of its own.
+struct Script(Command);
 
-fn in_database(cluster: &Cluster, database: &str, sql: &str) {
-    run(cluster.psql().env("PGDATABASE", database).args(["-c", sql]));
+impl Script {
+    fn new(cluster: &Cluster) -> Self {
+        Script(cluster.psql())
+    }
+
+    fn add(&mut self, statement: &str) {
+        self.0.args(["-c", statement]);
+    }
+
+    fn of_table(&mut self, table: &str, statements: &[&str]) {
+        statements.iter().for_each(|statement| self.add(&statement.replace("{t}", table)));
+    }
+
+    fn run(mut self) {
+        run(&mut self.0);
+    }
 }

@@ -63,6 +63,11 @@ pub struct Builder {
 }
 
 impl Builder {
+    /// The major version.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
     /// The size of its WAL segments in MiB: a power of two from 1 to 1024; 16 if not said.
     pub fn wal_segsize(mut self, mebibytes: u32) -> Self {
         self.initdb.push(format!("--wal-segsize={mebibytes}"));

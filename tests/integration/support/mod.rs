@@ -14,6 +14,7 @@ pub mod s3;
 pub mod scratch;
 pub mod server;
 pub mod session;
+pub mod sound;
 pub mod strace;
 pub mod tables;
 pub mod template;
