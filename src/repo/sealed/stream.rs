@@ -60,6 +60,8 @@ impl<'a> FrameStream<'a> {
                 let rest = self.reader.end_of_frames().saturating_sub(offset);
                 let together = storage.capabilities().read_together.min(rest).max(len);
                 let range = Range::At { offset, len: together };
+                // What was read before goes before more comes.
+                self.ahead = (0, Bytes::new());
                 self.ahead = (offset, storage.read(&self.reader.name, range).await?);
                 self.in_ahead(offset, len).unwrap_or_default()
             }

@@ -296,6 +296,22 @@ impl Running {
         this.wait()
     }
 
+    /// Waits for its end, and says how much memory it had at its peak, in bytes.
+    pub fn wait_and_measure(self) -> (Output, u64) {
+        let status = format!("/proc/{}/status", self.pid());
+        let mut this = self;
+        let mut peak = 0;
+        let child = this.child.as_mut().expect("it wasn't waited for");
+        while child.try_wait().expect("wait").is_none() {
+            let status = fs::read_to_string(&status).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            peak = kib.map_or(peak, |kib| kib << 10);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        (this.wait(), peak)
+    }
+
     /// Waits for its end.
     pub fn wait(mut self) -> Output {
         let child = self.child.take().expect("it wasn't waited for");

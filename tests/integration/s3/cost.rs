@@ -1,0 +1,126 @@
+//! How many requests things take. `docs/s3.md` has the table that the ignored test prints:
+//!
+//! ```text
+//! cargo test --test integration -- --ignored --nocapture s3::cost::the_table
+//! ```
+
+use std::collections::BTreeMap;
+
+use super::memory::cluster_with_noise;
+use crate::support::{
+    Cluster, Pgkeep,
+    objects::{ObjectKind, objects_of},
+    s3::Server,
+};
+
+/// Requests by operation.
+type Counts = BTreeMap<&'static str, u64>;
+
+fn count(counts: &Counts, operation: &str) -> u64 {
+    counts.get(operation).copied().unwrap_or_default()
+}
+
+/// A cluster that archives into a bucket, and what the requests of something are.
+struct Counted {
+    cluster: Cluster,
+    pgkeep: Pgkeep,
+}
+
+impl Counted {
+    fn new(cluster: Cluster) -> Self {
+        let pgkeep = Pgkeep::on_server(&cluster, Server::start());
+        pgkeep.init();
+        pgkeep.set("cluster.main", "archive-timeout = \"2s\"");
+        pgkeep.run(["check"]);
+        Counted { cluster, pgkeep }
+    }
+
+    fn of(&self, arguments: &[&str]) -> Counts {
+        let server = self.pgkeep.server().expect("a server");
+        server.front().heal();
+        let output = self.pgkeep.run_in(self.cluster.pgdata(), arguments);
+        assert_eq!(output.code, 0, "{arguments:?}: {output}");
+        server.front().counts()
+    }
+
+    /// As [`Counted::of`], of a backup, without what the archiver's pushes take meanwhile: the
+    /// segments are pushed by hand.
+    fn of_backup(&self) -> Counts {
+        self.pgkeep.archive(&self.cluster);
+        let before = self.stored(ObjectKind::Segment) + self.stored(ObjectKind::BackupHistory);
+        let mut counts = self.of(&["backup", "--type", "full"]);
+        let after = self.stored(ObjectKind::Segment) + self.stored(ObjectKind::BackupHistory);
+        let pushed = (after - before) as u64;
+        for (operation, each) in push() {
+            let all = counts.get_mut(operation).expect("pushes");
+            *all -= each * pushed;
+        }
+        counts
+    }
+
+    fn stored(&self, kind: ObjectKind) -> usize {
+        objects_of(&self.pgkeep.repository(), kind).len()
+    }
+
+    fn push(&self, segment: &str) -> Counts {
+        self.of(&["archive-push", &format!("pg_wal/{segment}")])
+    }
+}
+
+/// What a push of a segment that compresses to at most 8 MiB takes.
+fn push() -> Counts {
+    // repo.json, the key, the registration, whether it is there; the keys; the segment.
+    BTreeMap::from([("GetObject", 4), ("ListObjectsV2", 1), ("PutObject", 1)])
+}
+
+#[test]
+fn pushes_and_gets_take_few_requests() {
+    let cluster = Cluster::builder(15).start();
+    let segments: Vec<String> = (0..3).map(|_| cluster.switch_wal()).collect();
+    let counted = Counted::new(cluster);
+    assert_eq!(counted.push(&segments[0]), push());
+    // repo.json, the key, and the segment with one request.
+    let get = counted.of(&["archive-get", &segments[0], "pg_wal/RECOVERYXLOG"]);
+    assert_eq!(get, BTreeMap::from([("GetObject", 3), ("ListObjectsV2", 1)]));
+    // The same again: its end, and all of it, to be compared.
+    let again = counted.push(&segments[0]);
+    assert_eq!(count(&again, "PutObject"), 0, "{again:?}");
+    assert!(again.values().sum::<u64>() <= 9, "{again:?}");
+}
+
+#[test]
+#[ignore = "it prints numbers for docs/s3.md and takes a minute"]
+fn the_table() {
+    const NOISE: u64 = 600 << 20;
+    let counted = Counted::new(cluster_with_noise(NOISE));
+    let row = |what: &str, counts: &Counts| {
+        let writes =
+            ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"];
+        let writes: u64 = writes.iter().map(|operation| count(counts, operation)).sum();
+        let lists = count(counts, "ListObjectsV2") + count(counts, "ListMultipartUploads");
+        let reads = count(counts, "GetObject") + count(counts, "HeadObject");
+        println!("{what:<44} {writes:>7} {lists:>7} {reads:>7}   {counts:?}");
+    };
+    println!("{:<44} {:>7} {:>7} {:>7}", "", "writes", "lists", "reads");
+    let segment = counted.cluster.switch_wal();
+    row("archive-push of a segment", &counted.push(&segment));
+    row("archive-get of it", &counted.of(&["archive-get", &segment, "pg_wal/RECOVERYXLOG"]));
+    row("check", &{
+        counted.pgkeep.archive(&counted.cluster);
+        counted.of(&["check"])
+    });
+    let backup = counted.of_backup();
+    row("a full backup", &backup);
+    let packs = objects_of(&counted.pgkeep.repository(), ObjectKind::Pack);
+    let bytes: u64 = packs.iter().map(|o| std::fs::metadata(&o.path).expect("stat").len()).sum();
+    let parts = count(&backup, "UploadPart");
+    println!("  {} packs, {bytes} bytes stored, {parts} parts", packs.len());
+    row("info", &counted.of(&["info"]));
+    let target = counted.pgkeep.scratch().path().join("restored").display().to_string();
+    let restore = counted.of(&["restore", "--archive-mode", "off", "--pgdata", &target]);
+    row("a restore", &restore);
+    for _ in 0..3 {
+        counted.of_backup();
+    }
+    row("info, with four backups", &counted.of(&["info"]));
+}
