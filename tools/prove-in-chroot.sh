@@ -68,7 +68,7 @@ for conf in /etc/apt/apt.conf.d/*; do
     # Proxies and certificates, not hooks that call what isn't there.
     if grep -qiE 'proxy|https?::|cainfo' "$conf"; then give "$conf"; fi
 done
-give "$HOME/.npmrc"
+give "$HOME/.npmrc" /etc/pip.conf "$HOME/.config/pip"
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 rustup_home=${RUSTUP_HOME:-$HOME/.rustup}
 mkdir -p "$root/root/.cargo"

@@ -218,7 +218,7 @@ pub const KEYS: &[Key] = &[
         scope: Scope::S3,
         name: "storage-class",
         takes: "a storage class as in \"STANDARD_IA\", but none that has to be brought back first",
-        default: "the bucket's",
+        default: "the server's",
         meaning: "the class of objects of 128 KiB and more; for smaller ones others cost more",
     },
     Key {

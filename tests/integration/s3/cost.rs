@@ -32,7 +32,18 @@ impl Counted {
         pgkeep.init();
         pgkeep.set("cluster.main", "archive-timeout = \"2s\"");
         pgkeep.run(["check"]);
+        pgkeep.edit(|text| text.replace("archive-timeout = \"2s\"", "archive-timeout = \"5min\""));
         Counted { cluster, pgkeep }
+    }
+
+    /// Switches archiving on, and waits until it has caught up.
+    fn archive(&self) {
+        self.pgkeep.archive(&self.cluster);
+        let closed = self.cluster.switch_wal();
+        crate::support::wait_until("the archiver has caught up", 300, || {
+            let archived = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver";
+            self.cluster.sql(archived) >= closed
+        });
     }
 
     fn of(&self, arguments: &[&str]) -> Counts {
@@ -43,10 +54,8 @@ impl Counted {
         server.front().counts()
     }
 
-    /// As [`Counted::of`], of a backup, without what the archiver's pushes take meanwhile: the
-    /// segments are pushed by hand.
+    /// As [`Counted::of`], of a backup, without what the archiver's pushes take meanwhile.
     fn of_backup(&self) -> Counts {
-        self.pgkeep.archive(&self.cluster);
         let before = self.stored(ObjectKind::Segment) + self.stored(ObjectKind::BackupHistory);
         let mut counts = self.of(&["backup", "--type", "full"]);
         let after = self.stored(ObjectKind::Segment) + self.stored(ObjectKind::BackupHistory);
@@ -105,10 +114,8 @@ fn the_table() {
     let segment = counted.cluster.switch_wal();
     row("archive-push of a segment", &counted.push(&segment));
     row("archive-get of it", &counted.of(&["archive-get", &segment, "pg_wal/RECOVERYXLOG"]));
-    row("check", &{
-        counted.pgkeep.archive(&counted.cluster);
-        counted.of(&["check"])
-    });
+    counted.archive();
+    row("check, with the push of its segment", &counted.of(&["check"]));
     let backup = counted.of_backup();
     row("a full backup", &backup);
     let packs = objects_of(&counted.pgkeep.repository(), ObjectKind::Pack);
