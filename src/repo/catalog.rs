@@ -27,10 +27,6 @@ use crate::{
 /// How many objects a listing asks for at once.
 pub const PAGE: usize = 5_000;
 
-/// How many backups are asked about at once: where each question is a request, waiting for one
-/// after the other would take long.
-const AT_ONCE: usize = 16;
-
 /// At least as many objects as a backup has beside its packs: `abandoned`, `backup.json`, `begin`,
 /// `deleted`, `manifest`; and room for some that don't belong there.
 const BESIDE_PACKS: usize = 16;
@@ -76,7 +72,16 @@ pub async fn entries(repository: &Repository, layout: &ClusterLayout) -> Result<
         }
     }
     let mut entries = Vec::with_capacity(ids.len());
-    for ids in ids.chunks(AT_ONCE) {
+    let at_once = repository.storage().capabilities().questions_at_once;
+    if at_once <= 1 {
+        for id in ids {
+            let state = state(repository, layout, &id).await?;
+            entries.push(CatalogEntry { id, state });
+        }
+        entries.sort_by(|a, b| a.id.cmp(&b.id));
+        return Ok(entries);
+    }
+    for ids in ids.chunks(at_once) {
         let mut asked = JoinSet::new();
         for id in ids.iter().cloned() {
             let (repository, layout) = (repository.clone(), layout.clone());

@@ -290,7 +290,7 @@ impl Storage for Local {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { read_together: READ_TOGETHER }
+        Capabilities { read_together: READ_TOGETHER, questions_at_once: 1 }
     }
 
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {

@@ -24,6 +24,8 @@ pub struct Capabilities {
     /// How many bytes are worth reading at once when what lies beside each other is wanted: what a
     /// request costs beside its bytes.
     pub read_together: u64,
+    /// How many questions are worth asking at once: 1 where waiting for an answer gains nothing.
+    pub questions_at_once: usize,
 }
 
 /// What becomes of the creation of an object whose name is taken.

@@ -212,7 +212,7 @@ fn each_mistake_is_refused_by_key_file_and_line() {
         (
             "[repository.a]\nurl = \"file:///r\"\nkey-file = \"/k\"\n\
              [repository.b]\nurl = \"file:///r/\"\nkey-file = \"/k\"",
-            "repository.a and repository.b lie in the same directory /r",
+            "repository.a and repository.b lie in the same place file:///r",
         ),
         (
             "[repository.main]\nurl = \"file:///pg/r\"\nkey-file = \"/k\"\n[cluster.main]\npgdata = \"/pg\"",

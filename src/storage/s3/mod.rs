@@ -35,6 +35,9 @@ use super::{
 
 pub use settings::{CLASSED, Checksums, DEFAULT_ATTEMPTS, DEFAULT_STALL, S3Settings, Sse};
 
+/// How many questions are asked at once: each takes some 20 to 50 ms, and servers answer many.
+const QUESTIONS_AT_ONCE: usize = 16;
+
 /// How many bytes of neighbours are worth fetching together: a request costs as much time as some
 /// megabytes, and more money.
 const READ_TOGETHER: u64 = 8 << 20;
@@ -74,7 +77,7 @@ impl Storage for S3 {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { read_together: READ_TOGETHER }
+        Capabilities { read_together: READ_TOGETHER, questions_at_once: QUESTIONS_AT_ONCE }
     }
 
     async fn create_only(&self) -> Result<CreateOnly> {

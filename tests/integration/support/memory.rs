@@ -50,7 +50,7 @@ impl Storage for Memory {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { read_together: 1 }
+        Capabilities { read_together: 1, questions_at_once: 1 }
     }
 
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
