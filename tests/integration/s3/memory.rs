@@ -42,7 +42,6 @@ fn backup_push_and_restore_stay_within_their_bounds() {
     assert!(measured(&["archive-push", &format!("pg_wal/{noise}")]) < 40 * MIB, "once more");
     assert!(measured(&["archive-get", &noise, "pg_wal/RECOVERYXLOG"]) < 40 * MIB);
 
-    pgkeep.set("cluster.main", "archive-timeout = \"60s\"");
     pgkeep.edit(|text| text.replace("archive-timeout = \"1s\"", ""));
     pgkeep.archive(&cluster);
     server.front().heal();
