@@ -33,6 +33,10 @@ pub async fn offer(
     if server.facts.major < 17 {
         return Ok(Some(NativeRefusal::Version));
     }
+    if record.timeline != identity.timeline {
+        let (from, to) = (record.timeline, identity.timeline);
+        return Ok(Some(NativeRefusal::Switched { from, to }));
+    }
     let history = history(client, identity.timeline).await?;
     let range =
         WalRange { timeline: record.timeline, start: record.start_lsn, end: record.stop_lsn };

@@ -45,6 +45,15 @@ pub enum NativeRefusal {
         /// Where it was left.
         left: Lsn,
     },
+    /// The server has switched timelines since the earlier backup. What summaries say across a switch
+    /// isn't relied on: on 17.10 a relation that was cut off before a promotion and filled again after
+    /// it came out with blocks that weren't the server's.
+    Switched {
+        /// The earlier backup's timeline.
+        from: Timeline,
+        /// The server's.
+        to: Timeline,
+    },
     /// The server itself refuses, in its own words.
     Server(Box<ServerError>),
 }
@@ -68,6 +77,11 @@ impl fmt::Display for NativeRefusal {
                 f,
                 "the server's summaries of timeline {timeline} go beyond {left}, where it left \
                  that timeline, and can't be trusted"
+            ),
+            NativeRefusal::Switched { from, to } => write!(
+                f,
+                "the server went from timeline {from} to {to} since, and its summaries aren't relied \
+                 on across that"
             ),
             NativeRefusal::Server(error) => write!(f, "the server refuses: {error}"),
         }

@@ -4,6 +4,8 @@ mod compare;
 mod cost;
 mod oracle;
 mod planted;
+mod stored;
+mod timelines;
 mod workloads;
 
 use std::path::{Path, PathBuf};
