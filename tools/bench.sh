@@ -77,8 +77,8 @@ line() { printf '%-58s %7s s %6s MiB peak   %s\n' "$@"; }
 size_of() { du -sm "$1" | cut -f1; }
 
 for round in 1 2; do
-    measure "${run[@]}" backup
-    line "pgkeep backup (round $round)" "$took" "$peak" "$(size_of "$home/repository/clusters/main/backups") MiB for $round"
+    measure "${run[@]}" backup --type full
+    line "pgkeep backup --type full (round $round)" "$took" "$peak" "$(size_of "$home/repository/clusters/main/backups") MiB for $round"
     rm -rf "$home/base"
     measure "$bin/pg_basebackup" -D "$home/base" -Ft -X none -c fast --compress=client-zstd:level=1,workers=2
     line "pg_basebackup -Ft, zstd level 1, 2 workers (round $round)" "$took" "$peak" "$(size_of "$home/base") MiB"
