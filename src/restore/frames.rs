@@ -166,9 +166,14 @@ impl<W: Write + Send> Shared<'_, W> {
         self.finishing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a failure: the first is the one that is told.
+    /// Notes a failure: the first is the one that is told, but for one that only says that another
+    /// thread has failed, which may be noted before that thread's own.
     fn fail(&self, e: Error) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.as_ref().is_none_or(|known| known.kind() == Kind::Interrupted) {
+            *failure = Some(e);
+        }
+        drop(failure);
         self.failed.store(true, Ordering::Release);
         // Taken so that a planner about to wait doesn't miss this.
         drop(self.lock());
