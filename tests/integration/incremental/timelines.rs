@@ -131,6 +131,6 @@ fn a_new_system_begins_with_a_full_backup(version: u32) {
         let next = site.take(kind);
         let base = if kind == "diff" { id(&full) } else { next["base"].as_str().unwrap() };
         assert_eq!(next["base"], base);
-        assert_eq!((&next["kind"], &next["why"]), (&kind.into(), &serde_json::Value::Null));
+        assert_eq!((&next["kind"], &next["why"]), (&kind.into(), &Value::Null));
     }
 }
