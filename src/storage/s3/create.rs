@@ -166,17 +166,7 @@ impl Engine {
     /// The name is taken, or the upload is gone: by whom? Our own mark means that an answer was
     /// lost, and all is well.
     async fn settle(&self, name: &ObjectName, mark: &str, failure: Failure) -> Result<()> {
-        let about = self.about("look at", name.as_str());
-        let client = self.client(&about).await?;
-        let head = self
-            .attempts(|| async {
-                let request = client
-                    .head_object()
-                    .bucket(&self.settings.bucket)
-                    .key(self.settings.key(name.as_str()));
-                request.send().await.map_err(|e| about.failure(&e))
-            })
-            .await;
+        let head = self.head(name, None).await;
         let failed = failure.error;
         match head {
             Ok(head) => match head.metadata().and_then(|all| all.get(MARK)) {

@@ -3,7 +3,7 @@
 //! Also an object's size is asked with a GET, of one byte: the answer to a HEAD has no body, and
 //! its 404 may mean that the bucket isn't there.
 
-use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::{get_object::GetObjectOutput, head_object::HeadObjectOutput};
 use bytes::{Bytes, BytesMut};
 
 use super::{
@@ -76,18 +76,27 @@ impl Engine {
 
     /// The size of an object that is known to be there.
     async fn size_by_head(&self, name: &ObjectName) -> Result<u64> {
-        let about = self.about("look at", name.as_str());
-        let client = self.client(&about).await?;
-        let head = self
-            .attempts(|| async {
-                let request = client
-                    .head_object()
-                    .bucket(&self.settings.bucket)
-                    .key(self.settings.key(name.as_str()));
-                request.send().await.map_err(|e| about.failure(&e))
-            })
-            .await?;
+        let head = self.head(name, None).await?;
         Ok(head.content_length().unwrap_or_default().unsigned_abs())
+    }
+
+    /// What the server says of an object, or of a version of it, without its bytes.
+    pub async fn head(
+        &self,
+        name: &ObjectName,
+        version: Option<&str>,
+    ) -> Result<HeadObjectOutput, Failure> {
+        let about = self.about("look at", name.as_str());
+        let client = self.client(&about).await.map_err(Failure::from)?;
+        self.attempts(|| async {
+            let request = client
+                .head_object()
+                .bucket(&self.settings.bucket)
+                .key(self.settings.key(name.as_str()))
+                .set_version_id(version.map(str::to_owned));
+            request.send().await.map_err(|e| about.failure(&e))
+        })
+        .await
     }
 
     /// A GET, with its body. It is tried again when the body breaks off, too.

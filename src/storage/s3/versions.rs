@@ -126,18 +126,7 @@ impl Engine {
         name: &ObjectName,
         version: Option<&str>,
     ) -> Result<Option<Retention>> {
-        let about = self.about("look at", name.as_str());
-        let client = self.client(&about).await?;
-        let head = self
-            .attempts(|| async {
-                let request = client
-                    .head_object()
-                    .bucket(&self.settings.bucket)
-                    .key(self.settings.key(name.as_str()))
-                    .set_version_id(version.map(str::to_owned));
-                request.send().await.map_err(|e| about.failure(&e))
-            })
-            .await?;
+        let head = self.head(name, version).await?;
         let until = head.object_lock_retain_until_date();
         let until = until.and_then(|t| DateTime::from_timestamp(t.secs(), t.subsec_nanos()));
         Ok(until.zip(head.object_lock_mode()).map(|(until, mode)| Retention {
@@ -154,9 +143,11 @@ impl Engine {
         };
         let about = self.about("lock", name.as_str());
         let client = self.client(&about).await?;
+        // Dates have whole seconds: never earlier than was asked for.
+        let seconds = until.timestamp() + i64::from(until.timestamp_subsec_nanos() > 0);
         let retention = ObjectLockRetention::builder()
             .mode(held.mode)
-            .retain_until_date(SdkTime::from_secs(until.timestamp()))
+            .retain_until_date(SdkTime::from_secs(seconds))
             .build();
         self.attempts(|| async {
             let request = client

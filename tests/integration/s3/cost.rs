@@ -1,7 +1,7 @@
-//! How many requests things take. `docs/s3.md` has the table that the ignored test prints:
+//! How many requests things take: no more than the table in `docs/s3.md` says.
 //!
 //! ```text
-//! cargo test --test integration -- --ignored --nocapture s3::cost::the_table
+//! cargo test --test integration -- --nocapture s3::cost::the_table     prints what was counted
 //! ```
 
 use std::collections::BTreeMap;
@@ -98,36 +98,41 @@ fn pushes_and_gets_take_few_requests() {
 }
 
 #[test]
-#[ignore = "it prints numbers for docs/s3.md and takes a minute"]
 fn the_table() {
-    const NOISE: u64 = 600 << 20;
+    const NOISE: u64 = 40 << 20;
     let counted = Counted::new(cluster_with_noise(NOISE));
-    let row = |what: &str, counts: &Counts| {
+    let row = |what: &str, counts: &Counts, most: [u64; 3]| {
         let writes =
             ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"];
         let writes: u64 = writes.iter().map(|operation| count(counts, operation)).sum();
         let lists = count(counts, "ListObjectsV2") + count(counts, "ListMultipartUploads");
         let reads = count(counts, "GetObject") + count(counts, "HeadObject");
         println!("{what:<44} {writes:>7} {lists:>7} {reads:>7}   {counts:?}");
+        let counted = [writes, lists, reads];
+        assert!(counted.iter().zip(most).all(|(n, most)| *n <= most), "{what}: {counts:?}");
     };
     println!("{:<44} {:>7} {:>7} {:>7}", "", "writes", "lists", "reads");
     let segment = counted.cluster.switch_wal();
-    row("archive-push of a segment", &counted.push(&segment));
-    row("archive-get of it", &counted.of(&["archive-get", &segment, "pg_wal/RECOVERYXLOG"]));
+    row("archive-push of a segment", &counted.push(&segment), [5, 1, 4]);
+    row(
+        "archive-get of it",
+        &counted.of(&["archive-get", &segment, "pg_wal/RECOVERYXLOG"]),
+        [0, 1, 5],
+    );
     counted.archive();
-    row("check, with the push of its segment", &counted.of(&["check"]));
+    row("check, with the push of its segment", &counted.of(&["check"]), [6, 3, 14]);
     let backup = counted.of_backup();
-    row("a full backup", &backup);
+    row("a full backup", &backup, [13 + 2 + 5, 7, 14]);
     let packs = objects_of(&counted.pgkeep.repository(), ObjectKind::Pack);
     let bytes: u64 = packs.iter().map(|o| std::fs::metadata(&o.path).expect("stat").len()).sum();
     let parts = count(&backup, "UploadPart");
     println!("  {} packs, {bytes} bytes stored, {parts} parts", packs.len());
-    row("info", &counted.of(&["info"]));
+    row("info", &counted.of(&["info"]), [0, 10, 6]);
     let target = counted.pgkeep.scratch().path().join("restored").display().to_string();
     let restore = counted.of(&["restore", "--archive-mode", "off", "--pgdata", &target]);
-    row("a restore", &restore);
+    row("a restore", &restore, [2, 6, 15 + 2 * 2 + 5]);
     for _ in 0..3 {
         counted.of_backup();
     }
-    row("info, with four backups", &counted.of(&["info"]));
+    row("info, with four backups", &counted.of(&["info"]), [0, 10 + 3, 6 + 3 * 3]);
 }
