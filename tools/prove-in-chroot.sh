@@ -18,6 +18,8 @@ commands=("$@")
 command -v debootstrap >/dev/null || apt-get install -y -q debootstrap </dev/null
 
 root=${PGKEEP_CHROOT:-$(mktemp -d /var/tmp/pgkeep-chroot.XXXXXX)}
+# The root directory of a machine is everybody's to enter.
+chmod 755 "$root"
 unmount() {
     for mount in dev proc; do
         if mountpoint -q "$root/$mount"; then umount -R -l "$root/$mount"; fi
@@ -37,7 +39,6 @@ finish() {
     exit $status
 }
 trap finish EXIT
-trap 'exit 1' INT TERM
 trap 'exit 1' INT TERM
 
 # The first Debian mirror of this machine's own sources.
