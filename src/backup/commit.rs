@@ -7,7 +7,7 @@ use crate::{
         layout::ClusterLayout,
         record::BackupRecord,
         tombstone::{self, check_base, check_committed},
-        wal_floor::highest_floor,
+        wal_floor::Floors,
     },
 };
 
@@ -32,8 +32,8 @@ pub async fn commit(
         mark_deleted(repository, layout, id).await;
         return Err(e);
     }
-    match highest_floor(repository, layout, record.system).await {
-        Ok(floor) if floor.is_none_or(|floor| record.start_lsn >= floor) => {}
+    match Floors::read(repository, layout, record.system).await {
+        Ok(floors) if record.start_lsn >= floors.of(record.timeline) => {}
         Ok(_) => {
             mark_deleted(repository, layout, id).await;
             let message = format!("the WAL that backup {id} needs was removed while it was taken");
@@ -65,7 +65,9 @@ pub async fn undo(repository: &Repository, layout: &ClusterLayout, id: &BackupId
         tombstone::mark_deleted(repository, layout, id).await?;
         tombstone::remove_folder(repository, layout, id).await
     };
-    if let Err(e) = remove.await {
-        tracing::warn!("remove what the failed backup {id} has stored: {e}");
+    match remove.await {
+        Ok(held) if held.is_empty() => {}
+        Ok(held) => tracing::info!("{} objects of the failed backup {id} are held", held.len()),
+        Err(e) => tracing::warn!("remove what the failed backup {id} has stored: {e}"),
     }
 }

@@ -6,11 +6,14 @@ use serde::Serialize;
 use super::{Global, human, runtime, table};
 use crate::{
     backup::{self, BackupOptions, Outcome},
+    config::{ClusterSettings, Settings},
     error::Result,
     repo::{
         self, BackupType,
+        layout::ClusterLayout,
         record::{BackupRecord, Source, Way},
     },
+    retention::{self, Expiry},
 };
 
 /// Take a backup
@@ -27,6 +30,9 @@ use crate::{
 ///
 /// The cluster is read once and backed up into every repository, or into the one that --repo names.
 /// One that fails doesn't keep the others from theirs; the exit code tells.
+///
+/// Where a repository has retention rules, `pgkeep expire` follows in it, unless its after-backup is
+/// false. The backup is complete before that; if expiring fails, the exit code says why.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -128,7 +134,7 @@ impl Backup {
         let (mut taken, mut failure) = (Vec::new(), None);
         for Outcome { repository, result } in outcomes {
             match result {
-                Ok(backup) => taken.push(Taken { repository, backup }),
+                Ok(backup) => taken.push(Taken { repository, backup, expired: None }),
                 Err(e) if several => {
                     let e = e.while_doing(format!("repository {repository}"));
                     failure = failure.or(Some(e));
@@ -136,13 +142,53 @@ impl Backup {
                 Err(e) => failure = Some(e),
             }
         }
+        let expired = expire(global, &settings, cluster, &mut taken);
         if let Some(first) = taken.first() {
             let done = format!("backup {} is complete", first.backup.id);
             let taken = Document { backups: taken };
             global.output.done(done, &taken, || taken.backups.iter().map(text).collect());
         }
-        failure.map_or(Ok(0), Err)
+        failure.map_or(expired.map(|()| 0), Err)
     }
+}
+
+/// Applies the rules of the repositories that have the backup now. One that fails doesn't keep the
+/// others from it; the first failure is returned.
+fn expire(
+    global: &Global,
+    settings: &Settings,
+    cluster: &ClusterSettings,
+    taken: &mut [Taken],
+) -> Result<()> {
+    let layout = ClusterLayout::new(&cluster.name)?;
+    let mut failure = None;
+    for taken in taken {
+        let repository = settings.repository(Some(&taken.repository))?;
+        if !(repository.retention.has_rules() && repository.retention.after_backup) {
+            continue;
+        }
+        let progress = global.progress();
+        let one = runtime::alone(runtime::until_signal(async {
+            let (rules, progress) = (&repository.retention, progress.as_ref());
+            let repository = repo::open::open(repository).await?;
+            retention::expire(&repository, &layout, rules, false, progress).await
+        }));
+        match one {
+            Ok(expiry) => taken.expired = Some(expiry),
+            Err(e) => {
+                let what = format!(
+                    "expire in repository {} after backup {}, which is complete",
+                    taken.repository, taken.backup.id
+                );
+                let e = e.while_doing(what);
+                match &failure {
+                    None => failure = Some(e),
+                    Some(_) => tracing::error!("{e}"),
+                }
+            }
+        }
+    }
+    failure.map_or(Ok(()), Err)
 }
 
 #[derive(Serialize)]
@@ -154,9 +200,11 @@ struct Document {
 struct Taken {
     repository: String,
     backup: BackupRecord,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expired: Option<Expiry>,
 }
 
-fn text(Taken { repository, backup: record }: &Taken) -> String {
+fn text(Taken { repository, backup: record, expired }: &Taken) -> String {
     let source = match record.source {
         Source::Primary => "primary",
         Source::Standby => "standby",
@@ -211,6 +259,9 @@ fn text(Taken { repository, backup: record }: &Taken) -> String {
             human::count(record.bad_pages.count),
             first.unwrap_or_default()
         );
+    }
+    if let Some(expiry) = expired {
+        out += &super::expire::text(expiry);
     }
     out
 }

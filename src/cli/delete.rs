@@ -7,10 +7,7 @@ use super::{Global, each::each, human, table::Align, table::Table};
 use crate::{
     error::Result,
     repo::{BackupId, layout::ClusterLayout},
-    retention::{
-        self, Deletion,
-        sweep::{Amount, Swept},
-    },
+    retention::{self, Deletion, amount::Amount, sweep::Swept},
 };
 
 /// Delete a backup
@@ -56,7 +53,7 @@ impl Delete {
 }
 
 fn text(deletion: &Deletion) -> String {
-    let Swept { backup, freed, kept, used_by } = &deletion.swept;
+    let Swept { backup, freed, kept, held, used_by } = &deletion.swept;
     let verb = match (deletion.dry_run, deletion.already_deleted) {
         (true, _) => "would delete",
         (false, false) => "deleted",
@@ -65,6 +62,12 @@ fn text(deletion: &Deletion) -> String {
     let mut out = format!("{verb} backup {backup} from repository {}\n", deletion.repository);
     let goes = if deletion.dry_run { "would go" } else { "is gone" };
     out += &format!("  {} {goes}\n", amount(freed));
+    if held.objects > 0 {
+        out += &format!(
+            "  {} can't go yet, since object lock holds it: delete it again later, or expire\n",
+            amount(held)
+        );
+    }
     if kept.objects > 0 {
         let stays = if deletion.dry_run { "would stay" } else { "stays" };
         out += &format!("  {} {stays}, since other backups use it\n", amount(kept));
@@ -88,9 +91,7 @@ fn text(deletion: &Deletion) -> String {
 }
 
 fn amount(amount: &Amount) -> String {
-    let noun = if amount.objects == 1 { "object" } else { "objects" };
-    let (bytes, count) = (human::bytes(amount.bytes), human::count(amount.objects));
-    format!("{bytes} in {count} {noun}")
+    human::objects(amount.objects, amount.bytes)
 }
 
 #[cfg(test)]
@@ -105,6 +106,7 @@ mod tests {
             backup: backup.parse().unwrap(),
             freed,
             kept,
+            held: Amount::default(),
             used_by,
         };
         let user = User {

@@ -45,6 +45,12 @@ pub fn count(number: u64) -> String {
     out
 }
 
+/// Bytes in a number of objects.
+pub fn objects(objects: u64, bytes: u64) -> String {
+    let noun = if objects == 1 { "object" } else { "objects" };
+    format!("{} in {} {noun}", self::bytes(bytes), count(objects))
+}
+
 /// A time to the second, in UTC: `2026-11-20 19:58:12Z`. It can be given back as a target.
 pub fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true).replacen('T', " ", 1)

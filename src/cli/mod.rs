@@ -12,6 +12,7 @@ mod delete;
 mod demo;
 mod each;
 mod exit;
+mod expire;
 mod human;
 mod info;
 mod init;
@@ -141,6 +142,7 @@ enum Command {
     Backup(backup::Backup),
     Restore(restore::Restore),
     Info(info::Info),
+    Expire(expire::Expire),
     Delete(delete::Delete),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
@@ -169,6 +171,7 @@ impl Command {
             Command::Backup(command) => command.run(global),
             Command::Restore(command) => command.run(global),
             Command::Info(command) => command.run(global),
+            Command::Expire(command) => command.run(global),
             Command::Delete(command) => command.run(global),
             Command::Pin(command) => command.run(global),
             Command::Unpin(command) => command.run(global),

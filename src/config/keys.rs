@@ -13,6 +13,8 @@ pub enum Scope {
     Repository,
     /// In a table `[repository.NAME.s3]`.
     S3,
+    /// In a table `[repository.NAME.retention]`.
+    Retention,
     /// In a table `[cluster.NAME]`.
     Cluster,
 }
@@ -22,7 +24,7 @@ impl Scope {
     pub fn word(self) -> Option<&'static str> {
         match self {
             Scope::Top => None,
-            Scope::Repository | Scope::S3 => Some("repository"),
+            Scope::Repository | Scope::S3 | Scope::Retention => Some("repository"),
             Scope::Cluster => Some("cluster"),
         }
     }
@@ -31,13 +33,18 @@ impl Scope {
     pub fn table(self) -> Option<&'static str> {
         match self {
             Scope::S3 => Some("s3"),
+            Scope::Retention => Some("retention"),
             Scope::Top | Scope::Repository | Scope::Cluster => None,
         }
     }
 
     /// The table of this name within this one.
     pub(super) fn within(self, table: &str) -> Option<Scope> {
-        (self == Scope::Repository && table == "s3").then_some(Scope::S3)
+        match (self, table) {
+            (Scope::Repository, "s3") => Some(Scope::S3),
+            (Scope::Repository, "retention") => Some(Scope::Retention),
+            _ => None,
+        }
     }
 
     /// As in `[repository.NAME.s3]`; none at the top.
@@ -59,8 +66,12 @@ impl Scope {
     /// For hints: what stands here, as in `[cluster.NAME] takes conninfo, pgdata`.
     pub(super) fn takes(self) -> String {
         let names: Vec<_> = self.keys().map(|key| key.name).collect();
-        let and =
-            if self == Scope::Repository { ", and the table [repository.NAME.s3]" } else { "" };
+        let and = match self {
+            Scope::Repository => {
+                ", and the tables [repository.NAME.s3] and [repository.NAME.retention]"
+            }
+            _ => "",
+        };
         match self.header() {
             None => format!(
                 "the top of the file takes {} and the tables [repository.NAME] and [cluster.NAME]",
@@ -258,6 +269,66 @@ pub const KEYS: &[Key] = &[
         default: "\"60s\"",
         meaning: "after how long without a byte moving a request is given up. How long it takes as \
                   a whole doesn't matter",
+    },
+    Key {
+        scope: Scope::Retention,
+        name: "full",
+        takes: "a number from 1 to 10000",
+        default: "none: nothing expires without a rule",
+        meaning: "keep the newest full backups, this many, and everything since the oldest of them, \
+                  with all WAL from there on",
+    },
+    Key {
+        scope: Scope::Retention,
+        name: "days",
+        takes: "a number from 1 to 36500",
+        default: "none",
+        meaning: "keep what is needed to restore to every moment of the last so many days",
+    },
+    Key {
+        scope: Scope::Retention,
+        name: "daily",
+        takes: "a number from 1 to 10000",
+        default: "none",
+        meaning: "keep the newest backup of each of the last days (in UTC) that have one, this many; \
+                  these and the three below only as points to restore to, with the WAL of the backup \
+                  itself",
+    },
+    Key {
+        scope: Scope::Retention,
+        name: "weekly",
+        takes: "a number from 1 to 10000",
+        default: "none",
+        meaning: "the same for weeks, which begin on Monday",
+    },
+    Key {
+        scope: Scope::Retention,
+        name: "monthly",
+        takes: "a number from 1 to 10000",
+        default: "none",
+        meaning: "the same for months",
+    },
+    Key {
+        scope: Scope::Retention,
+        name: "yearly",
+        takes: "a number from 1 to 10000",
+        default: "none",
+        meaning: "the same for years",
+    },
+    Key {
+        scope: Scope::Retention,
+        name: "minimum",
+        takes: "a number from 1 to 10000",
+        default: "none; the newest usable backup stays in any case",
+        meaning: "keep the newest usable backups, this many, whatever their age, with all WAL from the \
+                  oldest of them on",
+    },
+    Key {
+        scope: Scope::Retention,
+        name: "after-backup",
+        takes: "true or false",
+        default: "true",
+        meaning: "whether each backup is followed by an expiry, where there is a rule",
     },
     Key {
         scope: Scope::Cluster,

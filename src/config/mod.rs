@@ -9,6 +9,7 @@ mod environment;
 mod file;
 mod keys;
 mod resolve;
+mod retention;
 mod s3;
 mod source;
 mod values;
@@ -23,6 +24,7 @@ use std::{
 
 pub use file::{DEFAULT_PATH, PATH_VARIABLE};
 pub use keys::{KEYS, Key, Scope};
+pub use retention::RetentionSettings;
 
 use crate::{
     error::{Context, Error, Kind, Result},
@@ -66,6 +68,8 @@ pub struct RepositorySettings {
     pub key: KeySource,
     /// `compression-level`: of zstd, 1 to 19.
     pub compression_level: i32,
+    /// The keys of `[repository.NAME.retention]`.
+    pub retention: RetentionSettings,
 }
 
 /// Where a repository lies.

@@ -59,7 +59,14 @@ fn repository(section: &Section) -> Result<RepositorySettings> {
         None => 1,
     };
     let key = key_source(section)?;
-    Ok(RepositorySettings { name: section.name.clone(), location, key, compression_level })
+    let retention = super::retention::settings(section)?;
+    Ok(RepositorySettings {
+        name: section.name.clone(),
+        location,
+        key,
+        compression_level,
+        retention,
+    })
 }
 
 fn key_source(section: &Section) -> Result<KeySource> {

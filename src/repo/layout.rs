@@ -90,6 +90,11 @@ impl ClusterLayout {
         format!("clusters/{}/wal-floor/", self.cluster)
     }
 
+    /// A WAL floor.
+    pub fn wal_floor(&self, id: RandomId) -> ObjectName {
+        name(format!("clusters/{}/wal-floor/{id}", self.cluster))
+    }
+
     /// The folder of all backups, without slash.
     pub fn backups_folder(&self) -> String {
         format!("clusters/{}/backups", self.cluster)

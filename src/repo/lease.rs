@@ -83,6 +83,11 @@ impl Lease {
         self.holder.as_ref().is_some_and(|holder| holder.is_gone(self.process))
     }
 
+    /// Whether its holder is at work, as far as can be told.
+    pub fn is_alive(&self, now: DateTime<Utc>) -> bool {
+        !self.is_expired(now) && !self.is_abandoned()
+    }
+
     async fn store(&self, repository: &Repository, layout: &ClusterLayout) -> Result<()> {
         let json = serde_json::to_vec(self).context(Kind::Internal, || "write a lease")?;
         Ok(repository.storage().replace(&layout.lease(self.id), json.into()).await?)

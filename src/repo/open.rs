@@ -162,6 +162,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::config::RetentionSettings;
 
     fn settings(folder: &Path, key: KeySource) -> RepositorySettings {
         RepositorySettings {
@@ -169,6 +170,7 @@ mod tests {
             location: Location::Directory(folder.join("repo")),
             key,
             compression_level: 1,
+            retention: RetentionSettings::NONE,
         }
     }
 

@@ -18,6 +18,7 @@ use super::{BackupId, Repository, catalog::PAGE, catalog::exists, layout::Cluste
 use crate::{
     error::{Error, Kind, Result},
     repo::sealed::put_sealed,
+    storage::{ErrorKind, Listed, ObjectName},
 };
 
 const ABANDONED: &str = "abandoned";
@@ -110,26 +111,44 @@ pub async fn check_committed(
 
 /// Removes all of a backup that is marked as deleted and that nothing refers to. `deleted` is the
 /// last to go, after `begin`; on the way there the folder is known to be a deleted one's.
+///
+/// Objects that the place holds stay, and with them `begin` and `deleted`. All that stays is returned.
 pub async fn remove_folder(
     repository: &Repository,
     layout: &ClusterLayout,
     id: &BackupId,
-) -> Result<()> {
+) -> Result<Vec<Listed>> {
     let storage = repository.storage();
     let folder = layout.backup_folder(id);
     let last = [layout.of_backup(id, BEGIN), layout.of_backup(id, DELETED)];
+    let (mut held, mut waiting) = (Vec::new(), Vec::new());
+    let mut after: Option<ObjectName> = None;
     loop {
-        let listed = storage.list(&folder, None, PAGE).await?;
-        let mut rest = listed.into_iter().filter(|object| !last.contains(&object.name)).peekable();
-        if rest.peek().is_none() {
-            break;
-        }
-        for object in rest {
-            storage.delete(&object.name).await?;
+        let begin = after.as_ref().map(ObjectName::as_str);
+        let listed = storage.list(&folder, begin, PAGE).await?;
+        let Some(end) = listed.last() else { break };
+        after = Some(end.name.clone());
+        for object in listed {
+            if last.contains(&object.name) {
+                waiting.push(object);
+                continue;
+            }
+            match storage.delete(&object.name).await {
+                Err(e) if e.kind == ErrorKind::Locked => held.push(object),
+                result => result?,
+            }
         }
     }
-    for name in &last {
-        storage.delete(name).await?;
+    // `begin` sorts before `deleted`.
+    for object in waiting {
+        if !held.is_empty() {
+            held.push(object);
+            continue;
+        }
+        match storage.delete(&object.name).await {
+            Err(e) if e.kind == ErrorKind::Locked => held.push(object),
+            result => result?,
+        }
     }
-    Ok(())
+    Ok(held)
 }

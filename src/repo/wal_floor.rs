@@ -1,19 +1,35 @@
 //! WAL floors: what expiry has cut.
 //!
-//! `wal-floor/<n>` says up to where WAL of a system may be gone, but for what kept backups need.
-//! Expiry writes one before it removes anything and reads the backups again afterwards; a backup
-//! reads the floors after its commit object is written. So one of the two sees the other, whatever
-//! happens in between.
+//! An object `wal-floor/<random>` says of each timeline of a system up to where WAL may be gone, but
+//! for what kept backups need from their start to their stop. Expiry writes one before it removes
+//! anything and reads the backups again afterwards; a backup reads the floors after its commit
+//! object is written. So one of the two sees the other, whatever happens in between.
+//!
+//! A floor belongs to a timeline: a cluster that is taken back in time goes on with a new one, on
+//! which its positions may lie below what was cut before. Each object says all that is known of its
+//! system, so that older ones can go.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Repository, SystemId, catalog::PAGE, layout::ClusterLayout, sealed::read_whole};
+use super::{
+    Repository, SystemId,
+    catalog::PAGE,
+    id::RandomId,
+    layout::ClusterLayout,
+    sealed::{put_sealed, read_whole},
+};
 use crate::{
-    error::{Error, Kind, Result},
-    postgres::Lsn,
+    error::{Context, Error, Kind, Result},
+    postgres::{Lsn, Timeline},
+    storage::{ErrorKind, ObjectName},
 };
 
-/// A floor as it is stored.
+/// How often the floors are read anew because one of them went meanwhile.
+const ATTEMPTS: usize = 20;
+
+/// The floors of a system as they are stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct WalFloor {
@@ -21,26 +37,120 @@ pub struct WalFloor {
     pub format: u32,
     /// The system whose WAL was cut.
     pub system: SystemId,
-    /// WAL before here may be gone.
-    pub floor: Lsn,
+    /// Of each timeline, the position before which WAL may be gone.
+    pub timelines: BTreeMap<Timeline, Lsn>,
 }
 
-/// The highest floor of a system. One that can't be read is an error: WAL may be gone.
-pub async fn highest_floor(
-    repository: &Repository,
-    layout: &ClusterLayout,
-    system: SystemId,
-) -> Result<Option<Lsn>> {
-    let mut highest = None;
-    for listed in repository.storage().list(&layout.wal_floor_folder(), None, PAGE).await? {
-        let bytes = read_whole(repository, &listed.name).await?.into_bytes();
-        let floor: WalFloor = serde_json::from_slice(&bytes).map_err(|e| {
-            let address = repository.storage().address();
-            Error::new(Kind::Damaged, format!("{} in {address} is damaged: {e}", listed.name))
-        })?;
-        if floor.system == system {
-            highest = highest.max(Some(floor.floor));
+/// The floors of one system, with the objects that say them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Floors {
+    timelines: BTreeMap<Timeline, Lsn>,
+    objects: Vec<ObjectName>,
+}
+
+impl Floors {
+    /// Reads the floors of a system. One that can't be read is an error: WAL may be gone.
+    pub async fn read(
+        repository: &Repository,
+        layout: &ClusterLayout,
+        system: SystemId,
+    ) -> Result<Self> {
+        for _ in 0..ATTEMPTS {
+            if let Some(floors) = Self::read_once(repository, layout, system).await? {
+                return Ok(floors);
+            }
+        }
+        let message = format!(
+            "{} in {} changes all the while",
+            layout.wal_floor_folder(),
+            repository.storage().address()
+        );
+        Err(Error::new(Kind::Conflict, message).hint("wait until no expire runs, and try again"))
+    }
+
+    /// `None` when one of them went after it was listed; another one then says the same.
+    async fn read_once(
+        repository: &Repository,
+        layout: &ClusterLayout,
+        system: SystemId,
+    ) -> Result<Option<Self>> {
+        let storage = repository.storage();
+        let mut floors = Floors::default();
+        let mut after: Option<ObjectName> = None;
+        loop {
+            let last = after.as_ref().map(ObjectName::as_str);
+            let listed = storage.list(&layout.wal_floor_folder(), last, PAGE).await?;
+            let Some(end) = listed.last() else { return Ok(Some(floors)) };
+            after = Some(end.name.clone());
+            for object in listed {
+                let bytes = match read_whole(repository, &object.name).await {
+                    Ok(object) => object.into_bytes(),
+                    Err(e) => match storage.size(&object.name).await {
+                        Err(gone) if gone.is_not_found() => return Ok(None),
+                        _ => return Err(e),
+                    },
+                };
+                let floor: WalFloor = serde_json::from_slice(&bytes).map_err(|e| {
+                    let address = storage.address();
+                    let message = format!("{} in {address} is damaged: {e}", object.name);
+                    Error::new(Kind::Damaged, message)
+                })?;
+                if floor.format != 1 {
+                    let message = format!("{} has format {}, not 1", object.name, floor.format);
+                    return Err(Error::new(Kind::Damaged, message)
+                        .hint("it was written by a newer pgkeep: use that one"));
+                }
+                if floor.system == system {
+                    floors.objects.push(object.name);
+                    for (timeline, lsn) in floor.timelines {
+                        floors.raise(timeline, lsn);
+                    }
+                }
+            }
         }
     }
-    Ok(highest)
+
+    /// Before which position WAL of a timeline may be gone; 0/0 when nothing was cut.
+    pub fn of(&self, timeline: Timeline) -> Lsn {
+        self.timelines.get(&timeline).copied().unwrap_or_default()
+    }
+
+    /// Of each timeline that was cut, the position before which WAL may be gone.
+    pub fn timelines(&self) -> &BTreeMap<Timeline, Lsn> {
+        &self.timelines
+    }
+
+    fn raise(&mut self, timeline: Timeline, lsn: Lsn) {
+        let floor = self.timelines.entry(timeline).or_default();
+        *floor = lsn.max(*floor);
+    }
+
+    /// Says, durably, that WAL of these timelines before these positions may be gone from now on.
+    /// Nothing is written when that was said before. Objects that say nothing more are removed, but
+    /// for what is held.
+    pub async fn write(
+        &mut self,
+        repository: &Repository,
+        layout: &ClusterLayout,
+        system: SystemId,
+        raised: &BTreeMap<Timeline, Lsn>,
+    ) -> Result<()> {
+        if raised.iter().all(|(timeline, lsn)| *lsn <= self.of(*timeline)) {
+            return Ok(());
+        }
+        for (timeline, lsn) in raised {
+            self.raise(*timeline, *lsn);
+        }
+        let floor = WalFloor { format: 1, system, timelines: self.timelines.clone() };
+        let json = serde_json::to_vec(&floor).context(Kind::Internal, || "write a WAL floor")?;
+        let name = layout.wal_floor(RandomId::random()?);
+        put_sealed(repository, &name, &json).await?;
+        for older in std::mem::replace(&mut self.objects, vec![name]) {
+            match repository.storage().delete(&older).await {
+                Err(e) if e.kind == ErrorKind::Locked => self.objects.push(older),
+                result => result?,
+            }
+        }
+        Ok(())
+    }
 }

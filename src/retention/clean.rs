@@ -19,8 +19,10 @@ use crate::{
         catalog::{self, BackupState},
         layout::ClusterLayout,
         lease::leases,
+        leftovers,
         tombstone::{abandon, mark_deleted},
     },
+    storage::ErrorKind,
 };
 
 /// Removes what crashed backups have left, and what nobody refers to of deleted ones.
@@ -40,11 +42,15 @@ pub async fn clean_up(
         }
     }
     let mut swept = sweep(repository, layout, progress).await?;
-    swept.retain(|swept| swept.freed.objects > 0);
+    swept.retain(|swept| swept.freed.objects + swept.held.objects > 0);
     // Leases of processes that are dead. One that is only asleep makes its lease anew.
     let now = Utc::now();
-    for lease in leases.iter().filter(|lease| lease.is_expired(now)) {
-        repository.storage().delete(&layout.lease(lease.id)).await?;
+    for lease in leases.iter().filter(|lease| !lease.is_alive(now)) {
+        match repository.storage().delete(&layout.lease(lease.id)).await {
+            Err(e) if e.kind == ErrorKind::Locked => {}
+            result => result?,
+        }
     }
+    leftovers::remove(repository, layout).await;
     Ok(swept)
 }

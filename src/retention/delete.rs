@@ -137,11 +137,15 @@ async fn refuse_running(
 /// The lease of a process that is taking this backup and is alive, as far as can be told.
 pub(super) fn live_lease<'l>(leases: &'l [Lease], id: &BackupId) -> Option<&'l Lease> {
     let now = Utc::now();
-    leases.iter().find(|lease| lease.backup.as_ref() == Some(id) && !lease.is_expired(now))
+    leases.iter().find(|lease| lease.backup.as_ref() == Some(id) && lease.is_alive(now))
 }
 
 /// Removes the pins of a deleted backup, which hold no more.
-async fn remove_pins(repository: &Repository, layout: &ClusterLayout, id: &BackupId) -> Result<()> {
+pub(super) async fn remove_pins(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    id: &BackupId,
+) -> Result<()> {
     for pin in pins_of(repository, layout, id).await? {
         repository.storage().delete(&pin.name).await?;
     }

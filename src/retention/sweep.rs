@@ -2,11 +2,15 @@
 //!
 //! Every deletion and every clean-up looks at all backups that are marked as deleted, not only at
 //! its own: a pack that stayed because another backup used it goes when that one does, and what a
-//! killed run has left is finished by the next one.
+//! killed run has left is finished by the next one. What object lock holds stays, and goes once that is
+//! over.
 
 use serde::Serialize;
 
-use super::references::{References, Usage};
+use super::{
+    amount::{Amount, Removed, remove_all},
+    references::{References, Usage},
+};
 use crate::{
     error::Result,
     progress::Progress,
@@ -24,18 +28,10 @@ pub struct Swept {
     pub freed: Amount,
     /// What stays, because other backups refer to it.
     pub kept: Amount,
+    /// What should go, and is held by object lock.
+    pub held: Amount,
     /// The backups that refer to it.
     pub used_by: Vec<User>,
-}
-
-/// A number of objects and their stored bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Amount {
-    /// How many objects.
-    pub objects: u64,
-    /// Their bytes in the repository.
-    pub bytes: u64,
 }
 
 /// A backup that refers to packs of another one.
@@ -97,20 +93,25 @@ async fn sweep_folder(
     references: &References,
     id: &BackupId,
 ) -> Result<Swept> {
-    let swept = preview(repository, layout, references, id).await?;
+    let mut swept = preview(repository, layout, references, id).await?;
     if swept.kept.objects == 0 {
-        remove_folder(repository, layout, id).await?;
+        let tombstone = layout.of_backup(id, "deleted");
+        let stayed = remove_folder(repository, layout, id).await?;
+        for object in stayed.iter().filter(|object| object.name != tombstone) {
+            swept.hold(object);
+        }
         return Ok(swept);
     }
     let mut pages = Pages::of(layout.packs_folder(id));
+    let mut removed = Removed::default();
     while let Some(page) = pages.next(repository).await? {
-        for object in page {
-            let pack = pack_number(layout, id, &object.name);
-            if pack.is_some_and(|pack| !references.needs(id, pack)) {
-                repository.storage().delete(&object.name).await?;
-            }
-        }
+        let goes = |object: &Listed| {
+            pack_number(layout, id, &object.name).is_some_and(|pack| !references.needs(id, pack))
+        };
+        let page: Vec<_> = page.into_iter().filter(goes).collect();
+        removed.add(remove_all(repository, &page).await?);
     }
+    (swept.freed, swept.held) = (removed.freed, removed.held);
     Ok(swept)
 }
 
@@ -132,22 +133,22 @@ impl Swept {
             backup: id.clone(),
             freed: Amount::default(),
             kept: Amount::default(),
+            held: Amount::default(),
             used_by: users.map(|(backup, usage)| User { backup: backup.clone(), usage }).collect(),
         }
+    }
+
+    /// An object that was to go can't.
+    fn hold(&mut self, object: &Listed) {
+        self.held.add(object);
+        self.freed.objects = self.freed.objects.saturating_sub(1);
+        self.freed.bytes = self.freed.bytes.saturating_sub(object.size);
     }
 
     /// The manifest and the like go with the last pack.
     fn settle(&mut self, others: Amount) {
         let to = if self.kept.objects == 0 { &mut self.freed } else { &mut self.kept };
-        to.objects += others.objects;
-        to.bytes += others.bytes;
-    }
-}
-
-impl Amount {
-    fn add(&mut self, object: &Listed) {
-        self.objects += 1;
-        self.bytes += object.size;
+        *to += others;
     }
 }
 

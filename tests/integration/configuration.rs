@@ -3,7 +3,10 @@
 use std::{ffi::OsString, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use pgkeep::{
-    config::{ClusterSettings, KEYS, KeySource, Location, Overrides, Settings, StandbyOutage},
+    config::{
+        ClusterSettings, KEYS, KeySource, Location, Overrides, RetentionSettings, Settings,
+        StandbyOutage,
+    },
     error::{Kind, Result},
     storage::s3::{Checksums, S3Settings, Sse},
 };
@@ -112,9 +115,43 @@ fn a_bucket_is_read_with_its_table() {
 }
 
 #[test]
+fn retention_rules_are_a_repositorys_own() {
+    let settings = load_text(
+        "[repository.a]\nurl = \"file:///a\"\nkey-file = \"/k\"\n\
+         [repository.a.retention]\nfull = 2\ndays = 14\ndaily = 7\nweekly = 4\nmonthly = 12\n\
+         minimum = 3\nafter-backup = false\n\
+         [repository.b]\nurl = \"file:///b\"\nkey-file = \"/k\"\n",
+        &[("PGKEEP_REPOSITORY__A__RETENTION__YEARLY", "5")],
+    )
+    .unwrap();
+    let expected = RetentionSettings {
+        full: Some(2),
+        days: Some(14),
+        daily: Some(7),
+        weekly: Some(4),
+        monthly: Some(12),
+        yearly: Some(5),
+        minimum: Some(3),
+        after_backup: false,
+    };
+    assert_eq!(settings.repositories[0].retention, expected);
+    assert_eq!(settings.repositories[1].retention, RetentionSettings::NONE);
+    assert!(!RetentionSettings { after_backup: false, ..RetentionSettings::NONE }.has_rules());
+}
+
+#[test]
 fn each_mistake_is_refused_by_key_file_and_line() {
     for (text, expected) in [
         ("threads = 0", "threads (pgkeep.toml, line 1): 0 is out of range"),
+        ("[repository.a.retention]\nfull = 0", "repository.a"),
+        (
+            "[repository.a]\nurl = \"file:///a\"\nkey-file = \"/k\"\nretention.full = 0",
+            "repository.a.retention.full (pgkeep.toml, line 4): 0 is out of range",
+        ),
+        (
+            "[repository.a.retention]\nfulls = 1",
+            "unknown key repository.a.retention.fulls (pgkeep.toml, line 2)",
+        ),
         ("threads = \"2\"", "threads (pgkeep.toml, line 1): a text where a number"),
         ("threads = 1.5", "threads (pgkeep.toml, line 1): a value of type float"),
         ("\n\ntheads = 2", "unknown key theads (pgkeep.toml, line 3)"),

@@ -18,7 +18,7 @@ use std::{
 
 use pgkeep::{
     archive::{self, Got, PushOutcome, Stored},
-    config::{ClusterSettings, KeySource, RepositorySettings},
+    config::{ClusterSettings, KeySource, RepositorySettings, RetentionSettings},
     error::{Error, Result},
     postgres::{WalFile, control::ControlFile},
     repo::{
@@ -57,6 +57,7 @@ impl Keeper {
             location: places.location(name),
             key: KeySource::File(scratch.path().join(format!("{name}.key"))),
             compression_level: 1,
+            retention: RetentionSettings::NONE,
         };
         let repositories = names.iter().map(repository).collect();
         let keeper = Keeper { cluster: settings, repositories, places, scratch };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use pgkeep::{
-    config::{KeySource, Location, RepositorySettings},
+    config::{KeySource, Location, RepositorySettings, RetentionSettings},
     repo::{
         self, Repository, catalog,
         layout::ClusterLayout,
@@ -52,6 +52,7 @@ impl Opened {
             location: Location::Directory(folder),
             key: KeySource::File(key),
             compression_level: 1,
+            retention: RetentionSettings::NONE,
         };
         let runtime = tokio::runtime::Runtime::new().expect("start a runtime");
         let repository = runtime.block_on(repo::open::open(&settings)).expect("open the copy");

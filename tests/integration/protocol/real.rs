@@ -1,14 +1,17 @@
-//! The code itself: a backup that is committed while its base is deleted, or while it is taken for a
-//! crashed one and cleaned up, in all orders of what the two do.
+//! The code itself: a backup that is committed while its base is deleted or expires with its WAL, or
+//! while it is taken for a crashed one and cleaned up, in all orders of what the two do.
 
 use std::sync::Arc;
 
 use pgkeep::{
     backup::commit,
+    config::RetentionSettings,
     error::{Error, Result},
+    postgres::{SegmentSize, Timeline},
     progress::Silent,
     repo::{
         BackupId, BackupType, Repository,
+        catalog::register_system,
         keys::KeyMaterial,
         layout::ClusterLayout,
         manifest::{ClusterFacts, Manifest, Reference},
@@ -23,6 +26,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::steps::{Gate, Process, all_orders, random_order};
 use crate::{
     restore_write::store::{Files, record},
+    retention::{archive, place},
     support::memory::{Memory, Objects},
 };
 
@@ -32,7 +36,22 @@ const INCR: &str = "20261121T195812Z-incr";
 const APART: &str = "20261122T195812Z-incr";
 /// As that, and it does use a pack of its base.
 const SHARING: &str = "20261123T195812Z-incr";
-const ALL: [&str; 4] = [FULL, INCR, APART, SHARING];
+/// As that, and it uses nothing of others; its WAL begins before that of the others, as that
+/// of a standby that lags may.
+const LAGGING: &str = "20261124T195812Z-full";
+const ALL: [&str; 5] = [FULL, INCR, APART, SHARING, LAGGING];
+
+/// Keeps the newest backup, and all WAL from there on.
+const ONE: RetentionSettings = RetentionSettings { minimum: Some(1), ..RetentionSettings::NONE };
+
+/// The first of the two segments that a backup begins and ends in.
+fn first_segment(backup: &str) -> u64 {
+    match backup {
+        FULL | LAGGING => 2,
+        INCR => 4,
+        _ => 6,
+    }
+}
 
 fn id(text: &str) -> BackupId {
     text.parse().expect("an id")
@@ -53,7 +72,7 @@ async fn open(storage: Arc<dyn pgkeep::storage::Storage>) -> Repository {
 /// What a backup's list names: packs 0 and 1 of itself, and some of those before it.
 fn list(backup: &str) -> Vec<(&str, u32)> {
     let others: &[(&str, u32)] = match backup {
-        FULL => &[],
+        FULL | LAGGING => &[],
         SHARING => &[(FULL, 0), (INCR, 1)],
         _ => &[(FULL, 0)],
     };
@@ -84,7 +103,10 @@ async fn back_up(repository: &Repository, backup: &str, base: Option<&str>) -> R
     manifest.create(repository, &layout).await?;
     let kind = if base.is_some() { BackupType::Incr } else { BackupType::Full };
     let base = base.map(id);
-    let record = BackupRecord { kind, asked: kind, base, ..record(&own, &Files::default(), 0, 0) };
+    let mut record =
+        BackupRecord { kind, asked: kind, base, ..record(&own, &Files::default(), 0, 0) };
+    let day = ALL.iter().position(|known| *known == backup).expect("a known one");
+    place(&mut record, first_segment(backup), day as i64);
     commit::commit(repository, &layout, &record).await
 }
 
@@ -96,6 +118,9 @@ fn two_backups() -> Objects {
         let repository = open(Arc::new(memory.clone())).await;
         back_up(&repository, FULL, None).await.expect("the first");
         back_up(&repository, INCR, Some(FULL)).await.expect("the second");
+        let wal = record(&id(INCR), &Files::default(), 0, 0);
+        register_system(&repository, &layout(), wal.system).await.expect("register it");
+        archive(&repository, &wal, Timeline(1), 2..=7, wal.stopped_at).await;
         memory.objects().clone()
     })
 }
@@ -105,6 +130,7 @@ fn two_backups() -> Objects {
 enum Beside {
     Delete(&'static str),
     CleanUp,
+    Expire,
 }
 
 /// A repository and the gates in front of it.
@@ -130,7 +156,8 @@ impl World {
     fn processes(&self, running: &'static str, beside: &[Beside]) -> Vec<Process<'_>> {
         let text = |e: Error| e.to_string();
         let (gate, repository) = &self.gates[0];
-        let backup = async move { back_up(repository, running, Some(INCR)).await.map_err(text) };
+        let base = (running != LAGGING).then_some(INCR);
+        let backup = async move { back_up(repository, running, base).await.map_err(text) };
         let mut processes = vec![Process::start(gate, backup)];
         for ((gate, repository), beside) in self.gates[1..].iter().zip(beside.iter().copied()) {
             let work = async move {
@@ -143,6 +170,9 @@ impl World {
                     }
                     Beside::CleanUp => {
                         retention::clean_up(repository, &layout, &Silent).await.map(drop)
+                    }
+                    Beside::Expire => {
+                        retention::expire(repository, &layout, &ONE, false, &Silent).await.map(drop)
                     }
                 }
                 .map_err(text)
@@ -161,6 +191,16 @@ impl World {
         self.has(backup, "backup.json") && self.has(backup, "begin") && !self.has(backup, "deleted")
     }
 
+    /// Whether the WAL of a backup itself is there.
+    fn has_wal(&self, backup: &str) -> bool {
+        let first = first_segment(backup);
+        let objects = self.memory.objects();
+        (first..=first + 1).all(|number| {
+            let name = SegmentSize::DEFAULT.name(Timeline(1), number).to_string();
+            objects.keys().any(|object| object.ends_with(&name))
+        })
+    }
+
     /// That what is listed is whole, and what has succeeded is listed.
     fn check(&self, processes: &[Process<'_>], running: &str, beside: &[Beside], order: &[usize]) {
         for backup in ALL {
@@ -169,8 +209,18 @@ impl World {
                 _ => backup == running && processes[0].result() == Some(&Ok(())),
             };
             let listed = self.is_listed(backup);
-            if succeeded && !beside.contains(&Beside::Delete(backup)) {
+            // The first expires in any case, as does one that lags; the base when a newer one is there.
+            let expires = beside.contains(&Beside::Expire)
+                && match backup {
+                    FULL | LAGGING => true,
+                    INCR => running != LAGGING && self.has(running, "backup.json"),
+                    _ => false,
+                };
+            if succeeded && !expires && !beside.contains(&Beside::Delete(backup)) {
                 assert!(listed, "{backup} has succeeded and is gone: {order:?}");
+            }
+            if succeeded && listed {
+                assert!(self.has_wal(backup), "{backup} lacks WAL: {order:?}");
             }
             for (of, pack) in list(backup) {
                 let there = self.has(of, &format!("packs/{pack:06}"));
@@ -188,6 +238,9 @@ impl World {
             retention::clean_up(&repository, &layout(), &Silent).await.expect("clean up");
             let after: Vec<&str> = ALL.into_iter().filter(listed).collect();
             assert_eq!(before, after);
+            for backup in &after {
+                assert!(self.has_wal(backup), "{backup} lacks WAL");
+            }
             let needed: Vec<_> = after.iter().flat_map(|backup| list(backup)).collect();
             for backup in ALL {
                 for pack in [0, 1] {
@@ -229,11 +282,14 @@ fn a_backup_that_is_taken_for_a_crashed_one_in_every_order() {
     every_order(APART, &[Beside::CleanUp]);
 }
 
-/// Three and more at once have too many orders: some of them, by their seeds.
+/// How many orders are tried where there are too many for all.
+const ORDERS: u64 = 800;
+
+/// Three and more at once have too many orders, as has an expiry: some of them, by their seeds.
 fn random_orders(beside: &[Beside]) {
     let objects = two_backups();
-    for seed in 0..800 {
-        let running = if seed % 2 == 0 { APART } else { SHARING };
+    for seed in 0..ORDERS {
+        let running = [APART, SHARING, LAGGING][(seed % 3) as usize];
         let world = World::of(&objects, 1 + beside.len());
         let mut processes = world.processes(running, beside);
         let order = random_order(seed, &mut processes, |processes, order| {
@@ -248,6 +304,16 @@ fn random_orders(beside: &[Beside]) {
 #[test]
 fn two_deletions_beside_a_backup_in_random_orders() {
     random_orders(&[Beside::Delete(INCR), Beside::Delete(FULL)]);
+}
+
+#[test]
+fn a_backup_and_an_expiry_in_random_orders() {
+    random_orders(&[Beside::Expire]);
+}
+
+#[test]
+fn two_expiries_beside_a_backup_in_random_orders() {
+    random_orders(&[Beside::Expire, Beside::Expire]);
 }
 
 #[test]

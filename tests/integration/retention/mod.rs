@@ -1,15 +1,27 @@
-//! Deleting, pinning and cleaning up: what goes, what stays, and what is left when it is interrupted.
+//! Deleting, pinning, expiring and cleaning up: what goes, what stays, and what is left when it is
+//! interrupted.
 
 mod command;
 mod crash;
+mod expire;
+mod histories;
+mod server;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use pgkeep::{
     error::Result,
+    postgres::{Lsn, SegmentSize, Timeline, WalFile, wal::SegmentSummary},
     progress::Silent,
     repo::{
-        BackupId, Repository, catalog, keys::KeyMaterial, layout::ClusterLayout, tree::BackupTable,
+        BackupId, Repository, catalog,
+        keys::KeyMaterial,
+        layout::ClusterLayout,
+        record::BackupRecord,
+        sealed::SealedWriter,
+        tree::BackupTable,
+        wal::{StoredSummary, WalStore},
     },
     restore::{
         settings::{RecoverySettings, Signal},
@@ -26,6 +38,10 @@ use crate::{
     },
 };
 
+/// How many segments the chain's archive has, from 1 on. The backups begin at 2, 5, 8 and 11, and
+/// have two each.
+const SEGMENTS: u64 = 14;
+
 const BASE: &str = "20261120T000000Z-full";
 const FIRST: &str = "20261121T000000Z-incr";
 const SECOND: &str = "20261122T000000Z-incr";
@@ -37,6 +53,50 @@ fn id(text: &str) -> BackupId {
 
 fn layout() -> ClusterLayout {
     ClusterLayout::new("main").unwrap()
+}
+
+/// When everything happened: backups are a day apart.
+fn begin() -> DateTime<Utc> {
+    "2026-11-20T00:00:00Z".parse().unwrap()
+}
+
+/// Has a backup reach over these two segments and two into the third, and stop on that day.
+pub fn place(record: &mut BackupRecord, segment: u64, day: i64) {
+    let size = SegmentSize::DEFAULT;
+    record.start_lsn = Lsn(size.start_of(segment).0 + 0x28);
+    record.stop_lsn = Lsn(size.start_of(segment + 1).0 + 0x100);
+    record.stopped_at = begin() + TimeDelta::days(day);
+    record.started_at = record.stopped_at - TimeDelta::minutes(5);
+}
+
+/// Archives segments of a record's system, each with a transaction at that time. What they hold
+/// doesn't matter here.
+pub async fn archive(
+    repository: &Repository,
+    record: &BackupRecord,
+    timeline: Timeline,
+    segments: impl IntoIterator<Item = u64>,
+    time: DateTime<Utc>,
+) {
+    let store = WalStore::new(repository, &layout(), record.system);
+    for number in segments {
+        let start = SegmentSize::DEFAULT.start_of(number);
+        let end = SegmentSize::DEFAULT.start_of(number + 1);
+        let segment: SegmentSummary = serde_json::from_value(serde_json::json!({
+            "start": start, "end": end, "whole": true, "head-known": true, "timeline": timeline,
+            "magic": 0xD110, "parsed": true,
+            "transactions": {
+                "min-time": time, "max-time": time, "last-time": time, "last-commit": end,
+                "min-xid": 700, "max-xid": 700, "last-xid": 700, "count": 1,
+            },
+        }))
+        .unwrap();
+        let summary = StoredSummary { size: 3, sha256: "00".repeat(32), segment: Some(segment) };
+        let name = store.plain(WalFile::Segment(SegmentSize::DEFAULT.name(timeline, number)));
+        let mut writer = SealedWriter::create(repository, &name).await.unwrap();
+        writer.seal(b"WAL").await.unwrap();
+        writer.finish(&summary.to_bytes().unwrap()).await.unwrap();
+    }
 }
 
 /// A full backup and three incremental ones, each of which shares some pages with those before it.
@@ -80,10 +140,14 @@ impl Chain {
             let of = |number: usize| id([BASE, FIRST, SECOND, THIRD][number]);
             let stored = store_as(at, backup, &content, &order, before, &mut table, |record| {
                 record.base = number.checked_sub(1).map(of);
+                place(record, 2 + 3 * number as u64, number as i64);
             });
             base = Some(stored.await);
             files.insert(backup, content.clone());
         }
+        let last = catalog::read_record(&repository, &layout(), &id(THIRD)).await.unwrap();
+        catalog::register_system(&repository, &layout(), last.system).await.unwrap();
+        archive(&repository, &last, Timeline(1), 1..=SEGMENTS, last.stopped_at).await;
         let objects = memory.objects().clone();
         Chain { objects, files }
     }

@@ -1,0 +1,204 @@
+//! What the planning of retention knows of a repository: backups, pins, timelines and their WAL.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    error::{Kind, Result},
+    postgres::{Lsn, SegmentSize, Timeline, history::TimelineHistory},
+    repo::{
+        BackupId, Repository, SystemId,
+        catalog::{self, BackupState},
+        layout::ClusterLayout,
+        lease::Lease,
+        pin::pins,
+        record::BackupRecord,
+        timelines::{TimelineWal, WalInventory},
+        wal::WalStore,
+    },
+};
+
+/// How many segments without a transaction are looked at, from the end, before it counts as unknown
+/// when a timeline's last one was.
+const LOOK_BACK: usize = 256;
+
+/// A cluster in a repository, as far as it decides what expires.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The moment that the rules count from.
+    pub now: DateTime<Utc>,
+    /// The backups that exist, the newest last ([`catalog::in_order`]).
+    pub backups: Vec<BackupFacts>,
+    /// Backups whose commit object can't be read. As long as there is one, no WAL goes.
+    pub damaged: BTreeSet<BackupId>,
+    /// The backups that are pinned now.
+    pub pinned: BTreeSet<BackupId>,
+    /// Systems and their WAL.
+    pub systems: BTreeMap<SystemId, SystemFacts>,
+    /// The lowest position from which a backup that is being taken needs WAL.
+    pub running_from: Option<Lsn>,
+}
+
+/// A backup.
+#[derive(Debug, Clone)]
+pub struct BackupFacts {
+    /// What its commit object says.
+    pub record: BackupRecord,
+    /// Whether the WAL from its start to its stop is there, without which it can't be restored.
+    pub usable: bool,
+}
+
+/// The WAL of a system.
+#[derive(Debug, Clone)]
+pub struct SystemFacts {
+    /// The size of its segments.
+    pub segment_size: SegmentSize,
+    /// Its timelines that have WAL or a history.
+    pub timelines: BTreeMap<Timeline, TimelineFacts>,
+}
+
+/// The WAL of a timeline.
+#[derive(Debug, Clone)]
+pub struct TimelineFacts {
+    /// How it came to be; `None` when its history file isn't there.
+    pub path: Option<TimelineHistory>,
+    /// The numbers of its first and last segment, partial ones included; `None` if it has none.
+    pub segments: Option<(u64, u64)>,
+    /// When its last transaction ended.
+    pub last: LastTime,
+}
+
+/// When the last transaction of a timeline ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastTime {
+    /// At this time, by the server's clock.
+    At(DateTime<Utc>),
+    /// Its WAL has no transaction.
+    None,
+    /// Its last segments have none, or can't be read.
+    Unknown,
+}
+
+impl Facts {
+    /// Looks at a repository. `leases` are those there are.
+    pub async fn read(
+        repository: &Repository,
+        layout: &ClusterLayout,
+        leases: &[Lease],
+        now: DateTime<Utc>,
+    ) -> Result<Self> {
+        let (mut records, mut damaged) = (Vec::new(), BTreeSet::new());
+        for entry in catalog::entries(repository, layout).await? {
+            match entry.state {
+                BackupState::Complete(record) => records.push(*record),
+                BackupState::Damaged(_) => {
+                    damaged.insert(entry.id);
+                }
+                BackupState::Unfinished | BackupState::Deleted => {}
+            }
+        }
+        let records = catalog::in_order(repository, layout, records).await?;
+        let mut systems = catalog::systems(repository, layout).await?;
+        systems.extend(records.iter().map(|record| record.system));
+        let (mut wal, mut usable) = (BTreeMap::new(), BTreeSet::new());
+        for system in BTreeSet::from_iter(systems) {
+            let store = WalStore::new(repository, layout, system);
+            let of_system: Vec<_> = records.iter().filter(|r| r.system == system).collect();
+            let segment_size = match of_system.last() {
+                Some(record) => record.segment_size,
+                None => store.segment_size().await?.unwrap_or_default(),
+            };
+            let inventory = WalInventory::read(&store, segment_size).await?;
+            let there = of_system.iter().filter(|record| is_usable(record, &inventory));
+            usable.extend(there.map(|record| record.id.clone()));
+            wal.insert(system, SystemFacts::of(&store, &inventory).await?);
+        }
+        let backups = records
+            .into_iter()
+            .map(|record| BackupFacts { usable: usable.contains(&record.id), record });
+        let pins = pins(repository, layout).await?.into_iter().filter(|pin| pin.holds(now));
+        let running = leases.iter().filter(|lease| lease.is_alive(now));
+        Ok(Facts {
+            now,
+            backups: backups.collect(),
+            damaged,
+            pinned: pins.map(|pin| pin.backup).collect(),
+            systems: wal,
+            running_from: running.filter_map(|lease| lease.start_lsn).min(),
+        })
+    }
+}
+
+/// Whether a backup's own WAL is there.
+fn is_usable(record: &BackupRecord, inventory: &WalInventory) -> bool {
+    let Some(path) = inventory.path(record.timeline) else { return false };
+    let first = record.segment_size.number_at(record.start_lsn);
+    let last = record.segment_size.number_before(record.stop_lsn);
+    (first..=last).all(|number| inventory.segment(path, number).is_some())
+}
+
+impl SystemFacts {
+    async fn of(store: &WalStore, inventory: &WalInventory) -> Result<Self> {
+        let mut timelines = BTreeMap::new();
+        for (timeline, wal) in inventory.timelines() {
+            let facts = TimelineFacts {
+                path: inventory.path(timeline).cloned(),
+                segments: span(wal),
+                last: last_time(store, inventory.segment_size, timeline, wal).await?,
+            };
+            timelines.insert(timeline, facts);
+        }
+        Ok(SystemFacts { segment_size: inventory.segment_size, timelines })
+    }
+
+    /// Whether another timeline that has WAL comes from this one.
+    pub fn was_left(&self, timeline: Timeline) -> bool {
+        self.timelines.iter().any(|(other, facts)| {
+            *other != timeline
+                && facts.segments.is_some()
+                && facts.path.as_ref().is_some_and(|path| path.contains(timeline))
+        })
+    }
+}
+
+/// The first and the last segment's number.
+fn span(wal: &TimelineWal) -> Option<(u64, u64)> {
+    let whole = wal.ranges.first().zip(wal.ranges.last()).map(|(a, b)| (a.first, b.last));
+    let partial = wal.partials.first().copied().zip(wal.partials.last().copied());
+    match (whole, partial) {
+        (Some(whole), Some(partial)) => Some((whole.0.min(partial.0), whole.1.max(partial.1))),
+        (whole, partial) => whole.or(partial),
+    }
+}
+
+/// The last transaction's end, from the summaries of the whole segments, the last one first.
+async fn last_time(
+    store: &WalStore,
+    size: SegmentSize,
+    timeline: Timeline,
+    wal: &TimelineWal,
+) -> Result<LastTime> {
+    let numbers = wal.ranges.iter().rev().flat_map(|range| (range.first..=range.last).rev());
+    for (looked_at, number) in numbers.enumerate() {
+        if looked_at == LOOK_BACK {
+            return Ok(LastTime::Unknown);
+        }
+        let stored = match store.segment_summary(size.name(timeline, number)).await {
+            Ok(stored) => stored.and_then(|stored| stored.segment).filter(|s| s.parsed),
+            // Whether it can be read decides nothing but how old it may be.
+            Err(e) if e.kind() == Kind::Damaged => None,
+            Err(e) => return Err(e),
+        };
+        match stored {
+            None => return Ok(LastTime::Unknown),
+            Some(summary) => {
+                if let Some(transactions) = &summary.transactions {
+                    return Ok(LastTime::At(transactions.last_time));
+                }
+            }
+        }
+    }
+    // Partial copies may hold what no whole segment does.
+    Ok(if wal.partials.is_empty() { LastTime::None } else { LastTime::Unknown })
+}

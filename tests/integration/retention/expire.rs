@@ -1,0 +1,281 @@
+//! Expiring: what the rules take, and that it can be interrupted anywhere.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use chrono::TimeDelta;
+use pgkeep::{
+    config::RetentionSettings,
+    error::Error,
+    postgres::{SegmentSize, Timeline},
+    progress::Silent,
+    repo::{catalog, wal_floor::Floors},
+    retention::{Expiry, expire},
+    storage::{ErrorKind, Storage},
+};
+
+use super::{
+    BASE, Chain, FIRST, SECOND, SEGMENTS, THIRD, archive, begin, folders, id, layout, listed, open,
+    place, restores,
+};
+use crate::support::{
+    faulty::{Fault, Faulty, Operation},
+    memory::Memory,
+};
+
+/// Keeps the two newest backups with all WAL from there on.
+const TWO: RetentionSettings = RetentionSettings { minimum: Some(2), ..RetentionSettings::NONE };
+
+async fn expire_over(
+    storage: Arc<dyn Storage>,
+    rules: &RetentionSettings,
+) -> Result<Expiry, Error> {
+    let repository = open(storage).await;
+    expire(&repository, &layout(), rules, false, &Silent).await
+}
+
+/// The numbers of a timeline's segments that are there.
+fn segments(storage: &Memory, timeline: u32) -> BTreeSet<u64> {
+    let folder = format!("/{timeline:08X}/");
+    let names =
+        storage.objects().keys().filter(|n| n.contains(&folder)).cloned().collect::<Vec<_>>();
+    let number = |name: &String| u64::from_str_radix(&name[name.len() - 8..], 16).unwrap();
+    names.iter().map(number).collect()
+}
+
+/// What is listed is whole, with the WAL it needs; the two newest are listed, and all WAL since.
+async fn check(chain: &Chain, storage: &Memory, when: &str) {
+    let now = listed(storage).await;
+    let there = segments(storage, 1);
+    for backup in &now {
+        let restored = restores(chain, storage, backup).await;
+        assert!(restored.is_ok(), "{when}: {backup} is listed and broken: {restored:?}");
+        let number = [BASE, FIRST, SECOND, THIRD].iter().position(|b| b == backup).unwrap() as u64;
+        for segment in [2 + 3 * number, 3 + 3 * number] {
+            assert!(there.contains(&segment), "{when}: segment {segment} of {backup} is gone");
+        }
+    }
+    for backup in [SECOND, THIRD] {
+        assert!(now.iter().any(|id| id == backup), "{when}: {backup} isn't listed");
+    }
+    assert!((8..=SEGMENTS).all(|segment| there.contains(&segment)), "{when}: {there:?}");
+}
+
+#[tokio::test]
+async fn an_expiry_that_dies_at_any_step_is_finished_by_the_next() {
+    let chain = Chain::make().await;
+    let undisturbed = chain.storage();
+    let faulty = Faulty::new(Arc::new(undisturbed.clone()));
+    faulty.heal();
+    expire_over(Arc::new(faulty.clone()), &TWO).await.unwrap();
+    let steps = faulty.changes();
+    // Two marks, a floor and seven segments at least.
+    assert!(steps >= 10, "{steps}: {:?}", faulty.log());
+    check(&chain, &undisturbed, "undisturbed").await;
+    assert_eq!(segments(&undisturbed, 1), (8..=SEGMENTS).collect());
+    assert_eq!(listed(&undisturbed).await, [SECOND, THIRD]);
+    for step in 1..=steps {
+        for done in [false, true] {
+            let storage = chain.storage();
+            let faulty = Faulty::new(Arc::new(storage.clone()));
+            faulty.dies(step, done);
+            let died = expire_over(Arc::new(faulty.clone()), &TWO).await;
+            let when = format!("death at step {step} of {steps}, done: {done}");
+            assert!(died.is_err() && faulty.faults() > 0, "{when}");
+            check(&chain, &storage, &when).await;
+            expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
+            assert_eq!(folders(&storage), folders(&undisturbed), "{when}");
+            assert_eq!(segments(&storage, 1), segments(&undisturbed, 1), "{when}");
+        }
+    }
+    println!("{} deaths", 2 * steps);
+}
+
+#[tokio::test]
+async fn an_expiry_that_meets_any_single_fault_does_no_harm() {
+    let chain = Chain::make().await;
+    let faults = [
+        (Operation::Create, Fault::Fails(ErrorKind::Full)),
+        (Operation::Finish, Fault::Fails(ErrorKind::Full)),
+        (Operation::Finish, Fault::AnswerLost),
+        (Operation::Read, Fault::Fails(ErrorKind::Unavailable)),
+        (Operation::Read, Fault::Flips),
+        (Operation::Size, Fault::Fails(ErrorKind::Denied)),
+        (Operation::List, Fault::Fails(ErrorKind::Unavailable)),
+        (Operation::Delete, Fault::Fails(ErrorKind::Denied)),
+        (Operation::Delete, Fault::AnswerLost),
+    ];
+    let mut met = 0;
+    for (operation, fault) in faults {
+        for n in 1.. {
+            let storage = chain.storage();
+            let faulty = Faulty::new(Arc::new(storage.clone()));
+            let repository = open(Arc::new(faulty.clone())).await;
+            faulty.nth(operation, n, fault);
+            let result = expire(&repository, &layout(), &TWO, false, &Silent).await;
+            if faulty.faults() == 0 {
+                assert!(n > 1, "{operation:?} never happens");
+                break;
+            }
+            met += 1;
+            let when = format!("{operation:?} {n} {fault:?}");
+            if fault != Fault::Flips {
+                assert!(result.is_err(), "{when}: {result:?}");
+            }
+            check(&chain, &storage, &when).await;
+            expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
+            assert_eq!(listed(&storage).await, [SECOND, THIRD], "{when}");
+            assert_eq!(segments(&storage, 1), (8..=SEGMENTS).collect(), "{when}");
+        }
+    }
+    println!("{met} faults");
+    assert!(met > 100, "{met}");
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_is_then_done() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let repository = open(Arc::new(storage.clone())).await;
+    let before = storage.objects().clone();
+    let planned = expire(&repository, &layout(), &TWO, true, &Silent).await.unwrap();
+    assert_eq!(*storage.objects(), before, "a dry run changes nothing");
+    let done = expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
+    let json = |expiry: &Expiry| {
+        let mut json = serde_json::to_value(expiry).unwrap();
+        json["dry-run"] = false.into();
+        json
+    };
+    assert_eq!(json(&planned), json(&done));
+    let (was, is) = (before.len(), storage.objects().len());
+    // Two marks and the floor are new, and no mark of a folder that is gone altogether.
+    let marks = folders(&storage).len() - 2;
+    assert_eq!(done.freed.objects as usize, was + 1 + marks - is, "{done:?}");
+    assert_eq!(done.wal.len(), 1);
+    assert_eq!(done.wal[0].first_kept, "000000010000000000000008");
+    assert_eq!(done.windows[0].backup.as_str(), SECOND);
+    // Again there is nothing to do.
+    let objects = storage.objects().clone();
+    let again = expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
+    assert_eq!(again.freed.objects, 0, "{again:?}");
+    assert_eq!(*storage.objects(), objects);
+}
+
+#[tokio::test]
+async fn points_keep_their_own_wal_and_no_more() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let repository = open(Arc::new(storage.clone())).await;
+    // Four days have a backup; the newest keeps what follows, the pinned one its own.
+    pgkeep::retention::pin(&repository, &layout(), &id(BASE), None).await.unwrap();
+    let daily = RetentionSettings { daily: Some(2), ..RetentionSettings::NONE };
+    let done = expire(&repository, &layout(), &daily, false, &Silent).await.unwrap();
+    let wal: Vec<_> = done.backups.iter().map(|v| serde_json::to_value(v.wal).unwrap()).collect();
+    assert_eq!(wal, ["own", "none", "own", "all"]);
+    assert_eq!(listed(&storage).await, [BASE, SECOND, THIRD]);
+    let expected: BTreeSet<u64> = [2, 3, 8, 9].into_iter().chain(11..=SEGMENTS).collect();
+    assert_eq!(segments(&storage, 1), expected);
+    for backup in [BASE, SECOND, THIRD] {
+        restores(&chain, &storage, backup).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn without_a_rule_nothing_goes_but_leftovers() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    storage.objects().remove(&format!("{}backup.json", layout().backup_folder(&id(THIRD))));
+    let before = segments(&storage, 1);
+    let done = expire_over(Arc::new(storage.clone()), &RetentionSettings::NONE).await.unwrap();
+    assert_eq!(listed(&storage).await, [BASE, FIRST, SECOND]);
+    assert_eq!(segments(&storage, 1), before);
+    let swept: Vec<_> = done.swept.iter().map(|swept| swept.backup.as_str()).collect();
+    assert_eq!(swept, [THIRD], "a crashed backup is a leftover");
+}
+
+#[tokio::test]
+async fn backups_that_cant_be_restored_count_for_nothing() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    // The two newest lack a segment of their own.
+    for number in [8, 12] {
+        let name = SegmentSize::DEFAULT.name(Timeline(1), number).to_string();
+        storage.objects().retain(|object, _| !object.ends_with(&name));
+    }
+    let done = expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
+    // Both that can be restored stay; nothing keeps the others.
+    assert_eq!(listed(&storage).await, [BASE, FIRST], "{done:?}");
+    // And where none can, all stay.
+    let storage = chain.storage();
+    storage.objects().retain(|object, _| !object.contains("/00000001/"));
+    expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
+    assert_eq!(listed(&storage).await.len(), 4);
+}
+
+#[tokio::test]
+async fn floors_are_a_timelines_own_and_older_ones_go() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let repository = open(Arc::new(storage.clone())).await;
+    let three = RetentionSettings { minimum: Some(3), ..RetentionSettings::NONE };
+    let newest = catalog::read_record(&repository, &layout(), &id(THIRD)).await.unwrap();
+    for (rules, number) in [(&three, 5), (&TWO, 8)] {
+        expire(&repository, &layout(), rules, false, &Silent).await.unwrap();
+        let floors = Floors::read(&repository, &layout(), newest.system).await.unwrap();
+        assert_eq!(floors.of(Timeline(1)), SegmentSize::DEFAULT.start_of(number));
+        assert_eq!(floors.of(Timeline(2)).0, 0, "nothing was cut of another timeline");
+        let objects = storage.objects();
+        assert_eq!(objects.keys().filter(|name| name.contains("/wal-floor/")).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_no_backup_leads_to_goes_when_it_is_older_than_all_that_stays() {
+    let chain = Chain::make().await;
+    for (time, stays) in
+        [(begin() - TimeDelta::days(9), false), (begin() + TimeDelta::days(9), true)]
+    {
+        let storage = chain.storage();
+        let repository = open(Arc::new(storage.clone())).await;
+        let mut other = catalog::read_record(&repository, &layout(), &id(THIRD)).await.unwrap();
+        other.system.identifier += 1;
+        place(&mut other, 1, 0);
+        catalog::register_system(&repository, &layout(), other.system).await.unwrap();
+        archive(&repository, &other, Timeline(1), 1..=3, time).await;
+        expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
+        let left =
+            storage.objects().keys().filter(|n| n.contains(&other.system.to_string())).count();
+        // Its registration stays in any case.
+        assert_eq!(left, if stays { 4 } else { 1 });
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_is_told_and_goes_later() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let faulty = Faulty::new(Arc::new(storage.clone()));
+    let repository = open(Arc::new(faulty.clone())).await;
+    let deletes = {
+        let undisturbed = Faulty::new(Arc::new(chain.storage()));
+        undisturbed.heal();
+        expire_over(Arc::new(undisturbed.clone()), &TWO).await.unwrap();
+        undisturbed.log().iter().filter(|(operation, _)| *operation == Operation::Delete).count()
+    };
+    for n in 1..=deletes as u64 {
+        faulty.nth(Operation::Delete, n, Fault::Fails(ErrorKind::Locked));
+        let held = expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
+        let hit = faulty.faults();
+        let about = faulty.log();
+        faulty.heal();
+        if hit > 0 {
+            assert!(
+                held.held.objects == 1 || about.iter().any(|(_, name)| name.contains("wal-floor")),
+                "delete {n}: {held:?}"
+            );
+        }
+        check(&chain, &storage, &format!("delete {n} was refused")).await;
+    }
+    let rest = expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
+    assert_eq!(rest.held.objects, 0, "{rest:?}");
+    assert_eq!(segments(&storage, 1), (8..=SEGMENTS).collect());
+}

@@ -1,0 +1,571 @@
+//! Years of random histories: what the rules promise is there after each expiry, and nothing else.
+//!
+//! A world has systems, timelines, WAL and backups; servers fail over, are taken back in time and are
+//! upgraded, clocks go back, WAL gets lost, backups are pinned. Every now and then something expires,
+//! by random rules, and the world is compared with what it was before, by means that know nothing of
+//! how the planning works: each moment is looked for by walking along segments.
+
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+
+use chrono::{DateTime, Duration, Utc};
+use pgkeep::{
+    config::RetentionSettings,
+    postgres::{Lsn, SegmentSize, Timeline, history::TimelineHistory},
+    repo::{BackupId, BackupType, SystemId, record::BackupRecord},
+    retention::{
+        facts::{BackupFacts, Facts, LastTime, SystemFacts, TimelineFacts},
+        plan::{Plan, Reason, plan},
+    },
+};
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{Config, TestRunner},
+};
+
+const SIZE: SegmentSize = SegmentSize::DEFAULT;
+
+/// How many worlds, unless the environment says another number, and how much happens in each.
+const WORLDS: u32 = 2000;
+const WORLDS_VARIABLE: &str = "PGKEEP_TEST_WORLDS";
+const EVENTS: usize = 200;
+
+/// A segment's place, and when its last transaction ended.
+type Segments = BTreeMap<u64, Option<DateTime<Utc>>>;
+
+#[derive(Debug, Clone)]
+struct OneTimeline {
+    path: TimelineHistory,
+    segments: Segments,
+}
+
+#[derive(Debug, Clone)]
+struct OneSystem {
+    timelines: BTreeMap<Timeline, OneTimeline>,
+    /// Where the server is: its timeline, and the segment it writes next.
+    timeline: Timeline,
+    next: u64,
+}
+
+/// Whom a segment can be reached by: system, timeline whose path it lies on, number.
+type Moment = (SystemId, Timeline, u64);
+
+#[derive(Debug, Clone)]
+struct World {
+    now: DateTime<Utc>,
+    /// Whether the server's clock was ever set back: then what a moment is isn't clear.
+    clock_went_back: bool,
+    systems: BTreeMap<SystemId, OneSystem>,
+    current: SystemId,
+    /// The newest last, as they were taken.
+    backups: Vec<BackupRecord>,
+    pinned: BTreeSet<BackupId>,
+    count: u32,
+}
+
+fn system(identifier: u64) -> SystemId {
+    SystemId { major: 17, identifier }
+}
+
+fn new_system() -> OneSystem {
+    let path = TimelineHistory::first();
+    let timeline = OneTimeline { path, segments: Segments::new() };
+    OneSystem {
+        timelines: BTreeMap::from([(Timeline(1), timeline)]),
+        timeline: Timeline(1),
+        next: 1,
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        World {
+            now: "2020-01-01T03:00:00Z".parse().unwrap(),
+            clock_went_back: false,
+            systems: BTreeMap::from([(system(1), new_system())]),
+            current: system(1),
+            backups: Vec::new(),
+            pinned: BTreeSet::new(),
+            count: 0,
+        }
+    }
+
+    fn server(&mut self) -> &mut OneSystem {
+        self.systems.get_mut(&self.current).unwrap()
+    }
+
+    /// The server writes and archives segments, with a transaction in each or in none.
+    fn write(&mut self, segments: u64, busy: bool) {
+        let now = self.now;
+        let server = self.server();
+        let timeline = server.timelines.get_mut(&server.timeline).unwrap();
+        for number in server.next..server.next + segments {
+            timeline.segments.insert(number, busy.then_some(now));
+        }
+        server.next += segments;
+    }
+
+    fn back_up(&mut self, kind: BackupType) {
+        self.write(1, false);
+        self.count += 1;
+        let (now, count, current) = (self.now, self.count, self.current);
+        let server = self.server();
+        let (start, timeline) = (server.next - 1, server.timeline);
+        let record = serde_json::from_value(serde_json::json!({
+            "format": 1, "id": format!("20200101T000000Z-{}-{count:08}", match kind {
+                BackupType::Full => "full", BackupType::Diff => "diff", BackupType::Incr => "incr",
+            }),
+            "cluster": "main", "kind": kind, "asked": kind, "label": "", "system": current,
+            "server-version": "17.10", "source": "primary", "timeline": timeline,
+            "start-lsn": Lsn(SIZE.start_of(start).0 + 0x28),
+            "stop-lsn": Lsn(SIZE.start_of(start + 1).0 + 0x100), "segment-size": SIZE.bytes(),
+            "started-at": now - Duration::minutes(5), "stopped-at": now, "data-checksums": true,
+            "sizes": { "files": 0, "cluster": 0, "raw": 0, "stored": 0 }, "pgkeep": "0.1.0"
+        }));
+        self.write(1, false);
+        self.backups.push(record.expect("a record"));
+    }
+
+    /// A new timeline leaves the present one `back` segments before its end; what was written behind
+    /// that stays in the archive.
+    fn branch(&mut self, back: u64) {
+        let server = self.server();
+        let highest = server.timelines.keys().next_back().unwrap().0;
+        let from = &server.timelines[&server.timeline].path;
+        let begin = from.path().last().unwrap().1;
+        let at = server.next.saturating_sub(back).max(SIZE.number_at(begin) + 1);
+        let mut text = String::new();
+        for (timeline, _, end) in from.path() {
+            let end = end.unwrap_or(Lsn(SIZE.start_of(at).0 + 0x800));
+            text += &format!("{}\t{end}\tx\n", timeline.0);
+        }
+        let timeline = Timeline(highest + 1);
+        let path = TimelineHistory::parse(timeline, text.as_bytes()).unwrap();
+        server.timelines.insert(timeline, OneTimeline { path, segments: Segments::new() });
+        (server.timeline, server.next) = (timeline, at);
+    }
+
+    fn upgrade(&mut self) {
+        self.current = system(self.current.identifier + 1);
+        self.systems.insert(self.current, new_system());
+    }
+
+    /// A segment of the present timeline is lost.
+    fn lose(&mut self, nth: usize) {
+        let server = self.server();
+        let timeline = server.timelines.get_mut(&server.timeline).unwrap();
+        let number = timeline.segments.keys().copied().nth(nth % timeline.segments.len().max(1));
+        if let Some(number) = number {
+            timeline.segments.remove(&number);
+        }
+    }
+
+    /// Whether recovery along a path finds a segment.
+    fn is_there(&self, system: SystemId, path: &TimelineHistory, number: u64) -> bool {
+        let timeline = path.timeline_of_segment(number, SIZE);
+        let timeline = self.systems[&system].timelines.get(&timeline);
+        timeline.is_some_and(|timeline| timeline.segments.contains_key(&number))
+    }
+
+    fn path(&self, system: SystemId, timeline: Timeline) -> &TimelineHistory {
+        &self.systems[&system].timelines[&timeline].path
+    }
+
+    /// Whether a backup's own WAL is there.
+    fn is_usable(&self, record: &BackupRecord) -> bool {
+        let path = self.path(record.system, record.timeline);
+        let first = SIZE.number_at(record.start_lsn);
+        let last = SIZE.number_before(record.stop_lsn);
+        (first..=last).all(|number| self.is_there(record.system, path, number))
+    }
+
+    fn usable(&self) -> Vec<&BackupRecord> {
+        self.backups.iter().filter(|record| self.is_usable(record)).collect()
+    }
+
+    /// Every segment that one can replay up to from this backup, along any path.
+    fn reach(&self, record: &BackupRecord) -> BTreeSet<Moment> {
+        let mut reached = BTreeSet::new();
+        for (timeline, of_timeline) in &self.systems[&record.system].timelines {
+            let path = &of_timeline.path;
+            if !record.lies_on(path) {
+                continue;
+            }
+            let mut number = SIZE.number_at(record.start_lsn);
+            while self.is_there(record.system, path, number) {
+                if number >= SIZE.number_before(record.stop_lsn) {
+                    reached.insert((record.system, *timeline, number));
+                }
+                number += 1;
+            }
+        }
+        reached
+    }
+
+    /// The moments since then that can be restored: segments of a timeline's own with a transaction.
+    fn moments(&self, since: DateTime<Utc>) -> BTreeSet<Moment> {
+        let all: BTreeSet<Moment> =
+            self.usable().into_iter().flat_map(|record| self.reach(record)).collect();
+        let happened = |(system, timeline, number): &Moment| {
+            let own = &self.systems[system].timelines[timeline].segments;
+            own.get(number).is_some_and(|time| time.is_some_and(|time| time >= since))
+        };
+        all.into_iter().filter(happened).collect()
+    }
+
+    fn facts(&self) -> Facts {
+        let of_timeline = |timeline: &OneTimeline| {
+            let segments = &timeline.segments;
+            TimelineFacts {
+                path: Some(timeline.path.clone()),
+                segments: segments
+                    .first_key_value()
+                    .zip(segments.last_key_value())
+                    .map(|((first, _), (last, _))| (*first, *last)),
+                last: match segments.values().rev().find_map(|time| *time) {
+                    Some(time) => LastTime::At(time),
+                    None => LastTime::None,
+                },
+            }
+        };
+        let of_system = |system: &OneSystem| SystemFacts {
+            segment_size: SIZE,
+            timelines: system.timelines.iter().map(|(t, of)| (*t, of_timeline(of))).collect(),
+        };
+        Facts {
+            now: self.now,
+            backups: self
+                .backups
+                .iter()
+                .map(|record| BackupFacts {
+                    record: record.clone(),
+                    usable: self.is_usable(record),
+                })
+                .collect(),
+            damaged: BTreeSet::new(),
+            pinned: self.pinned.clone(),
+            systems: self.systems.iter().map(|(id, system)| (*id, of_system(system))).collect(),
+            running_from: None,
+        }
+    }
+
+    fn carry_out(&mut self, plan: &Plan) {
+        let stays: BTreeSet<_> =
+            plan.backups.iter().filter(|v| v.stays()).map(|v| v.backup.clone()).collect();
+        self.backups.retain(|record| stays.contains(&record.id));
+        for cut in &plan.cuts {
+            let system = self.systems.get_mut(&cut.system).unwrap();
+            let timeline = system.timelines.get_mut(&cut.timeline).unwrap();
+            timeline.segments.retain(|number, _| !cut.takes(*number));
+        }
+    }
+}
+
+/// The newest usable backup of each of the last periods.
+fn newest_of_periods(world: &World, count: Option<u32>, format: &str) -> BTreeSet<BackupId> {
+    let mut newest = BTreeMap::new();
+    let mut order = Vec::new();
+    for record in world.usable().into_iter().rev() {
+        let period = record.stopped_at.format(format).to_string();
+        if let Entry::Vacant(vacant) = newest.entry(period) {
+            order.push(vacant.key().clone());
+            vacant.insert(record.id.clone());
+        }
+    }
+    order.truncate(count.unwrap_or(0) as usize);
+    order.iter().map(|period| newest[period].clone()).collect()
+}
+
+type Planner = fn(&RetentionSettings, &mut Facts) -> Plan;
+
+fn sound(rules: &RetentionSettings, facts: &mut Facts) -> Plan {
+    plan(rules, facts)
+}
+
+/// Expires as `planner` plans it, and compares.
+fn expire(
+    world: &mut World,
+    rules: &RetentionSettings,
+    planner: Planner,
+) -> Result<(), TestCaseError> {
+    let before = world.clone();
+    let planned = planner(rules, &mut world.facts());
+    world.carry_out(&planned);
+    let left: BTreeSet<&BackupId> = world.backups.iter().map(|record| &record.id).collect();
+
+    // What could be restored and is listed can be restored.
+    for record in &world.backups {
+        prop_assert_eq!(before.is_usable(record), world.is_usable(record), "{}", record.id);
+    }
+    // The rules that count.
+    let usable = before.usable();
+    let newest_first = usable.iter().rev();
+    let mut demanded: BTreeSet<BackupId> =
+        newest_first.clone().take(1).map(|record| record.id.clone()).collect();
+    let minimum = rules.minimum.unwrap_or(0) as usize;
+    demanded.extend(newest_first.clone().take(minimum).map(|record| record.id.clone()));
+    for (count, format) in [
+        (rules.daily, "%F"),
+        (rules.weekly, "%G-%V"),
+        (rules.monthly, "%Y-%m"),
+        (rules.yearly, "%Y"),
+    ] {
+        demanded.extend(newest_of_periods(&before, count, format));
+    }
+    demanded.extend(
+        world.pinned.iter().filter(|id| before.backups.iter().any(|r| r.id == **id)).cloned(),
+    );
+    for id in &demanded {
+        prop_assert!(left.contains(id), "{} was demanded", id);
+    }
+    for record in newest_first.clone().take(minimum.max(1)) {
+        prop_assert!(
+            before.reach(record).is_subset(&world.reach(record)),
+            "moments after {} are gone",
+            record.id
+        );
+    }
+    // The newest fulls, and everything since the oldest of them.
+    let mut since_full = None;
+    if let Some(full) = rules.full {
+        let fulls: Vec<_> = newest_first.clone().filter(|r| r.kind == BackupType::Full).collect();
+        let oldest = fulls.get(full as usize - 1).map(|record| &record.id);
+        let from = oldest.map_or(0, |id| before.backups.iter().position(|r| r.id == *id).unwrap());
+        since_full = Some(from);
+        for record in &before.backups[from..] {
+            prop_assert!(left.contains(&record.id), "{} is since the oldest full", record.id);
+            prop_assert!(
+                before.reach(record).is_subset(&world.reach(record)),
+                "moments after {} are gone",
+                record.id
+            );
+        }
+    }
+    // Every moment of the window.
+    let since = rules.days.map(|days| before.now - Duration::days(days.into()));
+    if let (Some(since), false) = (since, before.clock_went_back) {
+        let (had, has) = (before.moments(since), world.moments(since));
+        let lost: Vec<_> = had.difference(&has).collect();
+        prop_assert!(lost.is_empty(), "since {since}: {lost:?}");
+    }
+    // Nothing stays without a reason.
+    let none_usable = usable.is_empty();
+    for (at, record) in before.backups.iter().enumerate() {
+        let by_days = since.is_some_and(|since| {
+            let paths = before.systems[&record.system].timelines.values();
+            record.stopped_at > since
+                || paths.map(|timeline| &timeline.path).any(|path| {
+                    let on_path = |r: &&&BackupRecord| {
+                        r.system == record.system && r.stopped_at <= since && r.lies_on(path)
+                    };
+                    newest_first.clone().find(on_path).is_some_and(|r| r.id == record.id)
+                })
+        });
+        let reason = none_usable
+            || !rules.has_rules()
+            || by_days
+            || demanded.contains(&record.id)
+            || since_full.is_some_and(|from| at >= from);
+        prop_assert!(reason || !left.contains(&record.id), "{} stays for no reason", record.id);
+    }
+    // Nor does WAL, where there is only one timeline for it to belong to.
+    let simple = world.systems.len() == 1 && world.systems[&system(1)].timelines.len() == 1;
+    if simple && rules.has_rules() && !none_usable {
+        let lasting = planned.backups.iter().filter(|v| {
+            v.kept_by.iter().any(|reason| {
+                !["daily", "weekly", "monthly", "yearly", "pinned"]
+                    .contains(&reason.to_string().as_str())
+            })
+        });
+        let lasting: BTreeSet<_> = lasting.map(|verdict| &verdict.backup).collect();
+        let first = |record: &BackupRecord| SIZE.number_at(record.start_lsn);
+        let from = world.backups.iter().filter(|r| lasting.contains(&r.id)).map(first).min();
+        for number in world.systems[&system(1)].timelines[&Timeline(1)].segments.keys() {
+            let own = world.backups.iter().any(|record| {
+                (first(record)..=SIZE.number_before(record.stop_lsn)).contains(number)
+            });
+            prop_assert!(own || from.is_some_and(|from| *number >= from), "segment {number} stays");
+        }
+    }
+    // Again: nothing more.
+    let again = planner(rules, &mut world.facts());
+    prop_assert!(again.backups.iter().all(|verdict| verdict.stays()), "{:?}", again.backups);
+    let mut twice = world.clone();
+    twice.carry_out(&again);
+    for (id, system) in &world.systems {
+        for (timeline, of_timeline) in &system.timelines {
+            let now = &twice.systems[id].timelines[timeline].segments;
+            prop_assert_eq!(&of_timeline.segments, now, "{} {}", id, timeline);
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Days(u32),
+    Write(u64, bool),
+    Backup(BackupType),
+    Failover(u64),
+    Upgrade,
+    Lose(usize),
+    ClockBack(u32),
+    Pin(usize),
+    Unpin,
+    Expire(RetentionSettings),
+}
+
+fn rules() -> impl Strategy<Value = RetentionSettings> {
+    let some = |most: u32| prop_oneof![2 => Just(None), 1 => (1..=most).prop_map(Some)];
+    (some(4), some(40), some(10), some(8), some(8), some(4), some(5)).prop_map(
+        |(full, days, daily, weekly, monthly, yearly, minimum)| RetentionSettings {
+            full,
+            days,
+            daily,
+            weekly,
+            monthly,
+            yearly,
+            minimum,
+            after_backup: true,
+        },
+    )
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        30 => (0u32..12).prop_map(Event::Days),
+        40 => (1u64..5, any::<bool>()).prop_map(|(n, busy)| Event::Write(n, busy)),
+        10 => Just(Event::Backup(BackupType::Full)),
+        20 => Just(Event::Backup(BackupType::Incr)),
+        5 => Just(Event::Backup(BackupType::Diff)),
+        4 => (0u64..12).prop_map(Event::Failover),
+        1 => Just(Event::Upgrade),
+        2 => (0usize..40).prop_map(Event::Lose),
+        1 => (1u32..5).prop_map(Event::ClockBack),
+        3 => (0usize..20).prop_map(Event::Pin),
+        1 => Just(Event::Unpin),
+        12 => rules().prop_map(Event::Expire),
+    ]
+}
+
+fn live(world: &mut World, event: Event) -> Result<(), TestCaseError> {
+    match event {
+        Event::Days(days) => world.now += Duration::days(days.into()) + Duration::minutes(7),
+        Event::Write(segments, busy) => world.write(segments, busy),
+        Event::Backup(kind) => world.back_up(kind),
+        Event::Failover(back) => world.branch(back),
+        Event::Upgrade => world.upgrade(),
+        Event::Lose(nth) => world.lose(nth),
+        Event::ClockBack(days) => {
+            world.now -= Duration::days(days.into());
+            world.clock_went_back = true;
+        }
+        Event::Pin(nth) => {
+            let id = world.backups.get(nth).map(|record| record.id.clone());
+            world.pinned.extend(id);
+        }
+        Event::Unpin => drop(world.pinned.pop_first()),
+        Event::Expire(rules) => expire(world, &rules, sound)?,
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_rules_promise_is_there_after_years_of_anything() {
+    let events = prop::collection::vec(event(), 20..EVENTS);
+    let worlds = std::env::var(WORLDS_VARIABLE).map_or(WORLDS, |n| n.parse().expect("a number"));
+    let config = Config { cases: worlds, failure_persistence: None, ..Config::default() };
+    proptest!(config, |(events in events)| {
+        let mut world = World::new();
+        for event in events {
+            live(&mut world, event)?;
+        }
+    });
+}
+
+/// Faults that other tools had, or that this one might have.
+const MUTANTS: &[(&str, Planner)] = &[
+    ("orders by timeline", |rules, facts| {
+        facts.backups.sort_by_key(|backup| backup.record.timeline);
+        plan(rules, facts)
+    }),
+    ("orders by name", |rules, facts| {
+        facts.backups.sort_by_key(|backup| std::cmp::Reverse(backup.record.id.clone()));
+        plan(rules, facts)
+    }),
+    ("counts backups that can't be restored", |rules, facts| {
+        facts.backups.iter_mut().for_each(|backup| backup.usable = true);
+        plan(rules, facts)
+    }),
+    ("doesn't know pins", |rules, facts| {
+        facts.pinned.clear();
+        plan(rules, facts)
+    }),
+    ("counts one full backup less", |rules, facts| {
+        let full = rules.full.map(|full| full.saturating_sub(1).max(1));
+        plan(&RetentionSettings { full, ..*rules }, facts)
+    }),
+    ("has a window of a day less", |rules, facts| {
+        facts.now += Duration::days(1);
+        plan(rules, facts)
+    }),
+    ("cuts a segment too many", |rules, facts| {
+        let mut planned = plan(rules, facts);
+        planned.cuts.iter_mut().for_each(|cut| cut.first_kept += 1);
+        planned
+    }),
+    ("forgets the WAL of backups that are points", |rules, facts| {
+        let mut planned = plan(rules, facts);
+        planned.cuts.iter_mut().for_each(|cut| cut.spared.clear());
+        planned
+    }),
+    ("looks only at the timeline of a backup", |rules, facts| {
+        for system in facts.systems.values_mut() {
+            for (timeline, of_timeline) in &mut system.timelines {
+                let text = of_timeline.path.as_ref().map(|_| TimelineHistory::first());
+                of_timeline.path = text.map(|path| TimelineHistory { timeline: *timeline, ..path });
+            }
+        }
+        plan(rules, facts)
+    }),
+    ("cuts no WAL", |rules, facts| {
+        let mut planned = plan(rules, facts);
+        planned.cuts.clear();
+        planned
+    }),
+    ("removes no backup", |rules, facts| {
+        let mut planned = plan(rules, facts);
+        for verdict in &mut planned.backups {
+            verdict.kept_by.insert(Reason::NoRule);
+        }
+        planned
+    }),
+];
+
+#[test]
+fn planning_with_a_fault_is_seen_in_the_same_worlds() {
+    let mut runner = TestRunner::deterministic();
+    let events = prop::collection::vec(event(), EVENTS);
+    let mut seen = BTreeMap::<&str, u32>::new();
+    let mut expiries = 0;
+    while expiries < 4000 && MUTANTS.iter().any(|(name, _)| !seen.contains_key(name)) {
+        let mut world = World::new();
+        for event in events.new_tree(&mut runner).unwrap().current() {
+            if let Event::Expire(rules) = &event {
+                expiries += 1;
+                for (name, planner) in MUTANTS {
+                    if !seen.contains_key(name)
+                        && let Err(e) = expire(&mut world.clone(), rules, *planner)
+                    {
+                        println!("expiry {expiries}: {name}: {e}");
+                        seen.insert(name, expiries);
+                    }
+                }
+            }
+            live(&mut world, event).unwrap();
+        }
+    }
+    for (name, _) in MUTANTS {
+        assert!(seen.contains_key(name), "in {expiries} expiries nobody saw what {name}");
+    }
+}
