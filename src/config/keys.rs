@@ -264,6 +264,15 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         scope: Scope::S3,
+        name: "retry-pause",
+        takes: "a duration from 1ms to 10s",
+        default: "\"100ms\"",
+        meaning: "the pause before the second attempt. Each further one is twice as long, up to \
+                  10 s; where the server asks for fewer requests all are five times as long. A \
+                  server next door needs less of it",
+    },
+    Key {
+        scope: Scope::S3,
         name: "stall-timeout",
         takes: "a duration from 1s to 1h, as in \"30s\" or \"2min\"",
         default: "\"60s\"",

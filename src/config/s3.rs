@@ -17,6 +17,9 @@ use crate::{
 /// The longest prefix: a key has at most 1,024 bytes, and names have up to 900 of them.
 const LONGEST_PREFIX: usize = 120;
 
+/// The longest pause before a second attempt.
+const LONGEST_FIRST_PAUSE: Duration = Duration::from_secs(10);
+
 /// Bucket and prefix, from what follows `s3://`. What is refused isn't repeated: people write
 /// secrets into URLs.
 pub(super) fn place(rest: &str) -> Result<S3Settings, String> {
@@ -70,6 +73,9 @@ pub(super) fn settings(place: S3Settings, section: &Section) -> Result<S3Setting
     }
     if let Some(entry) = get("attempts") {
         settings.attempts = entry.number(1, 20)? as u32;
+    }
+    if let Some(entry) = get("retry-pause") {
+        settings.first_pause = duration(entry, Duration::from_millis(1), LONGEST_FIRST_PAUSE)?;
     }
     if let Some(entry) = get("stall-timeout") {
         settings.stall = duration(entry, Duration::from_secs(1), HOUR)?;

@@ -89,7 +89,7 @@ fn a_bucket_is_read_with_its_table() {
          [repository.main.s3]\nendpoint = \"https://minio:9000/\"\nregion = \"eu\"\n\
          path-style = false\nprofile = \"backup\"\ncredentials-file = \"/c\"\nca-file = \"/ca\"\n\
          storage-class = \"STANDARD_IA\"\nsse = \"aws:kms\"\nkms-key = \"alias/x\"\n\
-         checksums = \"when-required\"\nattempts = 2",
+         checksums = \"when-required\"\nattempts = 2\nretry-pause = \"20ms\"",
         &[("PGKEEP_REPOSITORY__MAIN__S3__STALL_TIMEOUT", "30s")],
     )
     .unwrap();
@@ -107,6 +107,7 @@ fn a_bucket_is_read_with_its_table() {
         sse: Sse::Kms(Some("alias/x".into())),
         checksums: Checksums::WhenRequired,
         attempts: 2,
+        first_pause: Duration::from_millis(20),
         stall: Duration::from_secs(30),
         ..S3Settings::new("bucket", "some/prefix")
     };

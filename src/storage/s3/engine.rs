@@ -23,11 +23,8 @@ use crate::storage::{ErrorKind, StorageError};
 /// writer fills, this bounds memory.
 const PARTS_IN_FLIGHT: usize = 4;
 
-/// The pause before the second attempt. Each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The same where the server asked for fewer requests.
-const FIRST_PAUSE_THROTTLED: Duration = Duration::from_millis(500);
+/// How many times as long pauses are where the server asked for fewer requests.
+const THROTTLED: u32 = 5;
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -93,7 +90,7 @@ impl Engine {
                 return Err(failure);
             }
             tracing::debug!("{}; attempt {attempt} failed, trying again", failure.error);
-            tokio::time::sleep(pause(attempt, failure.again)).await;
+            tokio::time::sleep(pause(self.settings.first_pause, attempt, failure.again)).await;
             attempt += 1;
         }
     }
@@ -141,10 +138,10 @@ impl Engine {
 
 /// How long to wait after the attempt of this number: half of it by chance, so that many hosts
 /// don't come back in one moment.
-fn pause(attempt: u32, again: Again) -> Duration {
+fn pause(first: Duration, attempt: u32, again: Again) -> Duration {
     let first = match again {
-        Again::Later => FIRST_PAUSE_THROTTLED,
-        _ => FIRST_PAUSE,
+        Again::Later => first * THROTTLED,
+        _ => first,
     };
     let full = first.saturating_mul(1 << (attempt - 1).min(16)).min(LONGEST_PAUSE);
     let mut random = [0u8; 1];
@@ -156,15 +153,17 @@ fn pause(attempt: u32, again: Again) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::s3::DEFAULT_FIRST_PAUSE;
 
     #[test]
     fn pauses_grow_and_are_bounded() {
+        let first = DEFAULT_FIRST_PAUSE;
         for attempt in 1..40 {
-            let soon = pause(attempt, Again::Soon);
-            assert!(soon >= FIRST_PAUSE / 2 && soon <= LONGEST_PAUSE, "{soon:?}");
-            assert!(pause(attempt, Again::Later) >= FIRST_PAUSE_THROTTLED / 2);
+            let soon = pause(first, attempt, Again::Soon);
+            assert!(soon >= first / 2 && soon <= LONGEST_PAUSE, "{soon:?}");
+            assert!(pause(first, attempt, Again::Later) >= first * THROTTLED / 2);
         }
-        assert!(pause(1, Again::Soon) <= FIRST_PAUSE);
-        assert!(pause(20, Again::Soon) >= LONGEST_PAUSE / 2);
+        assert!(pause(first, 1, Again::Soon) <= first);
+        assert!(pause(first, 20, Again::Soon) >= LONGEST_PAUSE / 2);
     }
 }

@@ -33,7 +33,9 @@ use super::{
     Capabilities, CreateOnly, Fetched, Listed, ObjectName, ObjectWriter, Range, Result, Storage,
 };
 
-pub use settings::{CLASSED, Checksums, DEFAULT_ATTEMPTS, DEFAULT_STALL, S3Settings, Sse};
+pub use settings::{
+    CLASSED, Checksums, DEFAULT_ATTEMPTS, DEFAULT_FIRST_PAUSE, DEFAULT_STALL, S3Settings, Sse,
+};
 
 /// How many questions are asked at once: each takes some 20 to 50 ms, and servers answer many.
 const QUESTIONS_AT_ONCE: usize = 16;

@@ -31,6 +31,8 @@ pub struct S3Settings {
     pub checksums: Checksums,
     /// How often a request is tried, at least once.
     pub attempts: u32,
+    /// The pause before the second attempt. Each further one is twice as long.
+    pub first_pause: Duration,
     /// After how long without a byte moving a request is given up.
     pub stall: Duration,
 }
@@ -51,6 +53,7 @@ impl S3Settings {
             sse: Sse::Default,
             checksums: Checksums::WhenSupported,
             attempts: DEFAULT_ATTEMPTS,
+            first_pause: DEFAULT_FIRST_PAUSE,
             stall: DEFAULT_STALL,
         }
     }
@@ -79,6 +82,9 @@ impl fmt::Display for S3Settings {
 
 /// How often a request is tried unless that is configured: with growing pauses, for 10 to 40 s.
 pub const DEFAULT_ATTEMPTS: u32 = 8;
+
+/// The pause before the second attempt unless that is configured.
+pub const DEFAULT_FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long nothing may move unless that is configured.
 pub const DEFAULT_STALL: Duration = Duration::from_secs(60);

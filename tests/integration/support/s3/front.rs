@@ -86,6 +86,11 @@ impl Front {
         }
     }
 
+    /// What kind of server it is.
+    pub fn traits(&self) -> Traits {
+        self.traits
+    }
+
     /// From now on this decides about each request.
     pub fn plan(&self, plan: impl FnMut(&Call) -> Go + Send + 'static) {
         self.counts.lock().unwrap().clear();
@@ -114,6 +119,11 @@ impl Front {
     /// Uploads in parts that are neither completed nor aborted: their keys.
     pub fn uploads(&self) -> Vec<String> {
         self.uploads.lock().unwrap().values().map(|(key, _)| key.clone()).collect()
+    }
+
+    /// As if all uploads had been ended.
+    pub fn forget_uploads(&self) {
+        self.uploads.lock().unwrap().clear();
     }
 
     fn decide(&self, operation: &'static str, key: &str) -> S3Result<Go> {

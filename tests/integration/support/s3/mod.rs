@@ -4,6 +4,8 @@
 //! makes creations atomic, counts requests, lists uploads, and goes wrong when a test says so.
 
 pub mod front;
+mod http;
+pub mod wire;
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -16,6 +18,7 @@ use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
 use tokio::{net::TcpListener, runtime::Runtime};
 
 pub use front::{Call, Front, Go, Traits};
+pub use wire::Wire;
 
 use super::scratch::Scratch;
 
@@ -64,6 +67,20 @@ impl Server {
         let address = listener.local_addr().expect("an address");
         runtime.spawn(serve(front.clone(), listener));
         Server { front, address, folder, credentials, runtime: Some(runtime) }
+    }
+
+    /// A server of its own with the same objects.
+    pub fn copy(&self) -> Self {
+        let copy = Server::with(self.front.traits());
+        let objects = |server: &Server| server.folder.path().join("objects");
+        fs::remove_dir_all(objects(&copy)).expect("remove a folder");
+        super::template::copy(&objects(self), &objects(&copy));
+        copy
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Where it listens, as a URL.
