@@ -115,7 +115,7 @@ impl Work for Push<'_> {
         self.0.push(site.command(&["archive-push", &self.0.path()]))
     }
 
-    fn check(&self, site: &Site, case: &Case, output: &Output) {
+    fn check(&self, site: &Site, case: &Case, seen: &[Seen], output: &Output) {
         // Above 125 the archiver would end.
         assert!((0..=125).contains(&output.code), "{case}: {output}");
         let stored = self.0.stored(&site.server);
@@ -123,9 +123,11 @@ impl Work for Push<'_> {
             assert_eq!(stored.len(), 1, "{case}: {stored:?}: {output}");
         } else {
             // An answer that was lost for ever leaves a whole object, and else there is none.
-            let creates = ["PutObject", "CompleteMultipartUpload"].contains(&case.place.operation);
-            let most = usize::from(creates && case.fault.is_after());
-            assert!(stored.len() <= most, "{case}: {stored:?}: {output}");
+            let done = seen.iter().any(|seen| {
+                ["PutObject", "CompleteMultipartUpload"].contains(&seen.request.operation)
+                    && seen.answer.is_some_and(|(status, _)| status == 200)
+            });
+            assert_eq!(stored.len(), usize::from(done), "{case}: {stored:?}: {output}");
         }
         self.nothing_is_left_on_the_way(site, case);
         // PostgreSQL offers it again. What is there already is read and compared, and what is damaged
@@ -162,7 +164,7 @@ impl Work for Get<'_> {
         self.0.get(site, &self.0.segment, Site::command)
     }
 
-    fn check(&self, site: &Site, case: &Case, output: &Output) {
+    fn check(&self, site: &Site, case: &Case, _: &[Seen], output: &Output) {
         let files = fs::read_dir(&site.folder).expect("read a folder").count();
         if output.code == 0 {
             let came = fs::read(self.0.destination(site)).expect("read");
@@ -194,7 +196,7 @@ impl Work for GetAbsent<'_> {
         1
     }
 
-    fn check(&self, site: &Site, case: &Case, output: &Output) {
+    fn check(&self, site: &Site, case: &Case, _: &[Seen], output: &Output) {
         assert!([1, 126].contains(&output.code), "{case}: {output}");
         assert!(!self.0.destination(site).exists(), "{case}: {output}");
     }
