@@ -29,6 +29,8 @@ impl Origin {
         without_encryption(&pgkeep);
         pgkeep.init();
         quick_to_give_up(&pgkeep);
+        // So long it is asked for a segment when the server doesn't answer, too.
+        pgkeep.set("cluster.main", "archive-timeout = \"8s\"");
         let site = Site::of(&pgkeep, number);
         let direct = format!("{} --config {}", pgkeep_binary().display(), site.direct.display());
         cluster.conf(&format!("archive_command = '{direct} archive-push %p'"));
@@ -187,12 +189,12 @@ impl Work for Backup {
 fn a_full_backup() {
     let backup = Backup::new("a full backup", false, 3);
     let sites: Vec<_> = backup.origins.iter().map(|origin| &origin.site).collect();
-    matrix(&backup, &sites, 40, (24, 1100));
+    matrix(&backup, &sites, 40, (24, 1000));
 }
 
 #[test]
 fn an_incremental_backup() {
     let backup = Backup::new("an incremental backup", true, 3);
     let sites: Vec<_> = backup.origins.iter().map(|origin| &origin.site).collect();
-    matrix(&backup, &sites, 25, (32, 1400));
+    matrix(&backup, &sites, 25, (32, 1300));
 }
