@@ -17,6 +17,7 @@ mod list;
 mod owner;
 mod probe;
 mod read;
+mod send_queue;
 mod settings;
 mod versions;
 mod watch;

@@ -4,7 +4,8 @@
 //! SDK's own watch looks at answers only: it sees a body from memory as one piece that is sent at
 //! once. So between the SDK and its HTTP client stands this: it hands the body over in small
 //! pieces, and ends the request when neither another piece was taken nor an answer came for too
-//! long. From the answer's head on the SDK watches.
+//! long, and the kernel has sent nothing of what it took, either. From the answer's head on the SDK
+//! watches.
 
 use std::{
     pin::Pin,
@@ -17,6 +18,7 @@ use std::{
 };
 
 use aws_smithy_runtime_api::client::{
+    connection::CaptureSmithyConnection,
     http::{
         HttpClient, HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector,
         http_client_fn,
@@ -27,6 +29,8 @@ use aws_smithy_runtime_api::client::{
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+
+use super::send_queue::unacknowledged;
 
 /// How much of a body is handed over at a time, in bytes.
 const PIECE: usize = 64 << 10;
@@ -53,13 +57,14 @@ impl HttpConnector for Watched {
             let pieces = Pieces { body, rest: Bytes::new(), moved: moved.clone() };
             *request.body_mut() = SdkBody::from_body_1_x(pieces);
         }
+        let connection = request.extension::<CaptureSmithyConnection>().cloned();
         let answer = self.inner.call(request);
         let stall = self.stall;
         HttpConnectorFuture::new(async move {
             tokio::select! {
                 biased;
                 answer = answer => answer,
-                () = standstill(&moved, stall) => {
+                () = standstill(&moved, connection, stall) => {
                     let what = format!("nothing moved for {} s", stall.as_secs_f32());
                     Err(ConnectorError::timeout(what.into()))
                 }
@@ -68,17 +73,34 @@ impl HttpConnector for Watched {
     }
 }
 
-/// Returns when `moved` didn't change for `stall`.
-async fn standstill(moved: &AtomicU64, stall: Duration) {
-    let mut before = moved.load(Ordering::Relaxed);
+/// Returns when nothing has moved for `stall`: neither from above into the kernel nor from there to
+/// the other end.
+async fn standstill(
+    moved: &AtomicU64,
+    connection: Option<CaptureSmithyConnection>,
+    stall: Duration,
+) {
+    let (mut before, mut queued_before) = (moved.load(Ordering::Relaxed), None);
     loop {
         tokio::time::sleep(stall).await;
         let now = moved.load(Ordering::Relaxed);
-        if now == before {
+        let queued = match &connection {
+            Some(connection) => queued(connection).await,
+            None => None,
+        };
+        // Nothing that can't be told counts as movement.
+        let sent = queued_before.is_some() && queued.is_some() && queued != queued_before;
+        if now == before && !sent {
             return;
         }
-        before = now;
+        (before, queued_before) = (now, queued);
     }
+}
+
+/// How much of what the kernel took of a request it hasn't brought to the other end yet.
+async fn queued(connection: &CaptureSmithyConnection) -> Option<u64> {
+    let connection = connection.get()?;
+    unacknowledged(connection.local_addr()?, connection.remote_addr()?).await
 }
 
 /// A body in small pieces, which counts them.

@@ -7,3 +7,4 @@ mod faults;
 mod locked;
 mod memory;
 mod names;
+mod slow;

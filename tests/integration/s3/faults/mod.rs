@@ -105,7 +105,7 @@ impl fmt::Display for Case {
 impl Case {
     /// Whether another attempt is to help, so that the run has to succeed.
     fn passes(&self) -> bool {
-        self.lasts == Lasts::Once && self.fault.may_pass()
+        self.lasts == Lasts::Once && self.fault.may_pass(self.place.operation)
     }
 
     /// The plan for a wire.
@@ -406,9 +406,11 @@ impl Fault {
         }
     }
 
-    /// Whether another attempt may help.
-    fn may_pass(self) -> bool {
+    /// Whether another attempt may help with a request of this operation.
+    fn may_pass(self, operation: &str) -> bool {
         match self {
+            // The answer to a HEAD has no body that could say more than its status.
+            Fault::Answer(status, _) if operation == "HeadObject" => status >= 500,
             Fault::Answer(_, code) => {
                 !["ExpiredToken", "AccessDenied", "NoSuchBucket"].contains(&code)
             }
