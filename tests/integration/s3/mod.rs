@@ -7,4 +7,6 @@ mod faults;
 mod locked;
 mod memory;
 mod names;
+mod permissions;
+mod recovery;
 mod slow;

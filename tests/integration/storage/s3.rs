@@ -106,6 +106,21 @@ async fn an_answer_that_was_lost_is_no_conflict() {
         is_whole(&storage, &object, LARGE).await;
     }
 
+    // Before it says so, the server may still be at it.
+    let conflict = || Go::Refuse(S3ErrorCode::ConditionalRequestConflict);
+    for (operation, len) in [("PutObject", 1000), ("CompleteMultipartUpload", LARGE)] {
+        let object = format!("conflict-{operation}");
+        server.front().plan(move |call| match call.before {
+            _ if call.operation != operation => Go::On,
+            0 => lost(),
+            1 => conflict(),
+            _ => Go::On,
+        });
+        put(&storage, &object, len).await.expect("our own object is no conflict");
+        assert_eq!(server.front().counts()[operation], 3);
+        is_whole(&storage, &object, len).await;
+    }
+
     // Somebody else's object of the same content is one.
     server.front().heal();
     assert!(error(put(&storage, "small", 1000).await).already_exists());
