@@ -226,7 +226,12 @@ impl Engine {
         }
     }
 
-    fn dressed_put(&self, request: PutObjectFluentBuilder, len: usize) -> PutObjectFluentBuilder {
+    /// A PUT with what the settings say of the object.
+    pub(super) fn dressed_put(
+        &self,
+        request: PutObjectFluentBuilder,
+        len: usize,
+    ) -> PutObjectFluentBuilder {
         let (encryption, key) = self.encryption();
         request
             .set_storage_class(self.class().filter(|_| len >= CLASSED))

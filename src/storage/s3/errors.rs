@@ -1,6 +1,6 @@
 //! What the server, or the way to it, said: as a [`StorageError`], and whether to try again.
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, io};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::{
@@ -116,6 +116,9 @@ impl About {
     fn unanswered(&self, e: &(dyn StdError + 'static)) -> Failure {
         let mut below = Some(e);
         while let Some(error) = below {
+            if is_about_a_certificate(error) {
+                return self.judged(ErrorKind::Unavailable, Again::Never, chain(e), Some(CA_FILE));
+            }
             if let Some(credentials) = error.downcast_ref::<CredentialsError>() {
                 return self.without_credentials(credentials);
             }
@@ -167,6 +170,19 @@ impl About {
 
 const NO_CREDENTIALS: &str = "they come from the environment, a profile or the host's role, as the AWS SDK \
                               finds them, or from the file that credentials-file names";
+
+const CA_FILE: &str = "ca-file names a file with the certificate of the server's authority, if the system doesn't \
+                       know it; the endpoint has to be a name that the server's certificate is for";
+
+/// Whether the server's certificate was refused: it will be the next time, too.
+fn is_about_a_certificate(e: &(dyn StdError + 'static)) -> bool {
+    // What an I/O error wraps isn't its source, and it may wrap another.
+    if let Some(wrapped) = e.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        return is_about_a_certificate(wrapped);
+    }
+    let tls = e.downcast_ref::<rustls::Error>();
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+}
 
 struct Judgement {
     kind: ErrorKind,

@@ -49,6 +49,8 @@ impl Engine {
                     .key(self.settings.key(name.as_str()))
                     .if_none_match("*")
                     .body(ByteStream::from_static(TEXT));
+                // A bucket may refuse what isn't encrypted as it wants.
+                let request = self.dressed_put(request, TEXT.len());
                 request.send().await.map_err(|e| about.failure(&e))
             })
             .await;
