@@ -4,9 +4,11 @@
 
 mod cost;
 mod faults;
+mod headers;
 mod locked;
 mod memory;
 mod names;
 mod permissions;
 mod recovery;
 mod slow;
+mod tls;

@@ -55,6 +55,11 @@ impl Pgkeep {
         Pgkeep::made(scratch, places)
     }
 
+    /// As [`Pgkeep::without_cluster`], with the repository on this server.
+    pub fn without_cluster_on(server: Server) -> Self {
+        Pgkeep::made(Scratch::new("keep"), Places::on(server))
+    }
+
     /// A configuration for this cluster, with repositories on this server.
     pub fn on_server(cluster: &Cluster, server: Server) -> Self {
         let pgkeep = Pgkeep::made(Scratch::new("keep"), Places::on(server));

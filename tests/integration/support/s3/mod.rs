@@ -5,6 +5,7 @@
 
 pub mod front;
 mod http;
+pub mod tls;
 pub mod wire;
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
