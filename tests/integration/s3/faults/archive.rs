@@ -242,7 +242,7 @@ fn nobody_answers_and_nobody_knows_the_host() {
     site.wire.refuse();
     let text = fs::read_to_string(&site.config).expect("read the configuration");
     let nowhere = text.replace(&site.wire.endpoint(), "http://no-such-host.invalid:9000");
-    for text in [text, nowhere] {
+    for text in [&text, &nowhere] {
         scratch::write(&site.config, text);
         for segment in [&archive.segment, "0000000100000000000000F0"] {
             let got = archive.get(&site, segment, Site::command);
@@ -253,4 +253,10 @@ fn nobody_answers_and_nobody_knows_the_host() {
         assert!((3..=125).contains(&pushed.code), "{pushed}");
         assert!(pushed.stderr.contains("after 3 attempts"), "{pushed}");
     }
+    // Back again.
+    site.wire.accept();
+    scratch::write(&site.config, text);
+    assert_eq!(archive.get(&site, &archive.segment, Site::command).code, 0);
+    assert_eq!(archive.get(&site, "0000000100000000000000F0", Site::command).code, 1);
+    assert_eq!(archive.push(site.command(&["archive-push", &archive.path()])).code, 0);
 }

@@ -13,8 +13,8 @@ use crate::support::{
 
 /// A cluster and its repository, which archives there by the way that doesn't go wrong.
 struct Origin {
-    cluster: Cluster,
-    pgkeep: Pgkeep,
+    _cluster: Cluster,
+    _pgkeep: Pgkeep,
     site: Site,
     /// Of the cluster, which is idle.
     files: Files,
@@ -48,7 +48,7 @@ impl Origin {
         let mut files = files_of(cluster.pgdata(), "base");
         files.extend(files_of(cluster.pgdata(), "global"));
         let base = with_base.then(|| committed(&site).remove(0));
-        Origin { cluster, pgkeep, site, files, base }
+        Origin { _cluster: cluster, _pgkeep: pgkeep, site, files, base }
     }
 
     fn target(&self) -> PathBuf {
