@@ -11,6 +11,7 @@
 //!   - [`archive`]: pushing WAL into the repositories, getting it back, proving that it works.
 //!   - [`restore`]: choosing a backup and a timeline, planning, writing the data directory.
 //!   - [`retention`]: deleting backups, pinning them, removing what nobody refers to any more.
+//!   - [`verify`]: whether the repositories hold what they promise.
 //!   - [`info`]: what the repositories hold, and from when until when one can restore.
 //! - [`repo`]: the repository format: sealed objects, keys, packs, the tree, catalog, leases.
 //! - [`config`]: file, environment and flags made into typed settings.
@@ -33,3 +34,4 @@ pub mod repo;
 pub mod restore;
 pub mod retention;
 pub mod storage;
+pub mod verify;

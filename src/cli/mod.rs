@@ -16,6 +16,7 @@ mod expire;
 mod human;
 mod info;
 mod init;
+mod junit;
 mod logging;
 mod output;
 mod pin;
@@ -25,6 +26,7 @@ mod restore_command;
 mod runtime;
 mod table;
 mod time;
+mod verify;
 mod wal_path;
 
 use std::{
@@ -142,6 +144,7 @@ enum Command {
     Backup(backup::Backup),
     Restore(restore::Restore),
     Info(info::Info),
+    Verify(verify::Verify),
     Expire(expire::Expire),
     Delete(delete::Delete),
     Pin(pin::Pin),
@@ -171,6 +174,7 @@ impl Command {
             Command::Backup(command) => command.run(global),
             Command::Restore(command) => command.run(global),
             Command::Info(command) => command.run(global),
+            Command::Verify(command) => command.run(global),
             Command::Expire(command) => command.run(global),
             Command::Delete(command) => command.run(global),
             Command::Pin(command) => command.run(global),

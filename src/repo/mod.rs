@@ -1,7 +1,8 @@
 //! The repository format, version 1. `docs/repository-format.md` is normative; this is its code.
 //!
 //! From the outside in: a [`repository::Repository`] is an address, a key and an id. Everything in
-//! it but `repo.json` and the keys is a *sealed object* ([`sealed`]), named by [`layout`]. A
+//! it but `repo.json` and the keys is a *sealed object* ([`sealed`]), named by [`layout`], known by its
+//! name to [`named`]. A
 //! backup is a tree: [`record`] (the commit object), [`manifest`], file leaves and map leaves
 //! ([`tree`], read by [`tree_reader`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
 //! the archive, [`timelines`] says what can be reached with it, [`replay`] follows recovery through
@@ -18,6 +19,7 @@ pub mod layout;
 pub mod lease;
 pub mod leftovers;
 pub mod manifest;
+pub mod named;
 pub mod open;
 pub mod pack;
 pub mod pin;

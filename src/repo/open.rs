@@ -38,6 +38,22 @@ pub async fn open(settings: &RepositorySettings) -> Result<Repository> {
     Repository::open(&settings.name, storage, &material, settings.compression_level).await
 }
 
+/// Whether `repo.json` alone is gone from where a repository's other objects are: then it isn't a disk
+/// that isn't mounted, or a wrong url.
+pub async fn has_lost_its_file(settings: &RepositorySettings) -> Result<bool> {
+    let storage: Arc<dyn Storage> = match &settings.location {
+        Location::Directory(root) => Arc::new(Local::open(root)?),
+        Location::Bucket(place) => Arc::new(S3::new((**place).clone())),
+    };
+    match storage.size(&layout::repository_file()).await {
+        Ok(_) => return Ok(false),
+        Err(e) if e.is_not_found() => {}
+        Err(e) => return Err(e.into()),
+    }
+    let clusters = storage.list("clusters/", None, 1).await?;
+    Ok(!clusters.is_empty() || !storage.list(layout::KEYS, None, 1).await?.is_empty())
+}
+
 /// What [`init`] made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewRepository {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Kind, Result},
-    storage::{CreateOnly, Range, Storage},
+    storage::{CreateOnly, ObjectName, Range, Storage},
 };
 
 /// The repository format that this code writes and reads.
@@ -200,6 +200,28 @@ impl Repository {
     /// The zstd level for new objects.
     pub fn compression_level(&self) -> i32 {
         self.compression_level
+    }
+
+    /// What is wrong with a keys object that doesn't keep the repository from being opened: one that
+    /// isn't what its name says.
+    pub async fn check_keys_object(
+        &self,
+        name: &ObjectName,
+        number: u32,
+    ) -> Result<Option<String>> {
+        let bytes = match self.storage.read(name, Range::All).await {
+            Ok(bytes) => bytes,
+            Err(e) if e.is_not_found() => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        Ok(match WrappedKeys::parse(&bytes, self.keyring.repository()) {
+            Err(e) => Some(e),
+            Ok(None) => Some("it is of another repository".to_owned()),
+            Ok(Some(keys)) if layout::keys_object(number, keys.key) != *name => {
+                Some(format!("it has key {}", keys.key))
+            }
+            Ok(Some(_)) => None,
+        })
     }
 
     /// Reads `repo.json` once more and checks that it is still this repository: what answered

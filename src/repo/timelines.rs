@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::wal::{WalObject, WalStore};
 use crate::{
     error::{Error, Kind, Result},
-    postgres::{SegmentName, SegmentSize, Timeline, WalFile, history::TimelineHistory},
+    postgres::{Lsn, SegmentName, SegmentSize, Timeline, WalFile, history::TimelineHistory},
 };
 
 /// Segments in a row, by number, both ends included.
@@ -68,6 +68,16 @@ pub struct WalInventory {
 impl WalInventory {
     /// Lists the archive of a system whose segments have this size.
     pub async fn read(store: &WalStore, segment_size: SegmentSize) -> Result<Self> {
+        Self::read_with(store, segment_size, &mut |_, e| Err(e)).await
+    }
+
+    /// As [`WalInventory::read`]; `on_damage` decides what becomes of a timeline whose history can't
+    /// be read: the error ends it, or the timeline is without history.
+    pub async fn read_with(
+        store: &WalStore,
+        segment_size: SegmentSize,
+        on_damage: &mut (dyn FnMut(Timeline, Error) -> Result<()> + Send),
+    ) -> Result<Self> {
         let mut timelines = BTreeMap::new();
         let mut histories = BTreeMap::from([(Timeline(1), TimelineHistory::first())]);
         for timeline in store.timelines().await? {
@@ -98,10 +108,15 @@ impl WalInventory {
                 }
             }
             timelines.insert(timeline, wal);
-            if timeline != Timeline(1)
-                && let Some(history) = read_history(store, timeline).await?
-            {
-                histories.insert(timeline, history);
+            if timeline == Timeline(1) {
+                continue;
+            }
+            match read_history(store, timeline).await {
+                Ok(history) => histories.extend(history.map(|history| (timeline, history))),
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => {
+                    on_damage(timeline, e)?;
+                }
+                Err(e) => return Err(e),
             }
         }
         Ok(WalInventory { segment_size, timelines, histories })
@@ -168,6 +183,34 @@ impl WalInventory {
                 None => range.last + 1,
             };
         }
+    }
+
+    /// The first segment of `path` from `first` on that is there whole.
+    pub fn next_there(&self, path: &TimelineHistory, first: u64) -> Option<u64> {
+        let size = self.segment_size;
+        let of_timeline = |(timeline, begin, end): (Timeline, Lsn, Option<Lsn>)| {
+            let from = size.number_at(begin).max(first);
+            // The segment in which the path leaves a timeline is the next one's.
+            let until = end.map_or(u64::MAX, |end| size.number_at(end));
+            let ranges = &self.timelines.get(&timeline)?.ranges;
+            let range = ranges.get(ranges.partition_point(|range| range.last < from))?;
+            Some(range.first.max(from)).filter(|number| *number < until)
+        };
+        path.path().filter_map(of_timeline).min()
+    }
+
+    /// The last segment of `path` that is there whole.
+    pub fn last_there(&self, path: &TimelineHistory) -> Option<u64> {
+        let size = self.segment_size;
+        let of_timeline = |(timeline, begin, end): (Timeline, Lsn, Option<Lsn>)| {
+            let from = size.number_at(begin);
+            let until = end.map_or(u64::MAX, |end| size.number_at(end));
+            let ranges = &self.timelines.get(&timeline)?.ranges;
+            let before = ranges.partition_point(|range| range.first < until);
+            let range = ranges.get(before.checked_sub(1)?)?;
+            Some(range.last.min(until - 1)).filter(|number| *number >= from)
+        };
+        path.path().filter_map(of_timeline).max()
     }
 
     /// Whether anything of `path` is there behind segment `number`: whether its absence is a gap
@@ -255,12 +298,17 @@ mod tests {
         assert_eq!(there.first_missing(path, 3), SIZE.name(Timeline(2), 7));
         assert!(there.goes_on_after(path, 7));
         assert!(!there.goes_on_after(path, 9));
+        let next: Vec<_> = [0, 3, 5, 7, 9, 10].map(|n| there.next_there(path, n)).into();
+        assert_eq!(next, [Some(2), Some(3), Some(5), Some(9), Some(9), None]);
+        assert_eq!(there.last_there(path), Some(9));
         assert_eq!(there.segment(path, 4), Some(SIZE.name(Timeline(1), 4)));
         assert_eq!(there.segment(path, 5), Some(SIZE.name(Timeline(2), 5)));
         assert_eq!(there.segment(path, 8), None, "timeline 1's isn't on the path");
         let old = there.path(Timeline(1)).unwrap();
         assert_eq!(there.first_missing(old, 2), SIZE.name(Timeline(1), 9));
         assert!(!there.goes_on_after(old, 9));
+        assert_eq!((there.next_there(old, 5), there.last_there(old)), (Some(5), Some(8)));
+        assert_eq!(there.next_there(old, 9), None);
     }
 
     #[test]

@@ -82,6 +82,16 @@ impl WalObject {
         let is_checksum = checksum.len() == 16 && checksum.bytes().all(|b| b.is_ascii_hexdigit());
         is_checksum.then(|| Some(WalObject::Content(file.parse().ok()?, checksum.to_owned())))?
     }
+
+    /// The file it is, or is a copy of.
+    pub fn file(&self) -> WalFile {
+        match self {
+            WalObject::Plain(file)
+            | WalObject::Content(file, _)
+            | WalObject::Repair(file, _) => *file,
+            WalObject::Partial(segment, _) => WalFile::Partial(*segment),
+        }
+    }
 }
 
 /// The archive of one system in one repository.

@@ -22,4 +22,5 @@ mod s3;
 mod self_test;
 mod storage;
 mod support;
+mod verify;
 mod wal_oracle;

@@ -32,7 +32,7 @@ enum State {
 pub(super) type OnRecord<'a> = &'a mut dyn FnMut(&Record, Lsn);
 
 /// Puts records together.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Assembler {
     /// Where the segment begins and ends.
     start: Lsn,

@@ -85,7 +85,7 @@ pub enum Event {
 /// Scans a segment, or several in a row. Fed in pieces of any size; holds none of them.
 ///
 /// It never fails: what isn't valid WAL ends the scan, and the summary says how far it came.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SegmentScanner {
     size: SegmentSize,
     assembler: Assembler,

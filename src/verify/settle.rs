@@ -1,0 +1,155 @@
+//! From findings to a report: looked at once more, each object once, with what it costs.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Run,
+    archive::Archive,
+    findings::{Finding, Sought, still_holds},
+    report::{CheckedBackup, CheckedTimeline, Problem, ProblemKind, Report},
+};
+use crate::{
+    error::Result,
+    repo::{
+        BackupId, SystemId,
+        named::{Named, named},
+    },
+    storage::ObjectName,
+};
+
+impl Run<'_> {
+    /// Ends the verification.
+    pub(super) async fn settle(mut self) -> Result<Report> {
+        self.progress.step("looking once more at what was found");
+        self.missed_because_of_a_cut().await?;
+        let findings = merged(std::mem::take(&mut self.done.findings));
+        let mut problems = Vec::new();
+        for finding in findings {
+            if still_holds(self.repository, self.layout, &finding).await? {
+                problems.push(self.problem(finding).await?);
+            }
+        }
+        let backups = self.backups.all.iter().map(|id| CheckedBackup {
+            id: id.clone(),
+            sound: !problems.iter().any(|problem: &Problem| problem.backups.contains(id)),
+        });
+        let timelines = self.archives.iter().flat_map(|archive| {
+            archive.inventory.timelines().map(|(timeline, _)| (archive.system, timeline))
+        });
+        let timelines = timelines.map(|(system, timeline)| CheckedTimeline {
+            system,
+            timeline,
+            sound: !problems.iter().any(|problem| problem.of == Some((system, timeline))),
+        });
+        Ok(Report {
+            repository: self.repository.name().to_owned(),
+            address: self.repository.storage().address().to_owned(),
+            cluster: self.layout.cluster().to_owned(),
+            level: self.request.level,
+            only: self.request.backup.clone(),
+            sound: problems.is_empty(),
+            checked: self.done.checked,
+            backups: backups.collect(),
+            timelines: timelines.collect(),
+            problems,
+            notices: self.done.notices,
+        })
+    }
+
+    /// Where WAL has expired meanwhile, the search for gaps is done again.
+    async fn missed_because_of_a_cut(&mut self) -> Result<()> {
+        let mut cut: Vec<SystemId> = Vec::new();
+        let mut opened = Vec::new();
+        for archive in &self.archives {
+            if !archive.was_cut().await? {
+                opened.push(archive.clone());
+                continue;
+            }
+            let again =
+                Archive::open(self.repository, self.layout, archive.system, archive.backups.clone());
+            let again = again.await?;
+            cut.push(archive.system);
+            self.done.findings.retain(|finding| {
+                !matches!(&finding.sought, Sought::Segments(system, ..) if *system == archive.system)
+            });
+            self.done.findings.extend(again.missing(self.request.backup.as_ref()));
+            opened.push(again);
+        }
+        self.archives = opened;
+        Ok(())
+    }
+
+    /// What a finding costs, said for people.
+    async fn problem(&self, finding: Finding) -> Result<Problem> {
+        let mut backups: Vec<BackupId> = finding.loss.backups.iter().cloned().collect();
+        backups.extend(finding.touches.iter().cloned());
+        let mut moments = Vec::new();
+        for archive in &self.archives {
+            backups.extend(archive.backups_lost(&finding.loss));
+            moments.extend(archive.moments(&finding.loss).await?);
+        }
+        backups.sort();
+        backups.dedup();
+        let of = ObjectName::new(finding.object.as_str()).ok().and_then(|name| {
+            match named(self.layout, self.repository.names(), &name) {
+                Some(Named::Wal(system, timeline, _)) => Some((system, timeline)),
+                _ => None,
+            }
+        });
+        let of = of.or(finding.loss.timeline).or(finding.loss.wal.map(|(s, t, ..)| (s, t)));
+        let mut hints = finding.hints;
+        if finding.kind == ProblemKind::Missing && finding.loss.wal.is_some() {
+            hints.push(
+                "if a server still has them in its pg_wal, push them from there with `pgkeep \
+                 archive-push`"
+                    .to_owned(),
+            );
+            if !moments.is_empty() {
+                hints.push(
+                    "`pgkeep backup` takes a backup from which later moments can be restored to"
+                        .to_owned(),
+                );
+            }
+        }
+        Ok(Problem {
+            kind: finding.kind,
+            object: finding.object,
+            to: finding.to,
+            text: finding.text,
+            backups,
+            moments,
+            hints,
+            of,
+        })
+    }
+}
+
+/// Findings about the same object made one: what was found first, with all that it costs.
+fn merged(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut merged: Vec<Finding> = Vec::new();
+    let mut at: BTreeMap<String, usize> = BTreeMap::new();
+    for finding in findings {
+        let own = matches!(finding.kind, ProblemKind::PageChecksum | ProblemKind::Stranger);
+        match at.get(&finding.object) {
+            Some(first) if !own => {
+                if let Some(first) = merged.get_mut(*first) {
+                    first.loss.backups.extend(finding.loss.backups);
+                    first.loss.wal = first.loss.wal.or(finding.loss.wal);
+                    first.loss.timeline = first.loss.timeline.or(finding.loss.timeline);
+                    for hint in finding.hints {
+                        if !first.hints.contains(&hint) {
+                            first.hints.push(hint);
+                        }
+                    }
+                }
+            }
+            _ => {
+                if !own {
+                    at.insert(finding.object.clone(), merged.len());
+                }
+                merged.push(finding);
+            }
+        }
+    }
+    merged
+}
