@@ -108,11 +108,19 @@ impl Archive {
         if end <= stop { Lsn::INVALID } else { size.start_of(end) }
     }
 
-    /// The end of the last transaction before a position, or of the backup that stops there.
+    /// The last moment before a position: the end of a transaction, or of a backup.
     async fn time_at(&self, timeline: Timeline, lsn: Lsn) -> Result<Option<DateTime<Utc>>> {
-        if let Some(time) = self.stopped_at(timeline, lsn) {
-            return Ok(Some(time));
-        }
+        let before = |record: &&BackupRecord| record.timeline == timeline && record.stop_lsn <= lsn;
+        let backup = self.backups.iter().filter(before).map(|record| record.stopped_at).max();
+        Ok(backup.max(self.last_transaction(timeline, lsn).await?))
+    }
+
+    /// The time of the last transaction before a position, if it isn't too far back.
+    async fn last_transaction(
+        &self,
+        timeline: Timeline,
+        lsn: Lsn,
+    ) -> Result<Option<DateTime<Utc>>> {
         let size = self.inventory.segment_size;
         let Some(path) = self.inventory.path(timeline) else { return Ok(None) };
         let replay = Replay { store: &self.store, inventory: &self.inventory, path };

@@ -175,8 +175,8 @@ pub async fn still_holds(
         any = any || is_there(repository, layout, id).await?;
     }
     if !any {
-        // What is wrong with a deleted backup's rest is told as long as it lies there.
-        return Ok(finding.loss.backups.is_empty()
+        // What is damaged of a deleted backup's rest is told as long as it lies there.
+        return Ok(finding.kind == ProblemKind::Damaged
             && finding.sought == Sought::Nothing
             && object_is_there(repository, finding).await?);
     }

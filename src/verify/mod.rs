@@ -210,12 +210,7 @@ impl Run<'_> {
     }
 
     fn strangers(&mut self) {
-        for object in &self.survey.strangers {
-            let text = "a stranger: nothing of pgkeep has this name";
-            let finding = Finding::of(ProblemKind::Stranger, &object.name, text)
-                .hint("if a newer pgkeep wrote it, verify with that one; else see who put it here, and remove it");
-            self.done.findings.push(finding);
-        }
+        self.done.findings.extend(self.survey.strangers.iter().map(stranger));
     }
 
     fn unregistered(&mut self, system: SystemId) {
@@ -332,6 +327,14 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// An object that has no business here.
+fn stranger(object: &Listed) -> Finding {
+    let text = "a stranger: nothing of pgkeep has this name";
+    Finding::of(ProblemKind::Stranger, &object.name, text).hint(
+        "if a newer pgkeep wrote it, verify with that one; else see who put it here, and remove it",
+    )
 }
 
 /// A pack that can't be used, and what that costs.

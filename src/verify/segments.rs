@@ -13,6 +13,7 @@ use super::{
     pool::Pool,
     records::{Piece, Stretch, scan},
     report::ProblemKind,
+    stranger,
 };
 use crate::{
     error::{Error, Result},
@@ -20,7 +21,8 @@ use crate::{
     progress::Progress,
     repo::{
         BackupId,
-        catalog::exists,
+        catalog::{PAGE, exists},
+        named::{Named, named},
         wal::{StoredSummary, WalObject, WalStore},
     },
     storage::{Listed, ObjectName},
@@ -81,12 +83,21 @@ impl Objects<'_> {
         let mut row = Row::default();
         // The last files that were met, of which copies may follow.
         let mut met: VecDeque<WalFile> = VecDeque::new();
+        let (repository, layout) = (archive.store.repository(), archive.store.layout());
+        let folder = layout.timeline_folder(archive.system, timeline);
         loop {
-            let page = archive.store.page(timeline, after.as_ref()).await?;
-            let Some((_, last, _)) = page.last() else { break };
-            after = Some(last.clone());
-            for (object, name, stored) in page {
-                let listed = Listed { name, size: stored };
+            let last = after.as_ref().map(ObjectName::as_str);
+            let page = repository.storage().list(&folder, last, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.name.clone());
+            for listed in page {
+                let known = named(layout, repository.names(), &listed.name);
+                let Some(Named::Wal(_, _, object)) = known else {
+                    if self.only.is_none() {
+                        done.findings.push(stranger(&listed));
+                    }
+                    continue;
+                };
                 if !self.is_wanted(&object) {
                     continue;
                 }

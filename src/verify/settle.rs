@@ -90,6 +90,8 @@ impl Run<'_> {
         }
         backups.sort();
         backups.dedup();
+        // A deleted backup is nobody's loss.
+        backups.retain(|id| self.backups.all.contains(id));
         let of = ObjectName::new(finding.object.as_str()).ok().and_then(|name| {
             match named(self.layout, self.repository.names(), &name) {
                 Some(Named::Wal(system, timeline, _)) => Some((system, timeline)),

@@ -32,7 +32,7 @@ use pgkeep::{
     },
 };
 
-use crate::support::scratch::Scratch;
+use crate::support::Scratch;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
@@ -96,8 +96,9 @@ impl Sound {
         let overrides = Overrides { config: Some(config), cluster: None };
         let settings = Settings::load(&overrides).unwrap();
         let repositories = settings.selected_repositories(None).unwrap();
-        let report = verify_configured(repositories[0], &layout(), &request(level), silent());
-        Ok(report.await?.expect("all was asked for"))
+        let (layout, request) = (layout(), request(level));
+        let report = verify_configured(repositories[0], &layout, &request, silent()).await?;
+        Ok(report.expect("all was asked for"))
     }
 }
 

@@ -223,9 +223,7 @@ fn what_a_deletion_takes_away_meanwhile_is_no_damage() {
         // The newer one goes altogether; of the older one what the newer one uses stays.
         for backup in backups.iter().map(|record| record.id.clone()) {
             let inner = Memory::of(before.clone());
-            for pin in inner.objects().clone().keys().filter(|name| name.contains("/pins/")) {
-                inner.objects().remove(pin);
-            }
+            inner.objects().retain(|name, _| !name.contains("/pins/"));
             let start = inner.objects().clone();
             let recording = Recording { inner, states: Arc::default() };
             let repository = open(Arc::new(recording.clone()), &material).await.unwrap();

@@ -15,7 +15,7 @@ use crate::support::{
 
 /// A repository with a history: three backups on the first timeline, one on the second.
 struct Site {
-    cluster: Cluster,
+    _cluster: Cluster,
     pgkeep: Pgkeep,
     full: Value,
     incr: Value,
@@ -64,7 +64,7 @@ impl Site {
         let after = take("incr");
         standby.insert("t", 50);
         let last = standby.switch_wal();
-        let site = Site { cluster: standby, pgkeep, full, incr, after, _space: space };
+        let site = Site { _cluster: standby, pgkeep, full, incr, after, _space: space };
         wait_until("the last segment arrives", 60, || {
             site.of(ObjectKind::Segment).iter().any(|object| object.name.ends_with(&last))
         });

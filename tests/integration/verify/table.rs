@@ -41,10 +41,9 @@ impl Verdict {
         if report.sound {
             return Verdict::Sound;
         }
-        let named = |name: &&str| {
-            report.problems.iter().any(|p| p.object == **name || p.text.contains(**name))
-        };
-        match mutation.names().iter().any(|name| named(&name)) {
+        let named =
+            |name: &str| report.problems.iter().any(|p| p.object == name || p.text.contains(name));
+        match mutation.names().into_iter().any(named) {
             true => Verdict::Named,
             false => Verdict::Elsewhere(format!("{:#?}", report.problems)),
         }
@@ -163,7 +162,9 @@ fn each_mutation_of_each_kind_of_object_is_found_and_named() {
             if *full != Verdict::Named {
                 complain("full doesn't name it");
             }
-            if mutation.deed.shows_quickly() && *quick != Verdict::Named {
+            // The end of what the copy is of looks sound; only who reads all of it needs the copy.
+            let is_copy = (mutation.kind, mutation.deed) == (ObjectKind::Repair, Deed::Delete);
+            if mutation.deed.shows_quickly() && !is_copy && *quick != Verdict::Named {
                 complain("quick doesn't name it");
             }
             if *quick == Verdict::Named { "quick" } else { "full" }
@@ -216,7 +217,9 @@ fn nothing_is_found_where_nothing_was_done() {
             assert!(report.checked.blocks > 400 && report.checked.records > 10);
         }
         let text: Vec<_> = report.notices.iter().map(|n| n.text.as_str()).collect();
-        assert!(text.iter().any(|text| text.contains("its repaired copy")), "{text:?}");
+        // Its end is sound.
+        let repaired = text.iter().any(|text| text.contains("its repaired copy"));
+        assert_eq!(repaired, level == Level::Full, "{text:?}");
         assert!(text.iter().any(|text| text.contains("was never finished")), "{text:?}");
     }
 }
