@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Kind, Result},
     repo::{BackupId, layout::ClusterLayout},
     verify::{
-        VerifyRequest,
+        BLOCKS_AT_ONCE, VerifyRequest,
         report::{Level, Moments, Problem, Report},
         verify_configured,
     },
@@ -85,6 +85,7 @@ impl Verify {
                 LevelArg::Full => Level::Full,
             },
             threads: settings.threads,
+            blocks_at_once: BLOCKS_AT_ONCE,
         };
         let progress = global.progress();
         let work = async {
@@ -189,15 +190,18 @@ fn report_text(report: &Report, seconds: f64) -> String {
     out += &match report.problems.len() as u64 {
         0 => format!("Repository {} is sound.\n", report.repository),
         1 => format!("1 problem was found in repository {}.\n", report.repository),
-        n => format!("{} problems were found in repository {}.\n", human::count(n), report.repository),
+        n => format!(
+            "{} problems were found in repository {}.\n",
+            human::count(n),
+            report.repository
+        ),
     };
     out
 }
 
 fn problem_text(problem: &Problem) -> String {
     let to = problem.to.as_ref().map(|to| format!(" to {}", to.rsplit('/').next().unwrap_or(to)));
-    let mut out =
-        format!("PROBLEM  {}{}\n", problem.object, to.unwrap_or_default());
+    let mut out = format!("PROBLEM  {}{}\n", problem.object, to.unwrap_or_default());
     out += &format!("         {}: {}\n", problem.kind.as_str(), problem.text);
     for line in costs(problem) {
         out += &format!("         costs {line}\n");
@@ -244,10 +248,7 @@ pub(super) mod tests {
 
     /// One repository with a gap in its WAL and something to notice.
     pub(in crate::cli) fn report() -> Report {
-        let backup = |id: &str, sound| CheckedBackup {
-            id: id.parse().unwrap(),
-            sound,
-        };
+        let backup = |id: &str, sound| CheckedBackup { id: id.parse().unwrap(), sound };
         let system = "15-7".parse().unwrap();
         Report {
             repository: "main".into(),
@@ -261,11 +262,7 @@ pub(super) mod tests {
                 backup("20261120T195812Z-full", true),
                 backup("20261121T195812Z-incr", false),
             ],
-            timelines: vec![CheckedTimeline {
-                system,
-                timeline: Timeline(1),
-                sound: false,
-            }],
+            timelines: vec![CheckedTimeline { system, timeline: Timeline(1), sound: false }],
             problems: vec![Problem {
                 kind: ProblemKind::Missing,
                 object: "clusters/main/wal/15-7/00000001/000000010000000000000005".into(),

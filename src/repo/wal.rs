@@ -86,9 +86,9 @@ impl WalObject {
     /// The file it is, or is a copy of.
     pub fn file(&self) -> WalFile {
         match self {
-            WalObject::Plain(file)
-            | WalObject::Content(file, _)
-            | WalObject::Repair(file, _) => *file,
+            WalObject::Plain(file) | WalObject::Content(file, _) | WalObject::Repair(file, _) => {
+                *file
+            }
             WalObject::Partial(segment, _) => WalFile::Partial(*segment),
         }
     }

@@ -108,10 +108,7 @@ impl Archive {
                 let object = self.store.plain(file);
                 Finding {
                     sought: Sought::File(self.system, file),
-                    loss: Loss {
-                        timeline: Some((self.system, timeline)),
-                        ..Loss::default()
-                    },
+                    loss: Loss { timeline: Some((self.system, timeline)), ..Loss::default() },
                     ..Finding::missing(&object, text)
                 }
                 .hint(format!(

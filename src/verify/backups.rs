@@ -12,12 +12,8 @@ use super::{
 use crate::{
     error::Result,
     repo::{
-        BackupId, Repository, catalog,
-        layout::ClusterLayout,
-        lease::Lease,
-        manifest::Manifest,
-        named::Part,
-        record::BackupRecord,
+        BackupId, Repository, catalog, layout::ClusterLayout, lease::Lease, manifest::Manifest,
+        named::Part, record::BackupRecord,
     },
     storage::ObjectName,
 };
@@ -91,7 +87,8 @@ impl Place<'_> {
     ) -> Result<()> {
         backups.all.insert(id.clone());
         let lost = || Loss::of_backups([id.clone()]);
-        let delete = format!("it can't be restored; `pgkeep delete {id}` removes what is left of it");
+        let delete =
+            format!("it can't be restored; `pgkeep delete {id}` removes what is left of it");
         let record = match catalog::read_record(self.repository, self.layout, id).await {
             Ok(record) => record,
             Err(e) => {
@@ -108,7 +105,8 @@ impl Place<'_> {
         self.bad_pages(&record, done);
         let name = self.part(id, Part::Manifest);
         if !folder.has(Part::Manifest) {
-            let finding = Finding::missing(&name, format!("the manifest of backup {id} is missing"));
+            let finding =
+                Finding::missing(&name, format!("the manifest of backup {id} is missing"));
             done.findings.push(finding.costs(lost()).in_folder(id).hint(delete));
             backups.others.push(record);
             return Ok(());
@@ -134,7 +132,10 @@ impl Place<'_> {
         if bad.count == 0 {
             return;
         }
-        let first = bad.pages.first().map(|page| format!(", the first is page {} of {}", page.page, page.path));
+        let first = bad
+            .pages
+            .first()
+            .map(|page| format!(", the first is page {} of {}", page.page, page.path));
         let pages = if bad.count == 1 { "page" } else { "pages" };
         let text = format!(
             "{} {pages} had a wrong checksum in the cluster when the backup was taken{}",
@@ -146,7 +147,8 @@ impl Place<'_> {
 
     fn without_begin(&self, id: &BackupId) -> Finding {
         let name = self.part(id, Part::Begin);
-        let text = format!("backup {id} has a commit object and no begin: it doesn't count as a backup");
+        let text =
+            format!("backup {id} has a commit object and no begin: it doesn't count as a backup");
         Finding::missing(&name, text)
             .costs(Loss::of_backups([id.clone()]))
             .in_folder(id)
@@ -181,16 +183,10 @@ impl Place<'_> {
             "backup {id} has a manifest and no commit object: it was killed in its last step, or the \
              commit object is lost"
         );
-        let finding = Finding {
-            kind: ProblemKind::Unfinished,
-            ..Finding::missing(&name, text)
-        };
-        done.findings.push(
-            finding
-                .costs(Loss::of_backups([id.clone()]))
-                .in_folder(id)
-                .hint(format!("it can't be restored; `pgkeep delete {id}` removes what is left of it")),
-        );
+        let finding = Finding { kind: ProblemKind::Unfinished, ..Finding::missing(&name, text) };
+        done.findings.push(finding.costs(Loss::of_backups([id.clone()])).in_folder(id).hint(
+            format!("it can't be restored; `pgkeep delete {id}` removes what is left of it"),
+        ));
     }
 
     /// Whether the packs that backups refer to are there, and whether there are others.
@@ -220,7 +216,8 @@ impl Place<'_> {
 
     /// The records of deleted backups whose packs others use: they tell how pages are checked.
     async fn rest_of_deleted(&self, backups: &mut Backups) -> Result<()> {
-        let known: BTreeSet<&BackupId> = backups.whole.iter().map(|(record, _)| &record.id).collect();
+        let known: BTreeSet<&BackupId> =
+            backups.whole.iter().map(|(record, _)| &record.id).collect();
         let used: BTreeSet<BackupId> = backups.users.keys().map(|(id, _)| id.clone()).collect();
         for id in used.iter().filter(|id| !known.contains(id)) {
             if backups.others.iter().any(|record| record.id == *id) {

@@ -12,16 +12,12 @@ use super::{
     packs::{Pack, ReadPack, read},
     pool::Pool,
     report::{Notice, ProblemKind},
-    tree::{MOST, PackId, Trees, Used, Wanted},
+    tree::{PackId, Trees, Used, Wanted},
 };
 use crate::{
     error::Result,
     repo::{
-        BackupId, Repository,
-        lease::Lease,
-        named::Named,
-        record::BackupRecord,
-        tree::BlockHasher,
+        BackupId, Repository, lease::Lease, named::Named, record::BackupRecord, tree::BlockHasher,
     },
     storage::{Listed, Range},
 };
@@ -64,7 +60,7 @@ pub async fn plain(
 impl Run<'_> {
     /// Walks the trees and reads the packs.
     pub(super) async fn read_packs(&mut self, packs: Vec<(BackupId, u32, u64)>) -> Result<()> {
-        let mut trees = Trees::new(self.repository, self.layout);
+        let mut trees = Trees::new(self.repository, self.layout, self.request.blocks_at_once);
         for (record, manifest) in &self.backups.whole {
             trees.rule(record);
             trees.add(record.clone(), manifest.clone());
@@ -77,10 +73,14 @@ impl Run<'_> {
             ids.insert((trees.table.number(&id), pack), size);
         }
         let mut read = Vec::new();
-        for group in groups(&ids, &trees.blocks) {
+        for group in groups(&ids, &trees.blocks, self.request.blocks_at_once as u64) {
             let mut wanted = match all.take() {
                 Some(all) => all,
-                None => trees.collect(&group).await?,
+                None => {
+                    let (wanted, findings) = trees.collect(&group).await?;
+                    self.done.findings.extend(findings);
+                    wanted
+                }
             };
             wanted.sort_unstable();
             wanted.dedup();
@@ -143,9 +143,9 @@ impl Run<'_> {
     }
 
     fn tell_one(&mut self, trees: &Trees, pack: &ReadPack, used: &[Used]) {
-        let Some((number, id)) = pack.id.and_then(|(number, pack)| {
-            Some((pack, trees.table.get(number)?.clone()))
-        }) else {
+        let Some((number, id)) =
+            pack.id.and_then(|(number, pack)| Some((pack, trees.table.get(number)?.clone())))
+        else {
             return;
         };
         let of_list = self.backups.users.get(&(id.clone(), number)).cloned().unwrap_or_default();
@@ -169,7 +169,8 @@ impl Run<'_> {
                 None => of_list.clone(),
             };
             // And those of which that isn't known.
-            let unknown = trees.roots.iter().filter(|root| !root.walked).map(|root| &root.record.id);
+            let unknown =
+                trees.roots.iter().filter(|root| !root.walked).map(|root| &root.record.id);
             users.extend(unknown.filter(|id| of_list.contains(id)).cloned());
             let text = match &pack.wrong.frames {
                 Some(frames) if frames.len() > 1 => {
@@ -220,10 +221,8 @@ impl Run<'_> {
             pages_have(count),
             first.unwrap_or_default()
         );
-        let finding = Finding {
-            touches,
-            ..Finding::of(ProblemKind::PageChecksum, &pack.name, text)
-        };
+        let finding =
+            Finding { touches, ..Finding::of(ProblemKind::PageChecksum, &pack.name, text) };
         self.done.findings.push(finding.in_folder(id).hint(
             "the cluster itself may be damaged: run pg_amcheck and `pg_checksums --check` on it, and keep \
              older backups",
@@ -248,6 +247,7 @@ fn pages_have(count: u64) -> String {
 fn groups(
     packs: &BTreeMap<PackId, u64>,
     blocks: &BTreeMap<PackId, u64>,
+    most: u64,
 ) -> Vec<BTreeSet<PackId>> {
     let mut groups: Vec<BTreeSet<PackId>> = Vec::new();
     let mut room = 0u64;
@@ -260,7 +260,7 @@ fn groups(
             }
             _ => {
                 groups.push(BTreeSet::from([*pack]));
-                room = (MOST as u64).saturating_sub(needs);
+                room = most.saturating_sub(needs);
             }
         }
     }
@@ -273,12 +273,17 @@ mod tests {
 
     #[test]
     fn packs_are_grouped_by_what_has_to_be_known_of_them() {
-        let most = MOST as u64;
-        let packs = BTreeMap::from([((0, 0), 1), ((0, 1), 1), ((0, 2), 1), ((1, 0), 1), ((1, 1), 1)]);
-        let blocks =
-            BTreeMap::from([((0, 0), most / 2), ((0, 1), most / 2), ((0, 2), 1), ((1, 1), 3 * most)]);
+        let most = 100;
+        let packs =
+            BTreeMap::from([((0, 0), 1), ((0, 1), 1), ((0, 2), 1), ((1, 0), 1), ((1, 1), 1)]);
+        let blocks = BTreeMap::from([
+            ((0, 0), most / 2),
+            ((0, 1), most / 2),
+            ((0, 2), 1),
+            ((1, 1), 3 * most),
+        ]);
         let groups: Vec<Vec<PackId>> =
-            groups(&packs, &blocks).into_iter().map(|g| g.into_iter().collect()).collect();
+            groups(&packs, &blocks, most).into_iter().map(|g| g.into_iter().collect()).collect();
         assert_eq!(groups, [vec![(0, 0), (0, 1)], vec![(0, 2), (1, 0)], vec![(1, 1)]]);
     }
 }

@@ -189,7 +189,10 @@ mod tests {
 
     #[test]
     fn stretches_are_joined_and_taken_from_each_other() {
-        assert_eq!(joined(stretches(&[(5, 7), (1, 3), (2, 4), (7, 9)])), stretches(&[(1, 4), (5, 9)]));
+        assert_eq!(
+            joined(stretches(&[(5, 7), (1, 3), (2, 4), (7, 9)])),
+            stretches(&[(1, 4), (5, 9)])
+        );
         let all = || stretches(&[(1, 10), (20, 30)]);
         for (some, rest) in [
             (&[][..], &[(1, 10), (20, 30)][..]),

@@ -206,11 +206,7 @@ async fn object_is_there(repository: &Repository, finding: &Finding) -> Result<b
 }
 
 /// Whether a backup's folder is there and not a deleted one's.
-async fn is_there(
-    repository: &Repository,
-    layout: &ClusterLayout,
-    id: &BackupId,
-) -> Result<bool> {
+async fn is_there(repository: &Repository, layout: &ClusterLayout, id: &BackupId) -> Result<bool> {
     let listed = repository.storage().list(&layout.backup_folder(id), None, PAGE).await?;
     let deleted = layout.of_backup(id, Part::Deleted.as_str());
     Ok(!listed.is_empty() && !listed.iter().any(|object| object.name == deleted))

@@ -39,10 +39,11 @@ use backups::{Backups, Place};
 use findings::{Done, Finding, Loss};
 use objects::{Look, SMALL};
 use pool::Pool;
-pub use report::{Level, Report};
 use report::{Checked, ProblemKind};
+pub use report::{Level, Report};
 use segments::Objects;
 use survey::Survey;
+pub use tree::MOST as BLOCKS_AT_ONCE;
 
 use crate::{
     config::RepositorySettings,
@@ -68,6 +69,8 @@ pub struct VerifyRequest {
     pub level: Level,
     /// How many threads there are.
     pub threads: usize,
+    /// Of how many blocks it may be known at a time where they have to be: what bounds memory.
+    pub blocks_at_once: usize,
 }
 
 /// Opens a configured repository and verifies a cluster in it. `None` when it has no such backup.
@@ -215,9 +218,12 @@ impl Run<'_> {
 
     fn unregistered(&mut self, system: SystemId) {
         let name = self.layout.system(system);
-        let text = format!("system {system} has backups or WAL here and isn't registered: its server can't archive");
-        let finding = Finding::missing(&name, text)
-            .hint("`pgkeep check --new-system` on its server registers it, if it is this cluster's");
+        let text = format!(
+            "system {system} has backups or WAL here and isn't registered: its server can't archive"
+        );
+        let finding = Finding::missing(&name, text).hint(
+            "`pgkeep check --new-system` on its server registers it, if it is this cluster's",
+        );
         self.done.findings.push(finding);
     }
 

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    findings::{damage, Done},
+    findings::{Done, damage},
     report::Checked,
     tree::{PackId, PageRule, Wanted},
 };
@@ -165,12 +165,13 @@ impl Reading<'_> {
             let start = wanted.place.offset as usize;
             let block = raw.get(start..start + usize::from(wanted.len));
             let Some(block) = block.filter(|block| self.hasher.block(block) == wanted.hash) else {
-                let what = format!("frame {frame} doesn't hold the blocks that backups say it does");
+                let what =
+                    format!("frame {frame} doesn't hold the blocks that backups say it does");
                 self.bad(frame, what);
                 continue;
             };
             self.checked.blocks += 1;
-            if let (Some(page), Some(rule)) = (wanted.page, self.pack.rule)
+            if let (Some(page), Some(rule)) = (wanted.page(), self.pack.rule)
                 && rule.checksums
                 && block.len() == BLOCK
                 && !page::is_new(block)

@@ -153,7 +153,8 @@ impl Stretch {
             return;
         }
         let is_broken = !found.whole && (goes_on || told.whole);
-        let loss = Loss::of_segments(self.store.system(), piece.name.timeline, piece.number, piece.number);
+        let loss =
+            Loss::of_segments(self.store.system(), piece.name.timeline, piece.number, piece.number);
         if is_broken {
             let text = format!(
                 "its records end at {}, before its end: recovery would stop there",
@@ -166,9 +167,11 @@ impl Stretch {
             );
         } else if found.head_known == told.head_known && found != told {
             let text = "what it says of its records isn't what is in them";
-            done.findings.push(Finding::of(ProblemKind::Inconsistent, object, text).costs(loss).hint(
-                "restores are planned by what it says; report this with the segment's name",
-            ));
+            done.findings.push(
+                Finding::of(ProblemKind::Inconsistent, object, text).costs(loss).hint(
+                    "restores are planned by what it says; report this with the segment's name",
+                ),
+            );
         }
     }
 }

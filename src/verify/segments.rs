@@ -156,7 +156,8 @@ impl Objects<'_> {
 
     /// Two contents of a file: recovery refuses both.
     fn two_contents(&self, listed: &Listed, file: WalFile) -> Finding {
-        let text = format!("there are two contents of {file}: which is the right one can't be told");
+        let text =
+            format!("there are two contents of {file}: which is the right one can't be told");
         let loss = loss_of(&self.archive.store, self.archive.inventory.segment_size, file);
         Finding::of(ProblemKind::Inconsistent, &listed.name, text)
             .costs(loss)
@@ -201,8 +202,12 @@ impl Objects<'_> {
         let path = self.archive.inventory.path(first.timeline)?;
         let name = self.archive.inventory.segment(path, before)?;
         // Of the same timeline it would be in the row.
-        (name.timeline != first.timeline)
-            .then_some(Piece { name, number: before, object: None, stored: 0 })
+        (name.timeline != first.timeline).then_some(Piece {
+            name,
+            number: before,
+            object: None,
+            stored: 0,
+        })
     }
 
     /// Hands the row's segments out; it `goes_on` if the next one follows.
@@ -269,7 +274,8 @@ impl One {
         let file = self.object.file();
         let name = &self.listed.name;
         done.checked.objects = 1;
-        done.checked.segments = u64::from(matches!(file, WalFile::Segment(_) | WalFile::Partial(_)));
+        done.checked.segments =
+            u64::from(matches!(file, WalFile::Segment(_) | WalFile::Partial(_)));
         done.checked.bytes = match self.level {
             Level::Quick => self.listed.size.min(super::objects::SMALL),
             Level::Full => self.listed.size,
@@ -287,7 +293,8 @@ impl One {
         let finding = Finding::of(ProblemKind::Damaged, name, wrong);
         // Where the file itself is damaged too, that is told with what it costs.
         done.findings.push(match self.is_spare {
-            true => finding.hint("it is a copy; what it is a copy of is told apart, if that is damaged too"),
+            true => finding
+                .hint("it is a copy; what it is a copy of is told apart, if that is damaged too"),
             false => finding.hint(push_again(file)).costs(loss_of(&self.store, self.size, file)),
         });
         Ok(done)
@@ -356,11 +363,7 @@ impl One {
 }
 
 /// What of a segment's summary doesn't fit to its name.
-pub fn segment_unlike(
-    file: WalFile,
-    size: SegmentSize,
-    summary: &StoredSummary,
-) -> Option<String> {
+pub fn segment_unlike(file: WalFile, size: SegmentSize, summary: &StoredSummary) -> Option<String> {
     let (segment, whole) = match file {
         WalFile::Segment(segment) => (segment, true),
         WalFile::Partial(segment) => (segment, false),
@@ -382,11 +385,7 @@ pub fn segment_unlike(
 }
 
 /// The reason of an error that is damage, if the object is there.
-pub async fn damaged(
-    store: &WalStore,
-    name: &ObjectName,
-    e: Error,
-) -> Result<Option<String>> {
+pub async fn damaged(store: &WalStore, name: &ObjectName, e: Error) -> Result<Option<String>> {
     let what = damage(e)?;
     let there = exists(store.repository(), name).await?;
     Ok(there.then_some(what))

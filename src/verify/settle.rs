@@ -65,8 +65,12 @@ impl Run<'_> {
                 opened.push(archive.clone());
                 continue;
             }
-            let again =
-                Archive::open(self.repository, self.layout, archive.system, archive.backups.clone());
+            let again = Archive::open(
+                self.repository,
+                self.layout,
+                archive.system,
+                archive.backups.clone(),
+            );
             let again = again.await?;
             cut.push(archive.system);
             self.done.findings.retain(|finding| {

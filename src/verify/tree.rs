@@ -6,7 +6,7 @@
 //! looked at once.
 //!
 //! Which block with which hash lies where takes 32 bytes a block, so that is collected for some packs
-//! at a time ([`Walk::collect`]): [`MOST`] blocks, however large the backups are.
+//! at a time ([`Trees::collect`]), however large the backups are.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -14,10 +14,12 @@ use std::{
     sync::Arc,
 };
 
-use super::findings::{Finding, Loss, damage};
-use super::report::ProblemKind;
+use super::{
+    findings::{Finding, Loss, damage},
+    report::ProblemKind,
+};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     postgres::{
         Lsn, backup_label::BACKUP_LABEL, control::CONTROL_FILE, control::ControlFile,
         page::RelationFile,
@@ -29,15 +31,16 @@ use crate::{
         pack::PackReader,
         record::BackupRecord,
         tree::{
-            BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileMap, Place,
+            BLOCK, BackupTable, Block, BlockHasher, DigestBuilder, Extent, FileEntry, FileKind,
+            FileMap, LEAF_BLOCKS, Place,
         },
         tree_reader::{TreeReader, leaf_len},
     },
     storage::ObjectName,
 };
 
-/// The most blocks that are known at a time: some 96 MB, for some 24 GB of files.
-pub const MOST: usize = 3_000_000;
+/// How many blocks are known at a time, if nothing else is said: some 64 MB, for 16 GB of files.
+pub const MOST: usize = 2_000_000;
 
 /// Files without which a backup isn't one.
 const NEEDED: [&str; 3] = [BACKUP_LABEL, CONTROL_FILE, "PG_VERSION"];
@@ -57,8 +60,19 @@ pub struct Wanted {
     pub hash: u64,
     /// Its length in bytes.
     pub len: u16,
-    /// Its number in its relation's fork, if it is a page whose checksum is to be compared.
-    pub page: Option<u32>,
+    /// Its number in its relation's fork, if it is a page whose checksum is to be compared, else
+    /// [`NO_PAGE`].
+    page: u32,
+}
+
+/// No page has this number (`MaxBlockNumber`).
+const NO_PAGE: u32 = u32::MAX;
+
+impl Wanted {
+    /// The block's number in its relation's fork, if it is a page whose checksum is to be compared.
+    pub fn page(&self) -> Option<u32> {
+        (self.page != NO_PAGE).then_some(self.page)
+    }
 }
 
 /// A backup whose tree is walked.
@@ -107,6 +121,8 @@ pub struct Trees {
     pub rules: BTreeMap<u32, PageRule>,
     /// How many blocks there are, by pack.
     pub blocks: BTreeMap<PackId, u64>,
+    /// How many blocks may be known at a time.
+    most: usize,
 }
 
 /// What has been seen on a walk.
@@ -137,8 +153,8 @@ impl Seen {
 }
 
 impl Trees {
-    /// For trees in this repository.
-    pub fn new(repository: &Repository, layout: &ClusterLayout) -> Self {
+    /// For trees in this repository; so many blocks may be known at a time.
+    pub fn new(repository: &Repository, layout: &ClusterLayout, most: usize) -> Self {
         let packs = Arc::new(PackReader::new(repository, layout));
         Trees {
             repository: repository.clone(),
@@ -149,6 +165,7 @@ impl Trees {
             roots: Vec::new(),
             rules: BTreeMap::new(),
             blocks: BTreeMap::new(),
+            most,
         }
     }
 
@@ -270,7 +287,7 @@ impl Trees {
     }
 
     /// That a leaf can't be read.
-    fn unreadable(&self, root: usize, e: crate::error::Error) -> Result<Finding> {
+    fn unreadable(&self, root: usize, e: Error) -> Result<Finding> {
         let text = e.to_string();
         let what = damage(e)?;
         let id = &self.roots[root].record.id;
@@ -315,7 +332,7 @@ impl Trees {
                     if let Some(place) = places.find(|p| !uses.contains(&(p.backup, p.pack))) {
                         return Ok(Err(self.unnamed(place, "its map")));
                     }
-                    let first = (index * crate::repo::tree::LEAF_BLOCKS) as u64;
+                    let first = (index * LEAF_BLOCKS) as u64;
                     self.hash_blocks(&leaf.items, first, *size, &mut found);
                     if seen.leaves.insert(*extent) {
                         self.add_blocks(&leaf.items, first, *size, page, &mut |one, trees| {
@@ -332,13 +349,7 @@ impl Trees {
         })
     }
 
-    fn hash_blocks(
-        &self,
-        blocks: &[Block],
-        first: u64,
-        size: u64,
-        digest: &mut crate::repo::tree::DigestBuilder,
-    ) {
+    fn hash_blocks(&self, blocks: &[Block], first: u64, size: u64, digest: &mut DigestBuilder) {
         for (number, block) in (first..).zip(blocks) {
             digest.add(match block {
                 Block::Stored { hash, .. } => *hash,
@@ -363,9 +374,8 @@ impl Trees {
             let Block::Stored { place, hash } = block else { continue };
             let len = block_len(size, number);
             let checksums = self.rules.get(&place.backup).is_some_and(|rule| rule.checksums);
-            let page = page
-                .filter(|_| checksums && len == BLOCK)
-                .map(|page| page.wrapping_add(number as u32));
+            let page = page.filter(|_| checksums && len == BLOCK);
+            let page = page.map_or(NO_PAGE, |page| page.wrapping_add(number as u32));
             add(Wanted { place: *place, hash: *hash, len: len as u16, page }, self);
         }
     }
@@ -374,57 +384,74 @@ impl Trees {
         *self.blocks.entry((one.place.backup, one.place.pack)).or_default() += 1;
         if let Some(list) = wanted {
             list.push(one);
-            if list.len() > MOST {
+            if list.len() > self.most {
                 *wanted = None;
             }
         }
     }
 
-    /// The blocks that must lie in some packs, sorted by place.
-    pub async fn collect(&mut self, packs: &BTreeSet<PackId>) -> Result<Vec<Wanted>> {
-        let mut wanted = Vec::new();
+    /// The blocks that must lie in some packs, in no order. A tree that could be walked before and
+    /// can't be any more is left out, and told.
+    pub async fn collect(
+        &mut self,
+        packs: &BTreeSet<PackId>,
+    ) -> Result<(Vec<Wanted>, Vec<Finding>)> {
+        let (mut wanted, mut findings) = (Vec::new(), Vec::new());
         let mut seen = Seen::default();
-        let is_in = |place: &Place| packs.contains(&(place.backup, place.pack));
         for root in 0..self.roots.len() {
             if !self.roots[root].walked {
                 continue;
             }
-            let segment_blocks = self.segment_blocks(root).await?;
-            for extent in self.roots[root].manifest.leaves.clone() {
-                if !seen.leaves.insert(extent) {
+            if let Err(e) = self.collect_root(root, packs, &mut seen, &mut wanted).await {
+                findings.push(self.unreadable(root, e)?);
+                self.roots[root].walked = false;
+            }
+        }
+        Ok((wanted, findings))
+    }
+
+    async fn collect_root(
+        &mut self,
+        root: usize,
+        packs: &BTreeSet<PackId>,
+        seen: &mut Seen,
+        wanted: &mut Vec<Wanted>,
+    ) -> Result<()> {
+        let segment_blocks = self.segment_blocks(root).await?;
+        let mut add = |one: Wanted, _: &mut Self| {
+            if packs.contains(&(one.place.backup, one.place.pack)) {
+                wanted.push(one);
+            }
+        };
+        for extent in self.roots[root].manifest.leaves.clone() {
+            if !seen.leaves.insert(extent) {
+                continue;
+            }
+            let leaf = self.reader.file_leaf(&mut self.table, extent).await?;
+            for entry in leaf.items.iter().filter(|entry| may_use(entry, packs)) {
+                let FileKind::File { size, map, .. } = &entry.kind else { continue };
+                if !seen.is_new(entry) {
                     continue;
                 }
-                let leaf = self.reader.file_leaf(&mut self.table, extent).await?;
-                for entry in leaf.items.iter().filter(|entry| may_use(entry, packs)) {
-                    let FileKind::File { size, map, .. } = &entry.kind else { continue };
-                    if !seen.is_new(entry) {
-                        continue;
-                    }
-                    let page = first_page(&entry.path, segment_blocks);
-                    let mut add = |one: Wanted, _: &mut Self| {
-                        if is_in(&one.place) {
-                            wanted.push(one);
-                        }
-                    };
-                    match map {
-                        FileMap::Inline(blocks) => self.add_blocks(blocks, 0, *size, page, &mut add),
-                        FileMap::Leaves(map) => {
-                            for (index, extent) in map.extents.iter().enumerate() {
-                                if !seen.leaves.insert(*extent) {
-                                    continue;
-                                }
-                                let count = leaf_len(*size, index);
-                                let leaf =
-                                    self.reader.map_leaf(&mut self.table, *extent, count).await?;
-                                let first = (index * crate::repo::tree::LEAF_BLOCKS) as u64;
-                                self.add_blocks(&leaf.items, first, *size, page, &mut add);
+                let page = first_page(&entry.path, segment_blocks);
+                match map {
+                    FileMap::Inline(blocks) => self.add_blocks(blocks, 0, *size, page, &mut add),
+                    FileMap::Leaves(map) => {
+                        for (index, extent) in map.extents.iter().enumerate() {
+                            if !seen.leaves.insert(*extent) {
+                                continue;
                             }
+                            let count = leaf_len(*size, index);
+                            let leaf =
+                                self.reader.map_leaf(&mut self.table, *extent, count).await?;
+                            let first = (index * LEAF_BLOCKS) as u64;
+                            self.add_blocks(&leaf.items, first, *size, page, &mut add);
                         }
                     }
                 }
             }
         }
-        Ok(wanted)
+        Ok(())
     }
 
     /// Which files have blocks in some frames: backup, pack, frame. At most `most` of each backup.
@@ -433,7 +460,8 @@ impl Trees {
         frames: &BTreeSet<(u32, u32, u32)>,
         most: usize,
     ) -> Result<Vec<Used>> {
-        let packs: BTreeSet<PackId> = frames.iter().map(|(backup, pack, _)| (*backup, *pack)).collect();
+        let packs: BTreeSet<PackId> =
+            frames.iter().map(|(backup, pack, _)| (*backup, *pack)).collect();
         let is_in = |place: &Place| frames.contains(&(place.backup, place.pack, place.frame));
         let mut used = Vec::new();
         for root in 0..self.roots.len() {
@@ -467,7 +495,7 @@ impl Trees {
                                 let count = leaf_len(*size, index);
                                 let leaf =
                                     self.reader.map_leaf(&mut self.table, *extent, count).await?;
-                                add((index * crate::repo::tree::LEAF_BLOCKS) as u64, &leaf.items);
+                                add((index * LEAF_BLOCKS) as u64, &leaf.items);
                             }
                         }
                     }
@@ -542,5 +570,15 @@ fn not_among(entry: &FileEntry, packs: &BTreeSet<PackId>) -> Option<Place> {
             });
             places.into_iter().find(is_out)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_takes_as_much_memory_as_is_said() {
+        assert_eq!(size_of::<Wanted>(), 32);
     }
 }

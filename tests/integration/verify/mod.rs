@@ -4,6 +4,7 @@
 //! library verifies it in a tenth of a second. What a person or a CI job sees of it is tried with
 //! the program, on a repository of a real cluster.
 
+mod contents;
 mod mutations;
 mod outages;
 mod program;
@@ -26,7 +27,7 @@ use pgkeep::{
     },
     storage::Storage,
     verify::{
-        VerifyRequest,
+        BLOCKS_AT_ONCE, VerifyRequest,
         report::{Level, Report},
         verify_configured,
     },
@@ -111,7 +112,7 @@ fn silent() -> Arc<Silent> {
 }
 
 fn request(level: Level) -> VerifyRequest {
-    VerifyRequest { backup: None, level, threads: 2 }
+    VerifyRequest { backup: None, level, threads: 2, blocks_at_once: BLOCKS_AT_ONCE }
 }
 
 async fn open(storage: Arc<dyn Storage>, material: &KeyMaterial) -> Result<Repository> {

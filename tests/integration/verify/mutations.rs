@@ -139,8 +139,7 @@ fn flips(object: &Object) -> Vec<Deed> {
     // Where the closing frame begins is in the trailer.
     let end = bytes.len();
     let at = u64::from_le_bytes(bytes[end - 20..end - 12].try_into().unwrap()) as i64;
-    let mut flips: Vec<Deed> =
-        [0, 8, 10, 20, 40, 63].map(|at| flip(Region::Header, at)).to_vec();
+    let mut flips: Vec<Deed> = [0, 8, 10, 20, 40, 63].map(|at| flip(Region::Header, at)).to_vec();
     if at > 64 {
         flips.extend([64, 68].map(|at| flip(Region::FramePrefix, at)));
         flips.extend([73, (64 + at) / 2, at - 1].map(|at| flip(Region::Frame, at)));
@@ -190,7 +189,8 @@ fn duplicate_names(object: &Object, ids: &[String]) -> Vec<String> {
         | ObjectKind::Deleted => {
             // In the folders of other backups, and in one that there isn't.
             let (backups, own) = folder.rsplit_once('/').unwrap();
-            let folders = ids.iter().filter(|id| *id != own).map(|id| format!("{backups}/{id}/{file}"));
+            let folders =
+                ids.iter().filter(|id| *id != own).map(|id| format!("{backups}/{id}/{file}"));
             folders.chain([format!("{backups}/20250120T235812Z-full/{file}")]).collect()
         }
         ObjectKind::Pin => {

@@ -40,8 +40,7 @@ fn an_outage_at_any_step_is_an_error_and_never_a_finding() {
     let sound = Sound::new();
     let runtime = runtime();
     let faulty = Faulty::new(Arc::new(Local::open(&sound.root()).unwrap()));
-    let repository =
-        runtime.block_on(open(Arc::new(faulty.clone()), &sound.material())).unwrap();
+    let repository = runtime.block_on(open(Arc::new(faulty.clone()), &sound.material())).unwrap();
     for level in [Level::Quick, Level::Full] {
         let run = || runtime.block_on(verify(&repository, &layout(), &request(level), silent()));
         faulty.heal();
@@ -244,7 +243,8 @@ fn what_a_deletion_takes_away_meanwhile_is_no_damage() {
                     let count = storage.count.clone();
                     let repository = open(Arc::new(storage), &material).await.unwrap();
                     let opened = count.load(Ordering::SeqCst);
-                    let request = VerifyRequest { backup: None, level, threads: 2 };
+                    // A hundred blocks at a time: the trees are walked more than once.
+                    let request = VerifyRequest { blocks_at_once: 100, ..request(level) };
                     let report = verify(&repository, &layout, &request, silent()).await.unwrap();
                     let report = report.unwrap();
                     assert!(

@@ -152,7 +152,10 @@ fn wal_that_is_missing(site: &Site) {
     let gap = site.segment(&site.incr["stop-lsn"], 1);
     for level in ["quick", "full"] {
         let problem = site.with(&gap, remove, || site.problem(level));
-        assert_eq!((&problem["kind"], &problem["object"]), (&"missing".into(), &gap.name.as_str().into()));
+        assert_eq!(
+            (&problem["kind"], &problem["object"]),
+            (&"missing".into(), &gap.name.as_str().into())
+        );
         assert_eq!(problem["backups"], Value::Array(Vec::new()), "the backups can be restored");
         // On the way to the second timeline's backup, and on its own timeline.
         let moments = problem["moments"].as_array().unwrap();
@@ -175,11 +178,17 @@ fn wal_that_is_missing(site: &Site) {
     assert!(!backups.contains(&&site.after["id"]), "{problem:#}");
     // Cut, and with a flipped bit inside.
     let problem = site.with(&gap, |path| cut(path, 40), || site.problem("quick"));
-    assert_eq!((&problem["kind"], &problem["object"]), (&"damaged".into(), &gap.name.as_str().into()));
+    assert_eq!(
+        (&problem["kind"], &problem["object"]),
+        (&"damaged".into(), &gap.name.as_str().into())
+    );
     let flip = |path: &PathBuf| flip_bit(path, 90);
     assert_eq!(site.with(&gap, flip, || site.verify("quick")).0, 0, "its end is sound");
     let problem = site.with(&gap, flip, || site.problem("full"));
-    assert_eq!((&problem["kind"], &problem["object"]), (&"damaged".into(), &gap.name.as_str().into()));
+    assert_eq!(
+        (&problem["kind"], &problem["object"]),
+        (&"damaged".into(), &gap.name.as_str().into())
+    );
     // The history.
     let history = site.of(ObjectKind::History).remove(0);
     let problem = site.with(&history, remove, || site.problem("quick"));
@@ -192,12 +201,18 @@ fn packs_that_are_damaged(site: &Site) {
     let packs: Vec<Object> = site.of(ObjectKind::Pack).into_iter().filter(of_full).collect();
     // All backups build on the full one.
     let problem = site.with(&packs[0], remove, || site.problem("quick"));
-    assert_eq!((&problem["kind"], &problem["object"]), (&"missing".into(), &packs[0].name.as_str().into()));
+    assert_eq!(
+        (&problem["kind"], &problem["object"]),
+        (&"missing".into(), &packs[0].name.as_str().into())
+    );
     assert_eq!(problem["backups"].as_array().unwrap().len(), 4, "{problem:#}");
     // A frame that only some of them need.
     let flip = |path: &PathBuf| flip_bit(path, 5000);
     let problem = site.with(&packs[0], flip, || site.problem("full"));
-    assert_eq!((&problem["kind"], &problem["object"]), (&"damaged".into(), &packs[0].name.as_str().into()));
+    assert_eq!(
+        (&problem["kind"], &problem["object"]),
+        (&"damaged".into(), &packs[0].name.as_str().into())
+    );
     assert!(!problem["backups"].as_array().unwrap().is_empty(), "{problem:#}");
     // The newest backup's own pack costs no other backup.
     let of_last = |object: &Object| object.name.contains(id(&site.after));

@@ -59,14 +59,19 @@ fn without_consequence(sound: &Sound, mutation: &Mutation) -> Option<&'static st
     let has_repair = {
         let (folder, file) = object.rsplit_once('/').unwrap_or(("", object));
         let begin = format!("{file}.repair.");
-        std::fs::read_dir(root.join(folder)).unwrap().flatten().any(|entry| {
-            entry.file_name().to_str().is_some_and(|name| name.starts_with(&begin))
-        })
+        std::fs::read_dir(root.join(folder))
+            .unwrap()
+            .flatten()
+            .any(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&begin)))
     };
     Some(match (mutation.kind, mutation.deed) {
         (ObjectKind::Lease, Delete) => "a lease tells running from crashed; no safety rests on it",
-        (ObjectKind::Pin, Delete) => "whoever takes a pin away unpins; nothing knows of it but itself",
-        (ObjectKind::BackupHistory, Delete) => "nothing reads it: recovery goes by the backup label",
+        (ObjectKind::Pin, Delete) => {
+            "whoever takes a pin away unpins; nothing knows of it but itself"
+        }
+        (ObjectKind::BackupHistory, Delete) => {
+            "nothing reads it: recovery goes by the backup label"
+        }
         (ObjectKind::Partial, Delete) => {
             "behind the last whole segment of a timeline nobody knows of more"
         }
@@ -93,9 +98,10 @@ fn without_consequence(sound: &Sound, mutation: &Mutation) -> Option<&'static st
 /// What can't be told from something that isn't damage, and is an error for that.
 fn cant_be_told(mutation: &Mutation) -> Option<(Kind, &'static str)> {
     match (mutation.kind, mutation.deed) {
-        (ObjectKind::Keys, Deed::Flip(Region::Text, at)) if at > 0 => {
-            Some((Kind::Key, "a slot that doesn't open may be damaged, or the key file another one"))
-        }
+        (ObjectKind::Keys, Deed::Flip(Region::Text, at)) if at > 0 => Some((
+            Kind::Key,
+            "a slot that doesn't open may be damaged, or the key file another one",
+        )),
         _ => None,
     }
 }
