@@ -246,10 +246,14 @@ pub(super) mod tests {
         verify::report::{Checked, CheckedBackup, CheckedTimeline, Notice, ProblemKind},
     };
 
+    fn parsed<T: std::str::FromStr>(text: &str) -> T {
+        text.parse().ok().expect("it is one")
+    }
+
     /// One repository with a gap in its WAL and something to notice.
     pub(in crate::cli) fn report() -> Report {
-        let backup = |id: &str, sound| CheckedBackup { id: id.parse().unwrap(), sound };
-        let system = "15-7".parse().unwrap();
+        let backup = |id: &str, sound| CheckedBackup { id: parsed(id), sound };
+        let system = parsed("15-7");
         Report {
             repository: "main".into(),
             address: "file:///var/lib/pgkeep".into(),
@@ -268,13 +272,13 @@ pub(super) mod tests {
                 object: "clusters/main/wal/15-7/00000001/000000010000000000000005".into(),
                 to: Some("clusters/main/wal/15-7/00000001/000000010000000000000006".into()),
                 text: "2 WAL segments are missing".into(),
-                backups: vec!["20261121T195812Z-incr".parse().unwrap()],
+                backups: vec![parsed("20261121T195812Z-incr")],
                 moments: vec![Moments {
                     system,
                     timeline: Timeline(1),
                     from_lsn: Lsn(0x500_0000),
                     until_lsn: Lsn(0x700_0000),
-                    from: Some("2026-11-20T20:00:00Z".parse().unwrap()),
+                    from: Some(parsed("2026-11-20T20:00:00Z")),
                     until: None,
                 }],
                 hints: vec!["take a <backup>".into()],

@@ -105,11 +105,11 @@ impl Run<'_> {
         let of = of.or(finding.loss.timeline).or(finding.loss.wal.map(|(s, t, ..)| (s, t)));
         let mut hints = finding.hints;
         if finding.kind == ProblemKind::Missing && finding.loss.wal.is_some() {
-            hints.push(
-                "if a server still has them in its pg_wal, push them from there with `pgkeep \
+            let them = if finding.to.is_some() { "them" } else { "it" };
+            hints.push(format!(
+                "if a server still has {them} in its pg_wal, push {them} from there with `pgkeep \
                  archive-push`"
-                    .to_owned(),
-            );
+            ));
             if !moments.is_empty() {
                 hints.push(
                     "`pgkeep backup` takes a backup from which later moments can be restored to"
