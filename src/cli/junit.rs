@@ -170,6 +170,40 @@ mod tests {
             Outcome { repository: "main", result: Ok(found), seconds: 1.5 },
             Outcome { repository: "other", result: Err(outage), seconds: 0.25 },
         ];
-        insta::assert_snapshot!(document("main", &outcomes, "2026-11-20T20:00:00"), @"");
+        insta::assert_snapshot!(document("main", &outcomes, "2026-11-20T20:00:00"), @r#"
+        <?xml version="1.0" encoding="UTF-8"?>
+        <testsuites name="pgkeep verify">
+          <testsuite name="pgkeep.verify.main.main" tests="4" failures="3" errors="0" skipped="0" time="1.500" timestamp="2026-11-20T20:00:00">
+            <testcase classname="pgkeep.verify.main.main" name="backup 20261120T195812Z-full"/>
+            <testcase classname="pgkeep.verify.main.main" name="backup 20261121T195812Z-incr">
+              <failure type="missing" message="clusters/main/wal/15-7/00000001/000000010000000000000005: 2 WAL segments are missing">clusters/main/wal/15-7/00000001/000000010000000000000005: 2 WAL segments are missing
+          costs backup 20261121T195812Z-incr
+          costs the moments on timeline 1 after 2026-11-20 20:00:00.000000Z (LSN 0/5000000) to the end of the WAL, LSN 0/7000000
+          hint: take a &lt;backup&gt;
+        </failure>
+            </testcase>
+            <testcase classname="pgkeep.verify.main.main" name="WAL of system 15-7, timeline 1">
+              <failure type="missing" message="clusters/main/wal/15-7/00000001/000000010000000000000005: 2 WAL segments are missing">clusters/main/wal/15-7/00000001/000000010000000000000005: 2 WAL segments are missing
+          costs backup 20261121T195812Z-incr
+          costs the moments on timeline 1 after 2026-11-20 20:00:00.000000Z (LSN 0/5000000) to the end of the WAL, LSN 0/7000000
+          hint: take a &lt;backup&gt;
+        </failure>
+            </testcase>
+            <testcase classname="pgkeep.verify.main.main" name="repository">
+              <failure type="missing" message="clusters/main/�&quot;readme&quot;: 2 WAL segments are missing">clusters/main/�&quot;readme&quot;: 2 WAL segments are missing
+          costs no backup and no moment
+        </failure>
+            </testcase>
+            <system-out>clusters/main/x: is odd
+        </system-out>
+          </testsuite>
+          <testsuite name="pgkeep.verify.other.main" tests="1" failures="0" errors="1" skipped="0" time="0.250" timestamp="2026-11-20T20:00:00">
+            <testcase classname="pgkeep.verify.other.main" name="repository">
+              <error type="repository" message="can't be reached">can't be reached
+        hint: wait</error>
+            </testcase>
+          </testsuite>
+        </testsuites>
+        "#);
     }
 }

@@ -102,12 +102,18 @@ impl Verify {
             }
             Ok(outcomes)
         };
-        let outcomes = runtime::together(settings.threads, runtime::until_signal(work))?;
+        let mut outcomes = runtime::together(settings.threads, runtime::until_signal(work))?;
         drop(progress);
+        // A backup needn't be in every repository.
+        let has_none =
+            |outcome: &Outcome<'_>| outcome.result.as_ref().is_err_and(|e| e.kind() == Kind::No);
+        if !outcomes.iter().all(has_none) {
+            outcomes.retain(|outcome| !has_none(outcome));
+        }
         if let Some(path) = &self.junit {
             junit::write(path, &cluster.name, &outcomes)?;
         }
-        let (mut reports, mut failure) = (Vec::new(), None);
+        let (mut reports, mut failure) = (Vec::new(), None::<Error>);
         let mut text = String::new();
         for outcome in outcomes {
             match outcome.result {
@@ -115,12 +121,8 @@ impl Verify {
                     text += &report_text(&report, outcome.seconds);
                     reports.push(report);
                 }
-                // A backup needn't be in every repository.
-                Err(e) if failure.as_ref().is_none_or(|known: &Error| known.kind() == Kind::No) => {
-                    failure = Some(e);
-                }
-                Err(e) if e.kind() != Kind::No => tracing::error!("{e}"),
-                Err(_) => {}
+                Err(e) if failure.is_none() => failure = Some(e),
+                Err(e) => tracing::error!("{e}"),
             }
         }
         if reports.is_empty()
@@ -131,10 +133,7 @@ impl Verify {
         let sound = reports.iter().all(|report| report.sound);
         let document = Document { sound, repositories: &reports };
         global.output.result(&document, || text)?;
-        match failure {
-            Some(failure) if failure.kind() != Kind::No => Err(failure),
-            _ => Ok(if sound { 0 } else { 1 }),
-        }
+        failure.map_or(Ok(if sound { 0 } else { 1 }), Err)
     }
 
     fn no_backup(&self, repository: &RepositorySettings, cluster: &str) -> Error {

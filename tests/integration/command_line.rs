@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use crate::support::{Cluster, Pgkeep, wait_until};
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "init",
     "check",
     "archive-push",
@@ -22,6 +22,7 @@ const COMMANDS: [&str; 10] = [
     "backup",
     "restore",
     "info",
+    "verify",
     "delete",
     "pin",
     "unpin",
