@@ -136,8 +136,12 @@ fn in_relation(file: RelationFile, one: &Path, other: &Path, hints: bool) -> Opt
                     (Fork::Main, false) => without_cache(page),
                     _ => page.to_vec(),
                 };
-                if a != b && lasting(a) != lasting(b) {
-                    let byte = a.iter().zip(b).position(|(a, b)| a != b).unwrap();
+                if a == b {
+                    continue;
+                }
+                // What is named is the first byte that may not differ, past any that may.
+                let (a, b) = (lasting(a), lasting(b));
+                if let Some(byte) = a.iter().zip(&b).position(|(a, b)| a != b) {
                     return Some(format!("differs in block {block} at byte {byte}"));
                 }
             }

@@ -136,6 +136,13 @@ fn hints_are_told_from_other_differences() {
         let found = in_file(&paths[0], &one.join(&paths[0]), &heap, true);
         assert_eq!(found.is_none(), hint, "{offset} {bits:#x}: {found:?}");
     }
+    // What is named is the byte that counts, not the hint before it.
+    {
+        let _hint = Planted::byte(&heap, at + 21, 0x08);
+        let _planted = Planted::byte(&heap, at + 30, 0x01);
+        let line = format!("{} differs in block 0 at byte {}", paths[0], at + 30);
+        assert_eq!(differences(&one, &other, true), [line]);
+    }
     // "Frozen" is no hint.
     let _planted = Planted::new(&heap);
     let file = fs::File::options().write(true).read(true).open(&heap).unwrap();
