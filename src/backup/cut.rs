@@ -147,7 +147,7 @@ impl Cutter {
             file.page = page.map(|n| n.wrapping_add(1));
             page
         });
-        if block.len() == BLOCK && is_zero(block) {
+        if block == ZEROS {
             match self.items.last_mut() {
                 Some(Item::Zeros(count)) => *count += 1,
                 _ => self.push(Item::Zeros(1)),
@@ -172,12 +172,8 @@ fn broken(path: &[u8], what: &str) -> Error {
     Error::new(Kind::Postgres, format!("the backup stream is broken at {path}: {what}"))
 }
 
-/// Whether a block has only zeros. Most others show within the first 64 bytes that they don't.
-fn is_zero(block: &[u8]) -> bool {
-    let (chunks, rest) = block.as_chunks::<64>();
-    let zero = |bytes: &[u8]| bytes.iter().fold(0, |all, b| all | b) == 0;
-    chunks.iter().all(|chunk| zero(chunk)) && zero(rest)
-}
+/// A block of zeros.
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 impl FileSink for Cutter {
     fn directory(&mut self, path: &[u8], mode: u32) -> Result<()> {
