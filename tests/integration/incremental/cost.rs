@@ -1,6 +1,6 @@
 //! What an incremental backup has to cost, from how two restored directories differ.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::FileExt, path::Path};
 
 use pgkeep::postgres::page::{Fork, RelationFile};
 use serde_json::Value;
@@ -29,29 +29,18 @@ impl Cost {
             if path.is_dir() || name == "backup_manifest" || name == "recovery.signal" {
                 continue;
             }
-            let now = fs::read(path).unwrap();
             let earlier = before.get(&name).filter(|path| path.is_file());
-            let earlier = earlier.map(|path| fs::read(path).unwrap());
-            let pages = now.chunks(BLOCK).enumerate();
-            let changed: Vec<_> = pages
-                .filter(|(number, page)| {
-                    let there = earlier.as_ref().and_then(|file| file.get(number * BLOCK..));
-                    !there.is_some_and(|there| there.starts_with(page))
-                })
-                .map(|(_, page)| page)
-                .collect();
-            let zero = |page: &&&[u8]| page.iter().all(|byte| *byte == 0);
-            let bytes: usize =
-                changed.iter().filter(|page| !zero(page)).map(|page| page.len()).sum();
-            cost.changed += bytes as u64;
+            let Changed { len, pages, bytes } =
+                Changed::between(earlier.map(|path| &**path), &path);
+            cost.changed += bytes;
             let in_pages = RelationFile::parse(&name)
                 .is_some_and(|file| matches!(file.fork, Fork::Main | Fork::Init));
-            let few = changed.len() * 10 <= now.len() / BLOCK * 9;
-            cost.sent += match changed.len() {
-                _ if earlier.is_none() || !in_pages || !few => now.len().next_multiple_of(512),
+            let few = pages * 10 <= len / BLOCK as u64 * 9;
+            cost.sent += match pages {
+                _ if earlier.is_none() || !in_pages || !few => len.next_multiple_of(512),
                 0 => 512,
-                count => (count + 1) * BLOCK,
-            } as u64;
+                count => (count + 1) * BLOCK as u64,
+            };
         }
         cost
     }
@@ -66,5 +55,48 @@ impl Cost {
         if record["way"] == "summaries" {
             assert!(within(said("sent"), self.sent), "{self:?}: {record}");
         }
+    }
+}
+
+/// How a file differs from an earlier one.
+struct Changed {
+    /// How long it is.
+    len: u64,
+    /// How many pages the earlier one doesn't have in the same place.
+    pages: u64,
+    /// The bytes of those that hold anything.
+    bytes: u64,
+}
+
+impl Changed {
+    /// Page by page, without holding a whole segment.
+    fn between(before: Option<&Path>, now: &Path) -> Self {
+        const MANY: usize = 128 * BLOCK;
+        let open = |path: &Path| fs::File::open(path).unwrap();
+        let (before, now) = (before.map(open), open(now));
+        let size = |file: &fs::File| file.metadata().unwrap().len();
+        let (earlier, len) = (before.as_ref().map_or(0, size), size(&now));
+        let mut changed = Changed { len, pages: 0, bytes: 0 };
+        let (mut a, mut b) = (vec![0; MANY], vec![0; MANY]);
+        for at in (0..len).step_by(MANY) {
+            let there = earlier.saturating_sub(at).min(MANY as u64) as usize;
+            let count = (len - at).min(MANY as u64) as usize;
+            if let Some(before) = &before {
+                before.read_exact_at(&mut a[..there], at).unwrap();
+            }
+            now.read_exact_at(&mut b[..count], at).unwrap();
+            if a[..there].starts_with(&b[..count]) {
+                continue;
+            }
+            for (number, page) in b[..count].chunks(BLOCK).enumerate() {
+                let there = a[..there].get(number * BLOCK..).unwrap_or_default();
+                if !there.starts_with(page) {
+                    changed.pages += 1;
+                    let holds = page.iter().any(|byte| *byte != 0);
+                    changed.bytes += if holds { page.len() as u64 } else { 0 };
+                }
+            }
+        }
+        changed
     }
 }

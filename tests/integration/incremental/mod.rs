@@ -1,7 +1,9 @@
 //! Incremental and differential backups: what comes back of them is what comes back of a full one.
 
+mod chain;
 mod compare;
 mod cost;
+mod large;
 mod oracle;
 mod planted;
 mod stored;
