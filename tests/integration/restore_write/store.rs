@@ -21,8 +21,8 @@ use pgkeep::{
         sealed::{SealedWriter, put_sealed},
         tree::{
             BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileMap,
-            INLINE_BLOCKS, LEAF_BLOCKS, LEAF_FILES, LeafMap, PackedEntry, Patch, Place, Use,
-            encode_file_leaf, encode_map_leaf, encode_map_patch,
+            INLINE_BLOCKS, LEAF_BLOCKS, LEAF_FILES, LeafMap, PackedChange, PackedEntry, Patch,
+            Place, Use, encode_file_leaf, encode_file_patch, encode_map_leaf, encode_map_patch,
         },
     },
     storage::local::Local,
@@ -105,6 +105,15 @@ pub struct Stored {
     maps: BTreeMap<String, (Vec<Block>, Vec<Extent>)>,
     /// Which of the extents are patches, each with the leaf that it is over.
     patches: Vec<(Extent, Extent)>,
+    leaves: Vec<StoredLeaf>,
+}
+
+/// A file leaf.
+struct StoredLeaf {
+    extent: Extent,
+    entries: Vec<PackedEntry>,
+    /// The whole leaf that it is a patch over.
+    over: Option<Extent>,
 }
 
 impl Stored {
@@ -300,11 +309,34 @@ pub async fn store_as(
     entries.sort();
     data.end_pack().await;
     let mut file_leaves = Vec::new();
-    for part in entries.chunks(LEAF_FILES.min(100)) {
-        let raw = encode_file_leaf(part.iter(), table);
-        let place = leaves.add(&raw).await;
-        *live.entry((place.backup, place.pack)).or_default() += raw.len() as u64;
-        file_leaves.push(Extent { place, len: raw.len() as u32 });
+    let mut rest = entries.as_slice();
+    // Over a base, the leaves have its boundaries.
+    for (number, before) in base.iter().flat_map(|base| &base.leaves).enumerate() {
+        let next = base.and_then(|base| base.leaves.get(number + 1)).map(|leaf| &leaf.entries[0]);
+        let (these, others) =
+            rest.split_at(next.map_or(rest.len(), |next| {
+                rest.partition_point(|entry| entry.path() < next.path())
+            }));
+        rest = others;
+        assert!(!these.is_empty(), "no backup of the tests loses all of a leaf");
+        let whole = encode_file_leaf(these.iter(), table);
+        let changes = changes(&before.entries, these);
+        let patch = encode_file_patch(before.extent, &changes, table);
+        let (extent, over) = if changes.is_empty() {
+            (before.extent, before.over)
+        } else if before.over.is_none() && patch.len() * 4 <= whole.len() {
+            (put(&mut leaves, &patch).await, Some(before.extent))
+        } else {
+            (put(&mut leaves, &whole).await, None)
+        };
+        file_leaves.push(StoredLeaf { extent, entries: these.to_vec(), over });
+    }
+    for part in rest.chunks(LEAF_FILES.min(100)) {
+        let extent = put(&mut leaves, &encode_file_leaf(part.iter(), table)).await;
+        file_leaves.push(StoredLeaf { extent, entries: part.to_vec(), over: None });
+    }
+    for extent in file_leaves.iter().flat_map(|leaf| [Some(leaf.extent), leaf.over]).flatten() {
+        *live.entry((extent.place.backup, extent.place.pack)).or_default() += u64::from(extent.len);
     }
     leaves.end_pack().await;
     let bytes = files.files.values().map(|f| f.bytes.len() as u64).sum();
@@ -326,7 +358,7 @@ pub async fn store_as(
             entries: entries.len() as u64,
             bytes,
         },
-        leaves: file_leaves,
+        leaves: file_leaves.iter().map(|leaf| leaf.extent).collect(),
         table: table.clone(),
         references: references.into_iter().collect(),
     };
@@ -334,7 +366,22 @@ pub async fn store_as(
     let mut record = record(&id, files, bytes, stored_bytes);
     describe(&mut record);
     catalog::commit(repository, layout, &record).await.unwrap();
-    Stored { record, maps, patches }
+    Stored { record, maps, patches, leaves: file_leaves }
+}
+
+async fn put(packs: &mut Packs<'_>, leaf: &[u8]) -> Extent {
+    Extent { place: packs.add(leaf).await, len: leaf.len() as u32 }
+}
+
+/// What makes `now` of `before`.
+fn changes(before: &[PackedEntry], now: &[PackedEntry]) -> Vec<PackedChange> {
+    let gone = before.iter().map(PackedEntry::path);
+    let gone = gone.filter(|path| now.iter().all(|entry| entry.path() != *path));
+    let gone = gone.map(|path| PackedChange::Gone(path.into()));
+    let new = now.iter().filter(|entry| !before.contains(entry));
+    let mut changes: Vec<_> = new.cloned().map(PackedChange::Is).chain(gone).collect();
+    changes.sort_by(|a, b| a.path().cmp(b.path()));
+    changes
 }
 
 /// The leaf that a patch is over, if it is one.
