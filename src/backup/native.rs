@@ -3,8 +3,9 @@
 //!
 //! The server is told which backup we have by a manifest made of the base's tree. Visibility maps are
 //! left out of it, so that they come whole: before 17.11 and 18.6 the server's summaries miss some of
-//! their changes. When the server can't, or can't be trusted to, there is a reason, and everything is
-//! sent and compared.
+//! their changes. So are files of relations that were made shorter since ([`CutOff`]); as that goes on
+//! until the backup begins, it is looked at again then. When the server can't, or can't be trusted to,
+//! there is a reason, and everything is sent and compared.
 
 use super::{base::Base, server::Server};
 use crate::{
@@ -14,39 +15,72 @@ use crate::{
         backup_manifest::WalRange,
         client::{Client, PgError},
         history::TimelineHistory,
-        incremental::{ManifestUpload, NativeRefusal},
+        incremental::{CutOff, ManifestUpload, NativeRefusal},
         page::{Fork, RelationFile},
         replication::{self, SystemIdentity},
     },
     repo::{record::BackupRecord, tree::BackupTable},
 };
 
-/// Tells the server that we have the backup `record`, whose tree is `base`. Why that can't be of use,
-/// if it can't; then a backup that isn't incremental can be started on the same connection.
+/// How it stands with asking the server for the changes only.
+pub enum Offer {
+    /// It was told which backup we have, but for files that are to come whole.
+    Made(CutOff),
+    /// That can't be of use.
+    Refused(NativeRefusal),
+}
+
+/// Tells the server that we have the backup `record`, whose tree is `base`. If that is refused, a
+/// backup that isn't incremental can be started on the same connection.
 pub async fn offer(
     client: &mut Client,
     server: &mut Server,
     identity: &SystemIdentity,
     record: &BackupRecord,
     (base, table): (&Base, &BackupTable),
-) -> Result<Option<NativeRefusal>> {
+) -> Result<Offer> {
     if server.facts.major < 17 {
-        return Ok(Some(NativeRefusal::Version));
+        return Ok(Offer::Refused(NativeRefusal::Version));
     }
     if record.timeline != identity.timeline {
         let (from, to) = (record.timeline, identity.timeline);
-        return Ok(Some(NativeRefusal::Switched { from, to }));
+        return Ok(Offer::Refused(NativeRefusal::Switched { from, to }));
     }
     let history = history(client, identity.timeline).await?;
     let range =
         WalRange { timeline: record.timeline, start: record.start_lsn, end: record.stop_lsn };
     let ranges = [range];
     if let Some(refusal) = server.can_send_changes(&history, &ranges).await? {
-        return Ok(Some(refusal));
+        return Ok(Offer::Refused(refusal));
     }
-    match upload(client, identity.system_identifier, base, table, &ranges).await {
-        Ok(()) => Ok(None),
-        Err(e) => refused(e).map(Some),
+    let cut_off = match server.cut_off_since(record.timeline, record.start_lsn).await {
+        Ok(cut_off) => cut_off,
+        Err(e) => return refused(e).map(Offer::Refused),
+    };
+    let whole = Whole { cut_off: &cut_off, segment_blocks: server.facts.segment_blocks };
+    match upload(client, identity.system_identifier, base, table, &ranges, &whole).await {
+        Ok(()) => Ok(Offer::Made(cut_off)),
+        Err(e) => refused(e).map(Offer::Refused),
+    }
+}
+
+/// Whether nothing was cut off between an offer and the beginning of the backup over `record` but what
+/// the offer knew of. By then all WAL up to the beginning is summarized.
+pub async fn holds(server: &mut Server, record: &BackupRecord, known: &CutOff) -> Result<bool> {
+    let now = server.cut_off_since(record.timeline, record.start_lsn).await;
+    let now = now.map_err(|e| Error::of_server("ask the server for its WAL summaries", e))?;
+    Ok(known.includes(&now, server.facts.segment_blocks))
+}
+
+/// Which files have to come whole.
+struct Whole<'a> {
+    cut_off: &'a CutOff,
+    segment_blocks: u32,
+}
+
+impl Whole<'_> {
+    fn has(&self, file: &RelationFile) -> bool {
+        file.fork == Fork::Visibility || self.cut_off.covers(file, self.segment_blocks)
     }
 }
 
@@ -61,11 +95,12 @@ async fn upload(
     base: &Base,
     table: &BackupTable,
     ranges: &[WalRange],
+    whole: &Whole<'_>,
 ) -> Result<(), PgError> {
     let mut upload = ManifestUpload::start(client, system).await?;
     for (path, size) in base.files(table) {
         let file = std::str::from_utf8(path).ok().and_then(RelationFile::parse);
-        if file.is_none_or(|file| file.fork != Fork::Visibility) {
+        if file.is_none_or(|file| !whole.has(&file)) {
             upload.file(path, size).await?;
         }
     }

@@ -15,7 +15,7 @@ use super::{
     base_backup::{BaseBackupSource, ChangesOf, is_in_place},
     choose::{Choice, choose},
     lane::Lane,
-    native,
+    native::{self, Offer},
     pipeline::{self, Read, Setup, Stored},
     prove::Proof,
     server::{Facts, Server, connect, promoted},
@@ -38,6 +38,9 @@ use crate::{
         tree::BLOCK,
     },
 };
+
+/// How often a backup of changes is begun before everything is sent and compared.
+const ATTEMPTS: u32 = 3;
 
 /// A backup being taken.
 pub struct Run<'a> {
@@ -123,25 +126,50 @@ impl<'a> Run<'a> {
 
         let label = self.options.label.clone().unwrap_or_else(|| format!("pgkeep {id}"));
         let started_at = server.now().await?;
-        if server.facts.source == Source::Primary {
-            server.write_a_record().await;
-        }
-        let mut refusal = self.offer(&mut client, &mut server, &identity, &choice).await?;
-        self.say_how(&choice, server.facts.major, refusal.as_ref());
-        self.say_checkpoint();
-        let incremental = choice.base.is_some() && refusal.is_none();
-        let started =
-            BaseBackup::start(&mut client, &self.base_backup_options(&label, incremental)).await;
-        let stream = match started {
-            // A refusal leaves the connection usable.
-            Err(e) if incremental => {
-                refusal = Some(native::refused(e)?);
-                self.say_how(&choice, server.facts.major, refusal.as_ref());
-                BaseBackup::start(&mut client, &self.base_backup_options(&label, false)).await
+        let mut attempts = 0;
+        let (stream, refusal) = loop {
+            attempts += 1;
+            if server.facts.source == Source::Primary {
+                server.write_a_record().await;
             }
-            started => started,
+            let offer = if attempts > ATTEMPTS {
+                Some(Offer::Refused(NativeRefusal::CutOff))
+            } else {
+                self.offer(&mut client, &mut server, &identity, &choice).await?
+            };
+            let (cut_off, mut refusal) = match offer {
+                None => (None, None),
+                Some(Offer::Made(cut_off)) => (Some(cut_off), None),
+                Some(Offer::Refused(refusal)) => (None, Some(refusal)),
+            };
+            self.say_how(&choice, server.facts.major, refusal.as_ref());
+            self.say_checkpoint();
+            let mut options = self.base_backup_options(&label, cut_off.is_some());
+            let started = BaseBackup::start(&mut client, &options).await;
+            let stream = match (started, &choice.base, cut_off) {
+                // A refusal leaves the connection usable.
+                (Err(e), Some(_), Some(_)) => {
+                    refusal = Some(native::refused(e)?);
+                    self.say_how(&choice, server.facts.major, refusal.as_ref());
+                    options.incremental = false;
+                    BaseBackup::start(&mut client, &options).await
+                }
+                (Ok(stream), Some(base), Some(cut_off)) => {
+                    if !native::holds(&mut server, base, &cut_off).await? {
+                        self.progress.step(
+                            "beginning again: a relation was made shorter before the checkpoint",
+                        );
+                        // In the midst of a backup there is no other way to end it.
+                        drop(stream);
+                        client = connect(&conninfo, Mode::Replication).await?;
+                        continue;
+                    }
+                    Ok(stream)
+                }
+                (started, ..) => started,
+            };
+            break (stream.map_err(|e| Error::of_server("start the backup", e))?, refusal);
         };
-        let stream = stream.map_err(|e| Error::of_server("start the backup", e))?;
         let rows = stream.tablespaces();
         check_tablespaces(&mut server, rows).await?;
         let begin = Begin {
@@ -234,20 +262,19 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Offers the base, if there is one, to the server, that it may send what changed only. Why that
-    /// can't be, if it can't.
+    /// Offers the base, if there is one, to the server, that it may send what changed only.
     async fn offer(
         &mut self,
         client: &mut Client,
         server: &mut Server,
         identity: &SystemIdentity,
         choice: &Choice,
-    ) -> Result<Option<NativeRefusal>> {
+    ) -> Result<Option<Offer>> {
         let Some(base) = &choice.base else { return Ok(None) };
         let tree = self.lanes.iter().filter(|lane| lane.is_in()).find_map(Lane::base);
         let tree =
             tree.ok_or_else(|| Error::new(Kind::Internal, "the base of the backup wasn't read"))?;
-        native::offer(client, server, identity, base, tree).await
+        native::offer(client, server, identity, base, tree).await.map(Some)
     }
 
     /// What is asked of the server, once it is known whether only changes are.

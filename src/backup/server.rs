@@ -7,11 +7,11 @@ use chrono::{DateTime, Utc};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{
-        SegmentName, SegmentSize,
+        Lsn, SegmentName, SegmentSize, Timeline,
         backup_manifest::WalRange,
         client::{Client, ConnInfo, Mode, PgError, Row},
         history::TimelineHistory,
-        incremental::{self, NativeRefusal},
+        incremental::{self, CutOff, NativeRefusal},
     },
     repo::{record::Source, tree::BLOCK},
 };
@@ -209,6 +209,16 @@ impl Server {
     ) -> Result<Option<NativeRefusal>> {
         let asked = incremental::check(&mut self.client, history, ranges).await;
         asked.map_err(|e| Error::of_server("ask the server for its WAL summaries", e))
+    }
+
+    /// Which relations were made shorter since then, as far as the server's WAL is summarized. An error
+    /// of the server's own is a refusal.
+    pub async fn cut_off_since(
+        &mut self,
+        timeline: Timeline,
+        from: Lsn,
+    ) -> Result<CutOff, PgError> {
+        CutOff::since(&mut self.client, timeline, from).await
     }
 
     /// Where the archiver has come to; `None` when it can't be asked.

@@ -45,15 +45,19 @@ pub enum NativeRefusal {
         /// Where it was left.
         left: Lsn,
     },
-    /// The server has switched timelines since the earlier backup. What summaries say across a switch
-    /// isn't relied on: on 17.10 a relation that was cut off before a promotion and filled again after
-    /// it came out with blocks that weren't the server's.
+    /// The server has switched timelines since the earlier backup. Summaries of the new timeline are
+    /// put together before those of the old one, on 17.10 at least, so that a relation that was cut off
+    /// before a promotion and filled again after it comes out with blocks of the earlier backup
+    /// ([`CutOff`](super::CutOff)).
     Switched {
         /// The earlier backup's timeline.
         from: Timeline,
         /// The server's.
         to: Timeline,
     },
+    /// Each time when the backup had begun, another relation had been made shorter just before, of
+    /// which the summaries can't be relied on ([`CutOff`](super::CutOff)).
+    CutOff,
     /// The server itself refuses, in its own words.
     Server(Box<ServerError>),
 }
@@ -82,6 +86,10 @@ impl fmt::Display for NativeRefusal {
                 f,
                 "the server went from timeline {from} to {to} since, and its summaries aren't relied \
                  on across that"
+            ),
+            NativeRefusal::CutOff => f.write_str(
+                "relations are made shorter all the while, and the server's summaries aren't relied on \
+                 for those",
             ),
             NativeRefusal::Server(error) => write!(f, "the server refuses: {error}"),
         }

@@ -14,15 +14,17 @@
 //! changed, and those not in the manifest (`GetFileBackupMethod`). Files that aren't in the stream
 //! at all are gone.
 //!
-//! [`mod@check`] finds out beforehand whether all that can work and be trusted, and
-//! [`NativeRefusal::of`] what a server means that says no.
+//! [`mod@check`] finds out beforehand whether all that can work and be trusted, [`CutOff`] of which
+//! files it can't, and [`NativeRefusal::of`] what a server means that says no.
 
 mod check;
+mod cut_off;
 mod file;
 mod rebuild;
 mod upload;
 
 pub use check::{NativeRefusal, check};
+pub use cut_off::CutOff;
 pub use file::{
     BLOCK_SIZE, IncrementalEvent, IncrementalHeader, IncrementalParser, NotIncremental,
     original_path,

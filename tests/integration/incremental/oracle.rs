@@ -61,3 +61,28 @@ fn assert_sound(pgdata: &Path, version: u32, digests: &[(String, Digest)]) {
     workloads::release_locks(&restored);
     check_structures(&restored);
 }
+
+on_each_version!(what_was_cut_off_and_filled_again_comes_back: 15 postgres_15, 17 postgres_17, 18 postgres_18);
+
+/// The server notes what changed in one summary of its WAL for each checkpoint. What was cut off in
+/// one may have been filled again in the next.
+fn what_was_cut_off_and_filled_again_comes_back(version: u32) {
+    let site = Site::new(Cluster::builder(version));
+    let cluster = &site.cluster;
+    cluster.make_table("t", 8000);
+    cluster.sql("VACUUM (FREEZE, ANALYZE)");
+    let full = site.take("full");
+    cluster.sql("DELETE FROM t WHERE id > 3000");
+    cluster.sql("VACUUM t");
+    cluster.sql("CHECKPOINT");
+    cluster.insert("t", 500);
+    let rows = cluster.digests();
+    cluster.sql("CHECKPOINT");
+    let found = site.take("incr");
+    let last = site.take("full");
+    assert_over(&found, &full, version);
+    let [found_at, last_at] =
+        [(&found, "found"), (&last, "last")].map(|(record, name)| site.restore(record, name));
+    assert_eq!(differences(&found_at, &last_at, version < 18), [""; 0]);
+    assert_eq!(start(&found_at, version).digests(), rows);
+}
