@@ -4,6 +4,7 @@
 //! person runs to know that both will do. Nothing here ever writes below a data directory, but for
 //! the one path that `restore_command` names.
 
+mod ahead;
 pub mod check;
 mod command;
 mod data_directory;

@@ -1,15 +1,17 @@
 //! `archive-push`: one file of `pg_wal` into every repository.
 //!
 //! Success means that each of them holds the file durably; where one fails, the others get theirs all
-//! the same. Nothing is queued, nothing below the data directory is touched. A file that was stored before is a success again, since PostgreSQL
-//! offers a file once more after a crash, and since the push before may have been killed after
-//! storing it; to be sure that what is there is the file and durable, all of it is read. Other
-//! content under the same name is refused and the stored one stays.
+//! the same, and what waits behind it ([`super::ahead`]). Nothing is queued, nothing below the data
+//! directory is touched. A file that was stored before is a success again, since PostgreSQL offers a
+//! file once more after a crash, and since the push before may have been killed after storing it; to
+//! be sure that what is there is the file and durable, all of it is read. Other content under the
+//! same name is refused and the stored one stays.
 
 use std::path::Path;
 
 pub use super::store::Stored;
 use super::{
+    ahead,
     data_directory::DataDirectory,
     source::Source,
     store::{create_in_all, settle},
@@ -80,17 +82,31 @@ pub async fn push(
 
     let mut results = results.into_iter();
     let mut stored = Vec::with_capacity(repositories.len());
-    let mut failed = Vec::new();
+    let (mut healthy, mut failed) = (Vec::new(), Vec::new());
     for (settings, store) in repositories.iter().zip(stores) {
-        match store.and_then(|_| results.next().unwrap_or_else(|| Err(lost_result()))) {
-            Ok(what) => stored.push((settings.name.clone(), what)),
+        let result = store.and_then(|store| {
+            let result = results.next().unwrap_or_else(|| Err(lost_result()));
+            result.map(|what| (store, what))
+        });
+        match result {
+            Ok((store, what)) => {
+                stored.push((settings.name.clone(), what));
+                healthy.push(store);
+            }
             Err(e) => {
                 failed.push(e.while_doing(format!("push {wal} to repository {}", settings.name)));
             }
         }
     }
+    let is_outage = failed.iter().all(|e| matches!(e.kind(), Kind::Repository | Kind::Denied));
     match merge(failed) {
-        Some(e) => Err(e),
+        Some(e) => {
+            let healthy: Vec<_> = healthy.iter().collect();
+            if is_outage && !healthy.is_empty() {
+                ahead::store(&directory, path, &healthy).await;
+            }
+            Err(e)
+        }
         None => Ok(PushOutcome { file: wal, size: source.size(), system, stored }),
     }
 }
@@ -187,8 +203,11 @@ async fn open_store(
     Ok(WalStore::new(&repository, layout, system))
 }
 
-/// The results are in the order of `stores`.
-async fn store_in_all(source: &mut Source, stores: &[&WalStore]) -> Result<Vec<Result<Stored>>> {
+/// Stores a file where it isn't yet. The results are in the order of `stores`.
+pub(super) async fn store_in_all(
+    source: &mut Source,
+    stores: &[&WalStore],
+) -> Result<Vec<Result<Stored>>> {
     let wal = source.wal();
     // Where the name has the checksum, the file is read twice: a partial one, which comes once a
     // promotion, or all where the storage overwrites.

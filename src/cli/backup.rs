@@ -137,7 +137,10 @@ impl Backup {
                 Ok(backup) => taken.push(Taken { repository, backup, expired: None }),
                 Err(e) if several => {
                     let e = e.while_doing(format!("repository {repository}"));
-                    failure = failure.or(Some(e));
+                    match &failure {
+                        None => failure = Some(e),
+                        Some(_) => tracing::error!("{e}"),
+                    }
                 }
                 Err(e) => failure = Some(e),
             }

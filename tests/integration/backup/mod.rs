@@ -2,6 +2,7 @@
 
 mod archiving;
 mod interrupted;
+mod several;
 mod standby;
 mod tablespaces;
 pub mod tree;

@@ -1,0 +1,150 @@
+//! Several repositories, of which one fails: before a backup, in the middle of it, and back again.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::{Cluster, Pgkeep, on_each_version, pgkeep::Output, wait_until};
+
+/// A cluster that archives into two repositories.
+fn two_repositories(version: u32) -> (Cluster, Pgkeep) {
+    let cluster = Cluster::builder(version).wal_segsize(1).start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.add_repository("offsite");
+    pgkeep.init();
+    pgkeep.archive(&cluster);
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS n");
+    (cluster, pgkeep)
+}
+
+/// The ids of a repository's backups, the newest last.
+fn backups(pgkeep: &Pgkeep, repository: &str) -> Vec<String> {
+    let info = pgkeep.json(["--repo", repository, "info"]);
+    let systems = info["repositories"][0]["systems"].as_array().unwrap();
+    let all = systems.iter().flat_map(|system| system["backups"].as_array().unwrap());
+    all.map(|backup| backup["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The backups of a run, by repository.
+fn taken(output: &Output) -> Vec<(String, Value)> {
+    let document: Value = serde_json::from_str(&output.stdout).unwrap_or(Value::Null);
+    let taken = document["backups"].as_array().cloned().unwrap_or_default();
+    let one =
+        |taken: Value| (taken["repository"].as_str().unwrap().to_owned(), taken["backup"].clone());
+    taken.into_iter().map(one).collect()
+}
+
+/// Takes the repository's directory away, as a disk that isn't mounted any more.
+fn away(pgkeep: &Pgkeep, repository: &str) {
+    let path = pgkeep.repository_of(repository);
+    fs::rename(&path, path.with_extension("away")).expect("take it away");
+}
+
+fn back(pgkeep: &Pgkeep, repository: &str) {
+    let path = pgkeep.repository_of(repository);
+    fs::rename(path.with_extension("away"), &path).expect("bring it back");
+}
+
+/// Restores the newest backup of what is reachable to the end of its WAL, and counts the rows.
+fn rows(pgkeep: &Pgkeep, version: u32, options: &[&str], name: &str) -> String {
+    let pgdata = pgkeep.scratch().path().join(name);
+    let path = pgdata.to_string_lossy().into_owned();
+    let restore = ["restore", "--archive-mode", "off", "--pgdata", &path];
+    pgkeep.ok([options, &restore].concat());
+    let mut restored = Cluster::at(&pgdata, version);
+    restored.start();
+    restored.wait_for_primary(60);
+    restored.sql("SELECT count(*) FROM t")
+}
+
+on_each_version!(one_that_is_gone_keeps_the_other_from_nothing: 15 postgres_15, 17 postgres_17);
+
+fn one_that_is_gone_keeps_the_other_from_nothing(version: u32) {
+    let (cluster, pgkeep) = two_repositories(version);
+    let first = pgkeep.json(["backup"]);
+    assert_eq!(first["backups"].as_array().unwrap().len(), 2);
+    assert_eq!(backups(&pgkeep, "main"), backups(&pgkeep, "offsite"));
+
+    away(&pgkeep, "offsite");
+    for (round, rows_then) in [(1, 11_000), (2, 12_000)] {
+        cluster.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+        // The server is told that archiving fails, so it keeps its WAL; here, all of it arrives.
+        let output = pgkeep.run(["--output", "json", "backup"]);
+        assert_eq!(output.code, 3, "{output}");
+        assert!(output.stderr.contains("offsite"), "{output}");
+        let taken = taken(&output);
+        assert_eq!(taken.len(), 1, "{output}");
+        assert_eq!(taken[0].0, "main");
+        assert_eq!(backups(&pgkeep, "main").len(), 1 + round);
+        let name = format!("restored-{round}");
+        // To the end of the WAL: that there is no more of it, the other one can't say now.
+        let main = ["--repo", "main"];
+        assert_eq!(rows(&pgkeep, version, &main, &name), rows_then.to_string());
+    }
+    let failed = cluster.sql("SELECT failed_count > 0 FROM pg_stat_archiver");
+    assert_eq!(failed, "t", "a push that not every repository has is none");
+
+    back(&pgkeep, "offsite");
+    cluster.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    let segment = cluster.switch_wal();
+    wait_until("the archive has caught up", 120, || {
+        cluster.sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver") >= segment
+    });
+    let both = pgkeep.json(["backup"]);
+    for taken in both["backups"].as_array().unwrap() {
+        // What only one of them has is no base.
+        assert_eq!(taken["backup"]["base"], first["backups"][0]["backup"]["id"], "{taken:#}");
+    }
+    assert_eq!(backups(&pgkeep, "offsite").len(), 2);
+    assert_eq!(backups(&pgkeep, "main").len(), 4);
+    for repository in ["main", "offsite"] {
+        let name = format!("restored-{repository}");
+        assert_eq!(rows(&pgkeep, version, &["--repo", repository], &name), "13000");
+    }
+}
+
+#[test]
+fn one_that_goes_in_the_middle_keeps_the_other_from_nothing() {
+    let (cluster, pgkeep) = two_repositories(15);
+    let running = pgkeep.spawn(["--output", "json", "backup", "--max-rate", "6M"]);
+    wait_until("the backup has begun in both", 60, || {
+        let packs = |repository: &str| {
+            let folder = pgkeep.repository_of(repository).join("clusters/main/backups");
+            fs::read_dir(folder).map_or(0, Iterator::count)
+        };
+        packs("main") == 1 && packs("offsite") == 1
+    });
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    away(&pgkeep, "offsite");
+    let output = running.wait();
+    assert!(output.code != 0 && output.stderr.contains("offsite"), "{output}");
+    let one = taken(&output);
+    assert_eq!((one.len(), one[0].0.as_str()), (1, "main"), "{output}");
+    assert_eq!(rows(&pgkeep, 15, &["--repo", "main"], "restored"), "10000");
+
+    back(&pgkeep, "offsite");
+    assert!(backups(&pgkeep, "offsite").is_empty());
+    let segment = cluster.switch_wal();
+    wait_until("the archive has caught up", 120, || {
+        cluster.sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver") >= segment
+    });
+    pgkeep.ok(["backup"]);
+    pgkeep.ok(["expire"]);
+    let info = pgkeep.json(["--repo", "offsite", "info"]);
+    assert_eq!(info["repositories"][0]["unusable"].as_array().map(Vec::len), Some(0), "{info:#}");
+    assert_eq!(rows(&pgkeep, 15, &["--repo", "offsite"], "restored-offsite"), "10000");
+}
+
+#[test]
+fn when_all_fail_there_is_no_backup() {
+    let (_cluster, pgkeep) = two_repositories(15);
+    away(&pgkeep, "offsite");
+    away(&pgkeep, "main");
+    let output = pgkeep.run(["backup"]);
+    assert_eq!(output.code, 3, "{output}");
+    assert!(output.stderr.contains("main") && output.stderr.contains("offsite"), "{output}");
+    for repository in ["main", "offsite"] {
+        back(&pgkeep, repository);
+        assert!(backups(&pgkeep, repository).is_empty());
+    }
+}
