@@ -203,7 +203,8 @@ impl Repository {
     }
 
     /// What is wrong with a keys object that doesn't keep the repository from being opened: one that
-    /// isn't what its name says.
+    /// isn't what its name says. One of another repository, which an `init` that was killed has left,
+    /// is in nobody's way.
     pub async fn check_keys_object(
         &self,
         name: &ObjectName,
@@ -216,11 +217,10 @@ impl Repository {
         };
         Ok(match WrappedKeys::parse(&bytes, self.keyring.repository()) {
             Err(e) => Some(e),
-            Ok(None) => Some("it is of another repository".to_owned()),
             Ok(Some(keys)) if layout::keys_object(number, keys.key) != *name => {
                 Some(format!("it has key {}", keys.key))
             }
-            Ok(Some(_)) => None,
+            Ok(_) => None,
         })
     }
 
