@@ -31,7 +31,7 @@ pub enum Named {
     /// A file of the archive.
     Wal(SystemId, Timeline, WalObject),
     /// A WAL floor.
-    WalFloor(u64),
+    WalFloor(RandomId),
     /// A part of a backup.
     Part(BackupId, Part),
     /// A pack of a backup.
@@ -100,10 +100,9 @@ pub fn named(layout: &ClusterLayout, names: Names, name: &ObjectName) -> Option<
             return (of.timeline() == timeline && name.as_str() == format!("{folder}{file}"))
                 .then_some(Named::Wal(system, timeline, object));
         }
-        ["clusters", _, "wal-floor", number] => {
-            let number = number.parse().ok().filter(|n| *n > 0)?;
-            let again = ObjectName::new(format!("{}{number}", layout.wal_floor_folder())).ok()?;
-            (Named::WalFloor(number), again)
+        ["clusters", _, "wal-floor", id] => {
+            let id = id.parse().ok()?;
+            (Named::WalFloor(id), layout.wal_floor(id))
         }
         ["clusters", _, "backups", id, "packs", pack] => {
             let (id, pack) = (id.parse().ok()?, pack.parse().ok()?);
@@ -184,7 +183,7 @@ mod tests {
             let expected = Named::Wal(system, file.timeline(), WalObject::Plain(file));
             assert_eq!(known(layout.wal_file(system, file)), Some(expected));
         }
-        assert_eq!(of("clusters/main/wal-floor/12", Names::Plain), Some(Named::WalFloor(12)));
+        assert_eq!(known(layout.wal_floor(id)), Some(Named::WalFloor(id)));
         assert_eq!(of("clusters/other/anything", Names::Plain), Some(Named::OtherCluster));
         assert_eq!(of("probe", Names::Plain), Some(Named::Probe));
     }

@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::findings::{Done, Finding, Loss, Sought};
 use crate::{
-    error::Result,
+    error::{Kind, Result},
     postgres::{Lsn, Timeline, WalFile, history::TimelineHistory},
     repo::{
         BackupId, Repository, SystemId, layout::ClusterLayout, record::BackupRecord,
-        timelines::WalInventory, wal::WalStore, wal_floor::highest_floor,
+        timelines::WalInventory, wal::WalStore, wal_floor::Floors,
     },
 };
 
@@ -32,7 +32,7 @@ pub struct Archive {
     pub backups: Vec<BackupRecord>,
     /// The timelines whose history is there and can't be read.
     unreadable: BTreeSet<Timeline>,
-    floor: Lsn,
+    floors: Floors,
 }
 
 impl Archive {
@@ -48,26 +48,20 @@ impl Archive {
             Some(record) => record.segment_size,
             None => store.segment_size().await?.unwrap_or_default(),
         };
-        // Before the WAL: what is cut from now on is missed, and looked at once more.
-        let floor = read_floor(repository, layout, system).await?;
         let mut unreadable = BTreeSet::new();
         let inventory = WalInventory::read_with(&store, segment_size, &mut |timeline, _| {
             unreadable.insert(timeline);
             Ok(())
         })
         .await?;
-        Ok(Archive { system, store, inventory, backups, unreadable, floor })
-    }
-
-    /// Whether expiry has cut more than when this was opened.
-    pub async fn was_cut(&self) -> Result<bool> {
-        let (repository, layout) = (self.store.repository(), self.store.layout());
-        Ok(read_floor(repository, layout, self.system).await? != self.floor)
+        // After the WAL: a floor is written before WAL is cut, so it tells of all that wasn't listed.
+        let floors = read_floors(repository, layout, system).await?;
+        Ok(Archive { system, store, inventory, backups, unreadable, floors })
     }
 
     /// The first segment of a timeline below which WAL may be gone.
-    fn floor_of(&self, _timeline: Timeline) -> u64 {
-        self.inventory.segment_size.number_at(self.floor)
+    fn floor_of(&self, timeline: Timeline) -> u64 {
+        self.inventory.segment_size.number_at(self.floors.of(timeline))
     }
 
     /// What is missing for all backups or for one.
@@ -247,16 +241,15 @@ impl Archive {
     }
 }
 
-async fn read_floor(
+async fn read_floors(
     repository: &Repository,
     layout: &ClusterLayout,
     system: SystemId,
-) -> Result<Lsn> {
-    match highest_floor(repository, layout, system).await {
-        Ok(floor) => Ok(floor.unwrap_or_default()),
+) -> Result<Floors> {
+    match Floors::read(repository, layout, system).await {
         // It is told as a damaged object. Without it more is asked of the archive, not less.
-        Err(e) if e.kind() == crate::error::Kind::Damaged => Ok(Lsn::INVALID),
-        Err(e) => Err(e),
+        Err(e) if e.kind() == Kind::Damaged => Ok(Floors::default()),
+        result => result,
     }
 }
 

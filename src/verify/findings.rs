@@ -130,6 +130,8 @@ pub struct Done {
     pub notices: Vec<Notice>,
     /// What was looked at.
     pub checked: Checked,
+    /// Whether something of the archive was listed and isn't there any more.
+    pub vanished: bool,
 }
 
 impl Done {
@@ -138,6 +140,7 @@ impl Done {
         self.findings.extend(other.findings);
         self.notices.extend(other.notices);
         self.checked.add(other.checked);
+        self.vanished |= other.vanished;
     }
 
     /// Adds something worth knowing.
@@ -206,7 +209,11 @@ async fn object_is_there(repository: &Repository, finding: &Finding) -> Result<b
 }
 
 /// Whether a backup's folder is there and not a deleted one's.
-async fn is_there(repository: &Repository, layout: &ClusterLayout, id: &BackupId) -> Result<bool> {
+pub async fn is_there(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    id: &BackupId,
+) -> Result<bool> {
     let listed = repository.storage().list(&layout.backup_folder(id), None, PAGE).await?;
     let deleted = layout.of_backup(id, Part::Deleted.as_str());
     Ok(!listed.is_empty() && !listed.iter().any(|object| object.name == deleted))

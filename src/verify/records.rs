@@ -115,7 +115,10 @@ impl Stretch {
             Ok(None) => None,
             Err(e) => damaged(&self.store, &object, e).await?,
         };
-        let Some(wrong) = wrong else { return Ok(None) };
+        let Some(wrong) = wrong else {
+            done.vanished = true;
+            return Ok(None);
+        };
         for copy in self.store.repairs(file).await? {
             *scan = Scan::new(fresh.clone());
             match self.store.copy_to(&copy, scan).await {

@@ -281,7 +281,7 @@ impl One {
             Level::Full => self.listed.size,
         };
         let wrong = match self.look(name, true).await? {
-            Look::Gone => return Ok(Done::default()),
+            Look::Gone => return Ok(Done { vanished: true, ..Done::default() }),
             Look::Sound(_) => return Ok(done),
             Look::Damaged(what) => what,
         };

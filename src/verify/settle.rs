@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use super::{
     Run,
     archive::Archive,
-    findings::{Finding, Sought, still_holds},
+    findings::{Finding, Sought, is_there, still_holds},
     report::{CheckedBackup, CheckedTimeline, Problem, ProblemKind, Report},
 };
 use crate::{
     error::Result,
     repo::{
-        BackupId, SystemId,
+        BackupId,
         named::{Named, named},
+        record::BackupRecord,
     },
     storage::ObjectName,
 };
@@ -21,7 +22,7 @@ impl Run<'_> {
     /// Ends the verification.
     pub(super) async fn settle(mut self) -> Result<Report> {
         self.progress.step("looking once more at what was found");
-        self.missed_because_of_a_cut().await?;
+        self.look_for_wal_again().await?;
         let findings = merged(std::mem::take(&mut self.done.findings));
         let mut problems = Vec::new();
         for finding in findings {
@@ -56,31 +57,43 @@ impl Run<'_> {
         })
     }
 
-    /// Where WAL has expired meanwhile, the search for gaps is done again.
-    async fn missed_because_of_a_cut(&mut self) -> Result<()> {
-        let mut cut: Vec<SystemId> = Vec::new();
-        let mut opened = Vec::new();
-        for archive in &self.archives {
-            if !archive.was_cut().await? {
-                opened.push(archive.clone());
+    /// Where WAL seems to be missing, or has gone meanwhile, it is looked for once more, with the
+    /// backups that there are by now: expiry marks those that go before it cuts their WAL.
+    async fn look_for_wal_again(&mut self) -> Result<()> {
+        let vanished = self.done.vanished;
+        for at in 0..self.archives.len() {
+            let archive = &self.archives[at];
+            let system = archive.system;
+            let of_archive = |finding: &Finding| matches!(&finding.sought, Sought::Segments(of, ..) | Sought::File(of, _) if *of == system);
+            if !vanished && !self.done.findings.iter().any(of_archive) {
                 continue;
             }
-            let again = Archive::open(
-                self.repository,
-                self.layout,
-                archive.system,
-                archive.backups.clone(),
-            );
-            let again = again.await?;
-            cut.push(archive.system);
-            self.done.findings.retain(|finding| {
-                !matches!(&finding.sought, Sought::Segments(system, ..) if *system == archive.system)
-            });
-            self.done.findings.extend(again.missing(self.request.backup.as_ref()));
-            opened.push(again);
+            self.done.findings.retain(|finding| !of_archive(finding));
+            let mut backups = self.still_there(&archive.backups).await?;
+            loop {
+                let again =
+                    Archive::open(self.repository, self.layout, system, backups.clone()).await?;
+                // Who is there now wasn't marked when the WAL was listed, so that nobody had cut it.
+                let now = self.still_there(&backups).await?;
+                if now.len() == backups.len() {
+                    self.done.findings.extend(again.missing(self.request.backup.as_ref()));
+                    self.archives[at] = again;
+                    break;
+                }
+                backups = now;
+            }
         }
-        self.archives = opened;
         Ok(())
+    }
+
+    async fn still_there(&self, backups: &[BackupRecord]) -> Result<Vec<BackupRecord>> {
+        let mut there = Vec::new();
+        for record in backups {
+            if is_there(self.repository, self.layout, &record.id).await? {
+                there.push(record.clone());
+            }
+        }
+        Ok(there)
     }
 
     /// What a finding costs, said for people.

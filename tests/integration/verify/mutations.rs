@@ -177,7 +177,7 @@ fn duplicate_names(object: &Object, ids: &[String]) -> Vec<String> {
             vec![format!("{timelines}/00000012/00000012.history")]
         }
         ObjectKind::BackupHistory => vec![beside(file.replacen(".00000028.", ".00000030.", 1))],
-        ObjectKind::WalFloor => vec![beside(if file.len() == 32 { other_id } else { "9".into() })],
+        ObjectKind::WalFloor => vec![beside(other_id)],
         ObjectKind::Pack => {
             let number: u32 = file.parse().unwrap();
             vec![beside(format!("{:06}", number + 7))]

@@ -13,10 +13,11 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgkeep::{
+    config::RetentionSettings,
     error::Kind,
     progress::Silent,
-    repo::catalog,
-    retention::delete,
+    repo::{BackupId, catalog, keys::KeyMaterial},
+    retention::{delete, expire},
     storage::{
         Capabilities, ErrorKind, Listed, ObjectName, ObjectWriter, Range, Result, Storage,
         local::Local,
@@ -210,55 +211,77 @@ impl Recording {
     }
 }
 
+/// What somebody else does meanwhile.
+#[derive(Debug)]
+enum Deed {
+    Delete(BackupId),
+    Expire,
+}
+
+/// What the storage holds after each step of it. Nothing is pinned.
+async fn steps(deed: &Deed, start: &Objects, material: &KeyMaterial) -> Vec<Objects> {
+    let recording = Recording { inner: Memory::of(start.clone()), states: Arc::default() };
+    let repository = open(Arc::new(recording.clone()), material).await.unwrap();
+    match deed {
+        Deed::Delete(backup) => {
+            delete(&repository, &layout(), backup, false, &Silent).await.unwrap().unwrap();
+        }
+        Deed::Expire => {
+            let rules = RetentionSettings { minimum: Some(1), ..RetentionSettings::NONE };
+            let expiry = expire(&repository, &layout(), &rules, false, &Silent).await.unwrap();
+            assert!(expiry.wal.iter().any(|cut| cut.freed.objects > 0), "{expiry:?}");
+        }
+    }
+    recording.note();
+    let states = recording.states.lock().unwrap().clone();
+    assert!(states.len() > 2, "it has steps");
+    states
+}
+
+/// Verifies while storage goes through these states, from each of its operations on in turn. Returns
+/// how often.
+async fn verify_beside(
+    (deed, start, states): (&Deed, &Objects, Vec<Objects>),
+    level: Level,
+    material: &KeyMaterial,
+) -> usize {
+    let (states, mut from, mut tried) = (Arc::new(states), 0, 0);
+    loop {
+        let count = Arc::new(AtomicUsize::new(0));
+        let (inner, states) = (Memory::of(start.clone()), states.clone());
+        let storage = Changing { inner, states, from, count: count.clone() };
+        let repository = open(Arc::new(storage), material).await.unwrap();
+        let opened = count.load(Ordering::SeqCst);
+        // A hundred blocks at a time: the trees are walked more than once.
+        let request = VerifyRequest { blocks_at_once: 100, ..request(level) };
+        let report = verify(&repository, &layout(), &request, silent()).await.unwrap().unwrap();
+        let problems = &report.problems;
+        assert!(report.sound, "{deed:?} from operation {from} on, {level:?}: {problems:#?}");
+        tried += 1;
+        if from > count.load(Ordering::SeqCst) {
+            return tried;
+        }
+        // Reading every byte takes longer, and most steps are reads of the same kind.
+        from = (from + if level == Level::Full { 3 } else { 1 }).max(opened);
+    }
+}
+
 #[test]
-fn what_a_deletion_takes_away_meanwhile_is_no_damage() {
+fn what_others_take_away_meanwhile_is_no_damage() {
     let sound = Sound::new();
-    let (runtime, material, layout) = (runtime(), sound.material(), layout());
-    let before = objects_in(&sound.root());
-    runtime.block_on(async {
-        let repository = open(Arc::new(Memory::of(before.clone())), &material).await.unwrap();
-        let backups = catalog::backups(&repository, &layout).await.unwrap();
+    let material = sound.material();
+    let mut start = objects_in(&sound.root());
+    start.retain(|name, _| !name.contains("/pins/"));
+    runtime().block_on(async {
+        let repository = open(Arc::new(Memory::of(start.clone())), &material).await.unwrap();
+        let backups = catalog::backups(&repository, &layout()).await.unwrap();
+        // The newest one goes altogether; of the older ones what it uses stays.
+        let deeds = backups.into_iter().map(|record| Deed::Delete(record.id));
         let mut tried = 0;
-        // The newer one goes altogether; of the older one what the newer one uses stays.
-        for backup in backups.iter().map(|record| record.id.clone()) {
-            let inner = Memory::of(before.clone());
-            inner.objects().retain(|name, _| !name.contains("/pins/"));
-            let start = inner.objects().clone();
-            let recording = Recording { inner, states: Arc::default() };
-            let repository = open(Arc::new(recording.clone()), &material).await.unwrap();
-            delete(&repository, &layout, &backup, false, &Silent).await.unwrap().unwrap();
-            recording.note();
-            let states = recording.states.lock().unwrap().clone();
-            assert!(states.len() > 2, "the deletion has steps");
+        for deed in deeds.chain([Deed::Expire]) {
+            let states = steps(&deed, &start, &material).await;
             for level in [Level::Quick, Level::Full] {
-                let mut from = 0;
-                loop {
-                    let changing = Changing {
-                        inner: Memory::of(start.clone()),
-                        states: Arc::new(states.clone()),
-                        from: usize::MAX,
-                        count: Arc::default(),
-                    };
-                    let storage = Changing { from, ..changing };
-                    let count = storage.count.clone();
-                    let repository = open(Arc::new(storage), &material).await.unwrap();
-                    let opened = count.load(Ordering::SeqCst);
-                    // A hundred blocks at a time: the trees are walked more than once.
-                    let request = VerifyRequest { blocks_at_once: 100, ..request(level) };
-                    let report = verify(&repository, &layout, &request, silent()).await.unwrap();
-                    let report = report.unwrap();
-                    assert!(
-                        report.sound,
-                        "{backup} deleted from operation {from} on, {level:?}: {:#?}",
-                        report.problems
-                    );
-                    tried += 1;
-                    if from > count.load(Ordering::SeqCst) {
-                        break;
-                    }
-                    // Reading every byte takes longer, and most steps are reads of the same kind.
-                    from = (from + if level == Level::Full { 3 } else { 1 }).max(opened);
-                }
+                tried += verify_beside((&deed, &start, states.clone()), level, &material).await;
             }
         }
         assert!(tried > 200, "{tried} orders are few");

@@ -350,3 +350,60 @@ fn names_that_hold_checksums_are_verified_too() {
     let missing = stem.rsplit_once('/').unwrap().1;
     assert!(output.stdout.contains(missing), "{output}");
 }
+
+/// Below what expiry has cut a backup that is kept as a point needs its own WAL, and no more.
+#[test]
+fn what_expiry_has_cut_is_not_missed() {
+    let cluster = Cluster::builder(17).wal_segsize(1).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    let take = || {
+        let mut taken = pgkeep.json(["backup", "--type", "full"]);
+        taken["backups"][0]["backup"].take()
+    };
+    let switch = || {
+        cluster.sql("CREATE TABLE IF NOT EXISTS t (n int)");
+        cluster.sql("INSERT INTO t VALUES (1)");
+        cluster.switch_wal()
+    };
+    let point = take();
+    pgkeep.ok(["pin", id(&point)]);
+    (0..3).for_each(|_| drop(switch()));
+    let newest = take();
+    switch();
+    let (after, last) = (switch(), switch());
+    let segments = || objects_of(&pgkeep.repository(), ObjectKind::Segment);
+    let is_there = |name: &str| segments().iter().any(|object| object.name.ends_with(name));
+    wait_until("the last segment arrives", 60, || is_there(&last));
+    let before = segments().len();
+    pgkeep.ok(["verify"]);
+    pgkeep.add("[repository.main.retention]\nfull = 1");
+    pgkeep.ok(["expire"]);
+    assert!(segments().len() < before, "WAL between the backups has gone");
+    for level in ["quick", "full"] {
+        let output = pgkeep.ok(["verify", "--level", level]);
+        assert!(output.stdout.ends_with("Repository main is sound.\n"), "{output}");
+        pgkeep.ok(["verify", "--level", level, "--backup", id(&point)]);
+    }
+
+    let without = |name: &str| {
+        let object = segments().into_iter().find(|object| object.name.ends_with(name)).unwrap();
+        let bytes = fs::read(&object.path).unwrap();
+        remove(&object.path);
+        let output = pgkeep.run(["--output", "json", "verify"]);
+        crate::support::scratch::write(&object.path, bytes);
+        assert_eq!(output.code, 1, "{name}: {output}");
+        let mut document: Value = serde_json::from_str(&output.stdout).unwrap();
+        let problem = document["repositories"][0]["problems"][0].take();
+        assert_eq!(problem["object"], object.name.as_str());
+        problem
+    };
+    let file =
+        |lsn: &Value| cluster.sql(&format!("SELECT pg_walfile_name({lsn})").replace('"', "'"));
+    let own = without(&file(&point["start-lsn"]));
+    assert_eq!(own["backups"], Value::Array(vec![point["id"].clone()]), "{own:#}");
+    let behind = without(&after);
+    assert_eq!(behind["backups"], Value::Array(Vec::new()), "{behind:#}");
+    let moments = behind["moments"].as_array().unwrap();
+    assert!(!moments.is_empty(), "{behind:#}");
+    assert!(moments[0]["from"].as_str() >= newest["stopped-at"].as_str(), "{behind:#}");
+}
