@@ -3,22 +3,24 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use pgkeep::{
-    postgres::{Lsn, page},
+    postgres::{Lsn, Timeline, WalFile, page},
     repo::{
         Repository, catalog,
         layout::ClusterLayout,
         manifest::Manifest,
         record::{BackupRecord, BadPage},
-        sealed::put_sealed,
+        sealed::{SealedWriter, put_sealed},
         tree::{BLOCK, BackupTable},
+        wal::{StoredSummary, WAL_FRAME, WalObject, WalStore},
     },
-    storage::local::Local,
+    storage::{ObjectName, local::Local},
     verify::{
         VerifyRequest,
         report::{Level, ProblemKind, Report},
         verify,
     },
 };
+use sha2::{Digest, Sha256};
 use tokio::runtime::{Builder, Runtime};
 
 use super::{Sound, layout, open, request, silent};
@@ -193,4 +195,75 @@ fn walking_the_trees_again_and_again_finds_the_same() {
         let all = found[&100_000];
         assert!(all.blocks > 400 && found.values().all(|checked| *checked == all), "{found:?}");
     });
+}
+
+/// The first segment of a timeline, its content, and what its object says.
+async fn first_segment(
+    store: &WalStore,
+    timeline: Timeline,
+) -> (ObjectName, Vec<u8>, StoredSummary) {
+    let page = store.page(timeline, None).await.unwrap();
+    let is_segment = |object: &WalObject| matches!(object, WalObject::Plain(WalFile::Segment(_)));
+    let (_, name, _) = page.into_iter().find(|(object, ..)| is_segment(object)).unwrap();
+    let mut content = Vec::new();
+    let summary = store.copy_to(&name, &mut content).await.unwrap().unwrap();
+    (name, content, summary)
+}
+
+/// Segments that are stored as they were pushed, and whose records aren't right: in themselves, where
+/// one goes on from the segment before on another timeline, or beside what their objects say.
+#[test]
+fn records_that_recovery_would_stop_at_are_found() {
+    let sound = Sound::new();
+    runtime().block_on(async {
+        let storage = Arc::new(Local::open(&sound.root()).unwrap());
+        let repository = open(storage, &sound.material()).await.unwrap();
+        let layout = layout();
+        let system = catalog::systems(&repository, &layout).await.unwrap()[0];
+        let store = WalStore::new(&repository, &layout, system);
+        // Of the first record behind the long header; of what goes on from the segment before.
+        for (timeline, flipped, said) in [
+            (1, None, None),
+            (1, Some(70), Some("its records end at")),
+            (2, Some(1000), Some("its records end at")),
+            (1, Some(usize::MAX), Some("isn't what is in them")),
+        ] {
+            let (name, genuine, genuine_summary) = first_segment(&store, Timeline(timeline)).await;
+            let (mut content, mut summary) = (genuine.clone(), genuine_summary.clone());
+            match flipped {
+                Some(usize::MAX) => summary.segment.as_mut().unwrap().backup_ends.clear(),
+                Some(at) => content[at] ^= 1,
+                None => {}
+            }
+            put(&repository, &name, &content, summary).await;
+            let quick = verify(&repository, &layout, &request(Level::Quick), silent()).await;
+            assert!(quick.unwrap().unwrap().sound, "only its records are wrong");
+            let full = verify(&repository, &layout, &request(Level::Full), silent()).await;
+            let problems = full.unwrap().unwrap().problems;
+            assert_eq!(problems.len(), usize::from(said.is_some()), "{flipped:?}: {problems:#?}");
+            if let Some(said) = said {
+                assert_eq!(problems[0].kind, ProblemKind::Inconsistent);
+                assert_eq!(problems[0].object, name.as_str());
+                assert!(problems[0].text.contains(said), "{problems:#?}");
+                assert!(!problems[0].moments.is_empty(), "{problems:#?}");
+            }
+            put(&repository, &name, &genuine, genuine_summary).await;
+        }
+    });
+}
+
+/// Stores a file of the archive in place of what is there.
+async fn put(
+    repository: &Repository,
+    name: &ObjectName,
+    content: &[u8],
+    mut summary: StoredSummary,
+) {
+    repository.storage().delete(name).await.unwrap();
+    summary.sha256 = hex::encode(Sha256::digest(content));
+    let mut writer = SealedWriter::create(repository, name).await.unwrap();
+    for frame in content.chunks(WAL_FRAME) {
+        writer.seal(frame).await.unwrap();
+    }
+    writer.finish(&summary.to_bytes().unwrap()).await.unwrap();
 }
