@@ -28,7 +28,7 @@ impl Origin {
         let pgkeep = Pgkeep::on_server(&cluster, Server::start());
         without_encryption(&pgkeep);
         pgkeep.init();
-        quick_to_give_up(&pgkeep);
+        quick_to_try_again(&pgkeep);
         // So long it is asked for a segment when the server doesn't answer, too.
         pgkeep.set("cluster.main", "archive-timeout = \"8s\"");
         let site = Site::of(&pgkeep, number);
@@ -116,7 +116,9 @@ impl Work for Backup {
         for object in objects(&site.server.objects("main")) {
             let of_a_backup = object.name.starts_with("clusters/main/backups/");
             let of_base = base.as_ref().is_some_and(|base| object.name.contains(base.as_str()));
-            if (of_a_backup && !of_base) || object.kind == ObjectKind::Lease {
+            // The server lists slowly, and WAL of earlier runs isn't needed.
+            let goes = [ObjectKind::Lease, ObjectKind::Segment, ObjectKind::BackupHistory];
+            if (of_a_backup && !of_base) || goes.contains(&object.kind) {
                 fs::remove_file(object.path).expect("remove an object");
             }
         }

@@ -23,7 +23,7 @@ impl Restore {
         let pgkeep = Pgkeep::on_server(&cluster, Server::start());
         without_encryption(&pgkeep);
         pgkeep.init();
-        quick_to_give_up(&pgkeep);
+        quick_to_try_again(&pgkeep);
         pgkeep.archive(&cluster);
         pgkeep.ok(["check"]);
         pgkeep.ok(["backup"]);
