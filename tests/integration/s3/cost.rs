@@ -63,13 +63,8 @@ impl Counted {
     }
 
     fn of(&self, arguments: &[&str]) -> Counts {
-        self.pgkeep.server().expect("a server").front().heal();
-        self.counted(arguments)
-    }
-
-    /// As [`Counted::of`], with what was planned for the server.
-    fn counted(&self, arguments: &[&str]) -> Counts {
         let server = self.pgkeep.server().expect("a server");
+        server.front().heal();
         let output = self.pgkeep.run_in(self.cluster.pgdata(), arguments);
         assert_eq!(output.code, 0, "{arguments:?}: {output}");
         server.front().counts()
@@ -87,9 +82,11 @@ impl Counted {
             }
             Go::On
         });
-        let mut counts = self.counted(&["backup", "--type", "full"]);
-        let after = self.stored(ObjectKind::Segment) + self.stored(ObjectKind::BackupHistory);
+        self.pgkeep.ok(["backup", "--type", "full"]);
+        // Pushes count as a whole.
         self.wait_for_the_archiver();
+        let mut counts = server.front().counts();
+        let after = self.stored(ObjectKind::Segment) + self.stored(ObjectKind::BackupHistory);
         // How often it is asked in vain whether a segment has come depends on how long the server
         // takes to archive it. The table has twice.
         let more = missed.load(Ordering::Relaxed).saturating_sub(2);
