@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn an_archiver_that_is_behind_is_waited_for_while_it_gets_on() {
-        let name = |n| SegmentSize::DEFAULT.name(crate::postgres::Timeline(1), n);
+        let name = |n| SegmentSize::DEFAULT.name(Timeline(1), n);
         let at = |archived, last: u64| Archiver { archived, last: Some(name(last)) };
         assert!(at(8, 5).is_on_the_way_to(name(9), Some(at(7, 4))));
         assert!(!at(7, 4).is_on_the_way_to(name(9), Some(at(7, 4))), "it stands still");
