@@ -3,7 +3,7 @@
 # Compiled by `make test` where cargo has no `deny` yet.
 DENY_VERSION := 0.20.2
 # What touches a repository, and so runs a second time with the repositories in S3.
-ON_S3 := archive:: backup:: recovery:: restore_write::real verify::program
+ON_S3 := archive:: backup:: recovery:: restore_write::real retention::server verify::program
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .PHONY: help demo test check bench build install-demo install-test install-bench
