@@ -227,10 +227,7 @@ async fn system_info(
     backups: Vec<BackupRecord>,
 ) -> Result<SystemInfo> {
     let store = WalStore::new(repository, layout, system);
-    let segment_size = match backups.last() {
-        Some(record) => record.segment_size,
-        None => store.segment_size().await?.unwrap_or_default(),
-    };
+    let segment_size = store.segment_size_of(backups.last()).await?;
     let inventory = WalInventory::read(&store, segment_size).await?;
     let mut windows = Vec::new();
     for path in inventory.known() {

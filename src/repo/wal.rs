@@ -17,6 +17,7 @@ use super::{
     Repository, SystemId,
     catalog::PAGE,
     layout::ClusterLayout,
+    record::BackupRecord,
     sealed::{FrameStream, ObjectReader},
 };
 use crate::{
@@ -199,6 +200,14 @@ impl WalStore {
             return Err(self.damaged(name, "its content doesn't fit its checksum"));
         }
         Ok(Some(summary))
+    }
+
+    /// The size of the system's segments: that of its newest backup, or else of what is archived.
+    pub async fn segment_size_of(&self, newest: Option<&BackupRecord>) -> Result<SegmentSize> {
+        match newest {
+            Some(record) => Ok(record.segment_size),
+            None => Ok(self.segment_size().await?.unwrap_or_default()),
+        }
     }
 
     /// The size of the system's segments, from any one of them; `None` when there is none.

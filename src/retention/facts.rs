@@ -105,10 +105,7 @@ impl Facts {
         for system in BTreeSet::from_iter(systems) {
             let store = WalStore::new(repository, layout, system);
             let of_system: Vec<_> = records.iter().filter(|r| r.system == system).collect();
-            let segment_size = match of_system.last() {
-                Some(record) => record.segment_size,
-                None => store.segment_size().await?.unwrap_or_default(),
-            };
+            let segment_size = store.segment_size_of(of_system.last().copied()).await?;
             let inventory = WalInventory::read(&store, segment_size).await?;
             let there = of_system.iter().filter(|record| is_usable(record, &inventory));
             usable.extend(there.map(|record| record.id.clone()));
@@ -132,6 +129,11 @@ impl Facts {
 
 /// Whether a backup's own WAL is there.
 fn is_usable(record: &BackupRecord, inventory: &WalInventory) -> bool {
+    // Segments of another size than the newest backup's (`pg_resetwal --wal-segsize`) aren't listed by
+    // their numbers: nobody says that they are missing.
+    if record.segment_size != inventory.segment_size {
+        return true;
+    }
     let Some(path) = inventory.path(record.timeline) else { return false };
     let first = record.segment_size.number_at(record.start_lsn);
     let last = record.segment_size.number_before(record.stop_lsn);

@@ -326,6 +326,13 @@ fn cuts(
     for (system, of_system) in &facts.systems {
         let followed = followed(*system, of_system, lasting);
         let size = of_system.segment_size;
+        // Names of segments say where they lie only with their size.
+        let resized = |backup: &BackupFacts| {
+            backup.record.system == *system && backup.record.segment_size != size
+        };
+        if facts.backups.iter().any(resized) {
+            continue;
+        }
         for (timeline, of_timeline) in &of_system.timelines {
             let Some((first, last)) = of_timeline.segments else { continue };
             // Nobody knows where a timeline without its history belongs.

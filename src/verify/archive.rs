@@ -44,10 +44,7 @@ impl Archive {
         backups: Vec<BackupRecord>,
     ) -> Result<Self> {
         let store = WalStore::new(repository, layout, system);
-        let segment_size = match backups.last() {
-            Some(record) => record.segment_size,
-            None => store.segment_size().await?.unwrap_or_default(),
-        };
+        let segment_size = store.segment_size_of(backups.last()).await?;
         let mut unreadable = BTreeSet::new();
         let inventory = WalInventory::read_with(&store, segment_size, &mut |timeline, _| {
             unreadable.insert(timeline);
