@@ -8,13 +8,19 @@
 //! this, and nothing below the data directory is touched.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     time::{Duration, Instant},
 };
 
 use super::{data_directory::DataDirectory, push::store_in_all, source::Source};
-use crate::{error::Result, postgres::WalFile, repo::wal::WalStore};
+use crate::{
+    error::Result,
+    postgres::WalFile,
+    repo::wal::{WalObject, WalStore},
+    storage::ObjectName,
+};
 
 /// No file is begun later than this: the server waits for the answer, and asks again soon.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -23,36 +29,66 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// is told when the server offers the file itself.
 pub(super) async fn store(directory: &DataDirectory, path: &Path, stores: &[&WalStore]) {
     let begun = Instant::now();
-    for file in waiting(path) {
+    let waiting = waiting(path);
+    let mut known = Vec::with_capacity(stores.len());
+    for store in stores {
+        match there(store, &waiting).await {
+            Ok(there) => known.push((*store, there)),
+            Err(e) => tracing::warn!("look for what could be stored early: {e}"),
+        }
+    }
+    for file in waiting {
+        let without = known.iter().filter(|(_, there)| !there.contains(&file.to_string()));
+        let without: Vec<_> = without.map(|(store, _)| *store).collect();
+        if without.is_empty() {
+            continue;
+        }
         if begun.elapsed() > LONGEST {
             tracing::info!("{file} and what follows waits until the server tries again");
             return;
         }
-        match store_one(directory, &path.with_file_name(file.to_string()), file, stores).await {
-            Ok(()) => {}
-            Err(e) => return tracing::warn!("store {file} early: {e}"),
+        let beside = path.with_file_name(file.to_string());
+        if let Err(e) = store_one(directory, &beside, file, &without).await {
+            tracing::warn!("store {file} early: {e}");
         }
     }
+}
+
+/// The names of files that a repository has of the timelines that `waiting` is of, from the first
+/// of `waiting` on: by listing, since there may be thousands.
+async fn there(store: &WalStore, waiting: &[WalFile]) -> Result<BTreeSet<String>> {
+    let timelines: BTreeSet<_> = waiting.iter().map(|file| file.timeline()).collect();
+    let mut there = BTreeSet::new();
+    for timeline in timelines {
+        let of_timeline = waiting.iter().filter(|file| file.timeline() == timeline);
+        let first = of_timeline.map(|file| store.plain(*file)).min();
+        // A listing begins behind a name; without its last letter one sorts right before it.
+        let mut after = first.and_then(|first| {
+            let name = first.as_str();
+            ObjectName::new(name.get(..name.len() - 1)?).ok()
+        });
+        loop {
+            let page = store.page(timeline, after.as_ref()).await?;
+            let Some((_, last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            there.extend(page.iter().filter_map(|(object, ..)| match object {
+                WalObject::Plain(file) | WalObject::Content(file, _) => Some(file.to_string()),
+                WalObject::Partial(..) | WalObject::Repair(..) => None,
+            }));
+        }
+    }
+    Ok(there)
 }
 
 async fn store_one(
     directory: &DataDirectory,
     path: &Path,
     file: WalFile,
-    stores: &[&WalStore],
+    without: &[&WalStore],
 ) -> Result<()> {
-    let mut without = Vec::new();
-    for store in stores {
-        if !store.has(file).await? {
-            without.push(*store);
-        }
-    }
-    if without.is_empty() {
-        return Ok(());
-    }
     let mut source = Source::open(path, file, directory)?;
-    source.check_ancestry(&without).await?;
-    for result in store_in_all(&mut source, &without).await? {
+    source.check_ancestry(without).await?;
+    for result in store_in_all(&mut source, without).await? {
         result?;
     }
     Ok(())

@@ -26,6 +26,7 @@ use crate::{
         layout::ClusterLayout,
         open::open,
         wal::{StoredSummary, WalStore},
+        wal_floor::Floors,
     },
     storage::ObjectName,
 };
@@ -142,8 +143,40 @@ impl Request<'_> {
         };
         Ok(match errors.into_iter().min_by_key(rank) {
             Some(error) => Err(Failure { error, may_pass }),
-            None => Ok(Got::Absent),
+            None => match self.expired(&without).await {
+                Ok(None) => Ok(Got::Absent),
+                Ok(Some(error)) => Err(Failure { error, may_pass: false }),
+                Err(error) => {
+                    let may_pass = error.kind() == Kind::Repository;
+                    Err(Failure { error, may_pass })
+                }
+            },
         })
+    }
+
+    /// The error for a segment that has expired, which isn't one that never was: to a recovery that
+    /// has come so far it would be the end of the WAL, and it would promote in the midst of it. A
+    /// standby, which doesn't promote, may do with the answer what it does in an outage.
+    async fn expired(&self, stores: &[WalStore]) -> Result<Option<Error>> {
+        let WalFile::Segment(segment) = self.file else { return Ok(None) };
+        let size = self.directory.control.segment_size;
+        let Some(number) = segment.number(size) else { return Ok(None) };
+        for store in stores {
+            let floors = Floors::read(store.repository(), store.layout(), store.system()).await?;
+            let floor = floors.of(segment.timeline);
+            if size.start_of(number + 1) <= floor {
+                let message = format!(
+                    "get {segment}: it isn't in {} any more: WAL of timeline {} before {floor} has \
+                     expired",
+                    store.repository().storage().address(),
+                    segment.timeline
+                );
+                let error = Error::new(Kind::Repository, message)
+                    .hint("restore a newer backup; `pgkeep info` lists them");
+                return Ok(Some(error));
+            }
+        }
+        Ok(None)
     }
 
     async fn ask(

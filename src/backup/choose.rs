@@ -38,8 +38,13 @@ pub fn choose(
         [] => (&[][..], &[][..]),
         [first, others @ ..] => (first.as_slice(), others),
     };
+    // Ids are times: two runs into one repository each may have the same.
+    let is_same = |one: &BackupRecord, other: &BackupRecord| {
+        let what = |r: &BackupRecord| (r.system, r.timeline, r.start_lsn, r.stop_lsn, r.started_at);
+        one.id == other.id && what(one) == what(other)
+    };
     let everywhere = |record: &&BackupRecord| {
-        others.iter().all(|backups| backups.iter().any(|other| other.id == record.id))
+        others.iter().all(|backups| backups.iter().any(|other| is_same(record, other)))
     };
     let of_system = || first.iter().filter(|record| record.system == system);
     let suits =

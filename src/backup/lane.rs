@@ -43,6 +43,8 @@ pub struct Lane {
     layout: ClusterLayout,
     /// What the backup is compared with, and what the numbers of backups in it mean.
     base: Option<(Option<Base>, BackupTable)>,
+    /// What the reading has stored here.
+    stored: Option<Stored>,
     /// What has to be undone when it fails.
     id: Option<BackupId>,
     lease: Option<HeldLease>,
@@ -72,6 +74,7 @@ impl Lane {
             store: WalStore::new(repository, layout, system),
             layout: layout.clone(),
             base: None,
+            stored: None,
             id: None,
             lease: None,
             committing: false,
@@ -159,9 +162,10 @@ impl Lane {
     }
 
     async fn store_history(&self, client: &mut Client, timeline: Timeline) -> Result<()> {
-        if timeline == Timeline(1) || self.store.history(timeline).await?.is_some() {
+        if timeline == Timeline(1) {
             return Ok(());
         }
+        // Also where there is one: two servers may have promoted to the same timeline.
         let content = replication::timeline_history(client, timeline)
             .await
             .map_err(|e| Error::of_server("ask for the timeline's history", e))?;
@@ -221,6 +225,16 @@ impl Lane {
             .ok_or_else(|| Error::new(Kind::Internal, "the base of the backup wasn't read"))?;
         let (repository, writing) = (self.repository.clone(), self.writing.0.clone());
         Ok(pipeline::Lane { repository, base, table, writing })
+    }
+
+    /// Keeps what the reading has stored here; after a failure it is out.
+    pub fn keep(&mut self, stored: Result<Stored>) {
+        self.stored = self.note(stored);
+    }
+
+    /// What the reading has stored here.
+    pub fn take_stored(&mut self) -> Option<Stored> {
+        self.stored.take()
     }
 
     /// Writes the manifest, has what it refers to be held where objects are, and commits. The

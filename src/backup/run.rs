@@ -19,6 +19,7 @@ use super::{
     pipeline::{self, Read, Setup, Stored},
     prove::Proof,
     server::{Facts, Server, connect, promoted},
+    source::SourceEnd,
 };
 use crate::{
     config::ClusterSettings,
@@ -191,13 +192,16 @@ impl<'a> Run<'a> {
         self.prove(&mut server, &begin, Part::Early(identity.position)).await?;
 
         let read = self.read(stream, &mut server, &begin).await?;
+        self.keep(read.lanes);
+        self.any_left()?;
         let stopped_at = server.now().await?;
         if read.end.timeline != begin.timeline {
             return Err(promoted());
         }
         client.close().await;
         self.prove(&mut server, &begin, Part::Whole(read.end.stop_lsn)).await?;
-        self.finish(&server.facts, &begin, read, stopped_at).await?;
+        let Read { end, sent, warnings, .. } = read;
+        self.finish(&server.facts, &begin, (end, sent, warnings), stopped_at).await?;
         server.close().await;
         Ok(())
     }
@@ -377,24 +381,25 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Gives each lane that took part in the reading what it has stored, at once: who is in when the
+    /// backup is committed may be others.
+    fn keep(&mut self, stored: Vec<Result<Stored>>) {
+        for (lane, stored) in self.lanes.iter_mut().filter(|lane| lane.is_in()).zip(stored) {
+            lane.keep(stored);
+        }
+    }
+
     /// Writes manifests and commit objects.
     async fn finish(
         &mut self,
         facts: &Facts,
         begin: &Begin,
-        read: Read,
+        (end, sent, warnings): (SourceEnd, u64, Vec<String>),
         stopped_at: DateTime<Utc>,
     ) -> Result<()> {
-        let Read { end, sent, warnings, lanes } = read;
         let mut told = false;
-        let stored: Vec<_> = self
-            .lanes
-            .iter_mut()
-            .filter(|lane| lane.is_in())
-            .zip(lanes)
-            .filter_map(|(lane, stored)| Some((lane.note(stored)?, lane)))
-            .collect();
-        for (mut stored, lane) in stored {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_in()) {
+            let Some(mut stored) = lane.take_stored() else { continue };
             // What the server read twice and found good was only being written.
             let suspects = std::mem::take(&mut stored.tree.suspects);
             let bad_pages = if end.checksum_failures { suspects } else { BadPages::default() };

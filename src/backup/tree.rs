@@ -233,6 +233,11 @@ impl TreeBuilder {
         }
     }
 
+    fn base_has_whole_block(&self) -> bool {
+        let before = self.file.as_ref().and_then(|file| Some((file.before.as_ref()?, file.count)));
+        before.is_some_and(|(before, count)| before.block_len(count) == BLOCK)
+    }
+
     /// The next block of the open file, if the base has the same there.
     async fn in_base(&mut self, hash: u64, len: usize) -> Result<Option<Block>> {
         let file = self.file.as_ref().ok_or_else(lost)?;
@@ -258,7 +263,9 @@ impl TreeBuilder {
             return Ok(());
         }
         for _ in 0..count {
-            let block = self.next_in_base().await?.unwrap_or(Block::Zero);
+            // A block that the base has only in part isn't one that the server knows.
+            let whole = self.base_has_whole_block();
+            let block = self.next_in_base().await?.filter(|_| whole).unwrap_or(Block::Zero);
             self.add(block).await?;
         }
         Ok(())

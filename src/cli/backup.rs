@@ -171,6 +171,14 @@ fn expire(
             continue;
         }
         let progress = global.progress();
+        if taken.backup.bad_pages.count > 0 {
+            progress.warn(&format!(
+                "nothing expires in repository {} after a backup with damaged pages: an older one may \
+                 be needed to mend them; `pgkeep expire` does it all the same",
+                taken.repository
+            ));
+            continue;
+        }
         let one = runtime::alone(runtime::until_signal(async {
             let (rules, progress) = (&repository.retention, progress.as_ref());
             let repository = repo::open::open(repository).await?;

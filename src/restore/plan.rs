@@ -251,8 +251,8 @@ impl Plan {
         })
     }
 
-    /// A lease makes an expire wait politely; a repository that can't be written to has no expire
-    /// from here, so doing without is no failure.
+    /// With a lease the backup doesn't expire while it is copied; a repository that can't be written
+    /// to has no expire from here, so doing without is no failure.
     async fn lease(&self) -> Option<HeldLease> {
         let lease = Lease::new("restore", Some(self.choice.record.id.clone())).ok()?;
         match HeldLease::take(&self.repository, &self.layout, lease).await {

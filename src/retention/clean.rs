@@ -31,8 +31,10 @@ pub async fn clean_up(
     layout: &ClusterLayout,
     progress: &dyn Progress,
 ) -> Result<Vec<Swept>> {
+    // The leases afterwards: a backup that begins in between is seen to be running.
+    let entries = catalog::entries(repository, layout).await?;
     let leases = leases(repository, layout).await?;
-    for entry in catalog::entries(repository, layout).await? {
+    for entry in entries {
         if matches!(entry.state, BackupState::Unfinished)
             && live_lease(&leases, &entry.id).is_none()
             && abandon(repository, layout, &entry.id).await?

@@ -18,6 +18,7 @@ use crate::{
         pin::{StoredPin, pins},
         tombstone::{abandon, mark_deleted},
     },
+    storage::ErrorKind,
 };
 
 /// What deleting a backup did, or would do.
@@ -147,7 +148,11 @@ pub(super) async fn remove_pins(
     id: &BackupId,
 ) -> Result<()> {
     for pin in pins_of(repository, layout, id).await? {
-        repository.storage().delete(&pin.name).await?;
+        match repository.storage().delete(&pin.name).await {
+            // Of a backup that isn't one any more it says nothing.
+            Err(e) if e.kind == ErrorKind::Locked => {}
+            result => result?,
+        }
     }
     Ok(())
 }

@@ -34,6 +34,8 @@ pub struct Facts {
     pub damaged: BTreeSet<BackupId>,
     /// The backups that are pinned now.
     pub pinned: BTreeSet<BackupId>,
+    /// The backups that are being restored.
+    pub restoring: BTreeSet<BackupId>,
     /// Systems and their WAL.
     pub systems: BTreeMap<SystemId, SystemFacts>,
     /// The lowest position from which a backup that is being taken needs WAL.
@@ -115,14 +117,16 @@ impl Facts {
             .into_iter()
             .map(|record| BackupFacts { usable: usable.contains(&record.id), record });
         let pins = pins(repository, layout).await?.into_iter().filter(|pin| pin.holds(now));
-        let running = leases.iter().filter(|lease| lease.is_alive(now));
+        let running: Vec<_> = leases.iter().filter(|lease| lease.is_alive(now)).collect();
+        let restoring = running.iter().filter(|lease| lease.operation == "restore");
         Ok(Facts {
             now,
             backups: backups.collect(),
             damaged,
             pinned: pins.map(|pin| pin.backup).collect(),
+            restoring: restoring.filter_map(|lease| lease.backup.clone()).collect(),
             systems: wal,
-            running_from: running.filter_map(|lease| lease.start_lsn).min(),
+            running_from: running.iter().filter_map(|lease| lease.start_lsn).min(),
         })
     }
 }

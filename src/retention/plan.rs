@@ -74,8 +74,13 @@ pub enum Reason {
     Yearly,
     /// It is one of the newest that can be restored.
     Minimum,
-    /// It is the newest that can be restored.
+    /// It is the newest that can be restored, of all or on the way to a timeline that goes on.
     Newest,
+    /// WAL of its own is missing, so that it can't be restored as it is, and it isn't older than what
+    /// the rules keep for everything since.
+    Incomplete,
+    /// It is being restored, as far as the restoring process's lease tells.
+    Restoring,
     /// It is pinned.
     Pinned,
     /// There is no rule by which anything expires.
@@ -88,13 +93,17 @@ impl Reason {
     /// Whether all WAL stays that can follow the backup.
     fn keeps_wal(self) -> bool {
         match self {
-            Reason::Daily | Reason::Weekly | Reason::Monthly | Reason::Yearly | Reason::Pinned => {
-                false
-            }
+            Reason::Daily
+            | Reason::Weekly
+            | Reason::Monthly
+            | Reason::Yearly
+            | Reason::Pinned
+            | Reason::Incomplete => false,
             Reason::Full
             | Reason::Days
             | Reason::Minimum
             | Reason::Newest
+            | Reason::Restoring
             | Reason::NoRule
             | Reason::NoneUsable => true,
         }
@@ -113,6 +122,8 @@ impl fmt::Display for Reason {
             Reason::Yearly => "yearly",
             Reason::Minimum => "minimum",
             Reason::Newest => "the newest",
+            Reason::Incomplete => "WAL missing",
+            Reason::Restoring => "being restored",
             Reason::Pinned => "pinned",
             Reason::NoRule => "no rule",
             Reason::NoneUsable => "none is usable",
@@ -215,7 +226,7 @@ fn verdicts(rules: &RetentionSettings, facts: &Facts) -> Vec<Verdict> {
 /// Of each backup, why it stays.
 fn reasons(rules: &RetentionSettings, facts: &Facts) -> Vec<BTreeSet<Reason>> {
     let backups = &facts.backups;
-    let mut reasons = vec![BTreeSet::new(); backups.len()];
+    let mut reasons: Vec<BTreeSet<Reason>> = vec![BTreeSet::new(); backups.len()];
     let mut keep = |at: usize, reason| {
         reasons[at].insert(reason);
     };
@@ -225,7 +236,12 @@ fn reasons(rules: &RetentionSettings, facts: &Facts) -> Vec<BTreeSet<Reason>> {
     match (rules.has_rules(), usable.first()) {
         (false, _) => all.clone().for_each(|at| keep(at, Reason::NoRule)),
         (true, None) => all.clone().for_each(|at| keep(at, Reason::NoneUsable)),
-        (true, Some(newest)) => keep(*newest, Reason::Newest),
+        (true, Some(newest)) => {
+            keep(*newest, Reason::Newest);
+            last_before_live_ends(facts, *newest)
+                .into_iter()
+                .for_each(|at| keep(at, Reason::Newest));
+        }
     }
     if let Some(full) = rules.full {
         let mut fulls =
@@ -261,10 +277,43 @@ fn reasons(rules: &RetentionSettings, facts: &Facts) -> Vec<BTreeSet<Reason>> {
             }
         }
     }
-    for at in all.filter(|at| facts.pinned.contains(&backups[*at].record.id)) {
+    for at in all.clone().filter(|at| facts.pinned.contains(&backups[*at].record.id)) {
         keep(at, Reason::Pinned);
     }
+    for at in all.clone().filter(|at| facts.restoring.contains(&backups[*at].record.id)) {
+        keep(at, Reason::Restoring);
+    }
+    // What is missing may come yet: from another push, or from another repository.
+    let lasting = |at: &usize| reasons[*at].iter().any(|reason| reason.keeps_wal());
+    let oldest = all.clone().find(lasting).unwrap_or(0);
+    for at in all.skip(oldest).filter(|at| !backups[*at].usable) {
+        reasons[at].insert(Reason::Incomplete);
+    }
     reasons
+}
+
+/// Of each timeline on which the cluster may be at work now, the last backup that leads there: after
+/// a recovery to an earlier moment that is an older one than the newest of all.
+fn last_before_live_ends(facts: &Facts, newest: usize) -> BTreeSet<usize> {
+    let since = facts.backups[newest].record.stopped_at;
+    let mut last = BTreeSet::new();
+    for (system, timeline, path) in paths(facts) {
+        let of_system = &facts.systems[&system];
+        let of_timeline = &of_system.timelines[&timeline];
+        let lives = match of_timeline.last {
+            LastTime::At(time) => time >= since,
+            // Nothing was written since it began: it may have begun just now.
+            LastTime::None => of_system.timelines.keys().next_back() == Some(&timeline),
+            LastTime::Unknown => true,
+        };
+        if lives && of_timeline.segments.is_some() && !of_system.was_left(timeline) {
+            last.extend((0..facts.backups.len()).rev().find(|at| {
+                let BackupFacts { record, usable } = &facts.backups[*at];
+                *usable && record.system == system && record.lies_on(path)
+            }));
+        }
+    }
+    last
 }
 
 /// When a window of so many days begins.

@@ -3,7 +3,7 @@
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 
 use super::engine::Engine;
-use crate::storage::{Listed, ObjectName, Result};
+use crate::storage::{ErrorKind, Listed, ObjectName, Result};
 
 /// How many keys an answer has at most, by S3's own limit.
 const PAGE: usize = 1000;
@@ -39,8 +39,8 @@ impl Engine {
                     found.push(Listed { name, size });
                 }
             }
-            match page.next_continuation_token() {
-                Some(token) => from = From::Token(token.to_owned()),
+            match self.next(&page, &prefix)? {
+                Some(token) => from = From::Token(token),
                 None => break,
             }
         }
@@ -62,13 +62,28 @@ impl Engine {
                     .filter(|name| ObjectName::new(*name).is_ok());
                 found.extend(folder.map(str::to_owned));
             }
-            match page.next_continuation_token() {
-                Some(token) => from = From::Token(token.to_owned()),
+            match self.next(&page, &prefix)? {
+                Some(token) => from = From::Token(token),
                 None => break,
             }
         }
         found.sort();
         Ok(found)
+    }
+
+    /// What the next page begins after; `None` behind the last one. A server that says that there is
+    /// more, and not where, knows only the older form of listing: what isn't seen would count as
+    /// absent.
+    fn next(&self, page: &ListObjectsV2Output, prefix: &str) -> Result<Option<String>> {
+        match (page.is_truncated().unwrap_or(false), page.next_continuation_token()) {
+            (_, Some(token)) => Ok(Some(token.to_owned())),
+            (false, None) => Ok(None),
+            (true, None) => {
+                let message = "the server cuts the listing short and doesn't say where it goes on";
+                let about = self.about("list", prefix);
+                Err(about.error(ErrorKind::Refused, message))
+            }
+        }
     }
 
     async fn page(

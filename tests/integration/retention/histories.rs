@@ -244,6 +244,7 @@ impl World {
                 .collect(),
             damaged: BTreeSet::new(),
             pinned: self.pinned.clone(),
+            restoring: BTreeSet::new(),
             systems: self.systems.iter().map(|(id, system)| (*id, of_system(system))).collect(),
             running_from: None,
         }
@@ -281,6 +282,9 @@ type Planner = fn(&RetentionSettings, &mut Facts) -> Plan;
 fn sound(rules: &RetentionSettings, facts: &mut Facts) -> Plan {
     plan(rules, facts)
 }
+
+/// Reasons for which a backup keeps no WAL but its own.
+const POINTS: [&str; 6] = ["daily", "weekly", "monthly", "yearly", "pinned", "WAL missing"];
 
 /// Expires as `planner` plans it, and compares.
 fn expire(
@@ -348,6 +352,19 @@ fn expire(
         let lost: Vec<_> = had.difference(&has).collect();
         prop_assert!(lost.is_empty(), "since {since}: {lost:?}");
     }
+    // Where the server is at work, what could be restored can be.
+    let server = &before.systems[&before.current];
+    let here = (before.current, server.timeline);
+    let newest = usable.last().map(|record| record.stopped_at);
+    if let (Some(newest), false) = (newest, before.clock_went_back) {
+        let of_server = |world: &World| -> BTreeSet<Moment> {
+            let moments = world.moments(newest).into_iter();
+            moments.filter(|(system, timeline, _)| (*system, *timeline) == here).collect()
+        };
+        let (had, has) = (of_server(&before), of_server(world));
+        let lost: Vec<_> = had.difference(&has).collect();
+        prop_assert!(lost.is_empty(), "where the server is at work: {lost:?}");
+    }
     // Nothing stays without a reason.
     let none_usable = usable.is_empty();
     for (at, record) in before.backups.iter().enumerate() {
@@ -361,7 +378,19 @@ fn expire(
                     newest_first.clone().find(on_path).is_some_and(|r| r.id == record.id)
                 })
         });
+        // What lacks WAL stays as long as what is older stays for everything since.
+        let incomplete = !before.is_usable(record)
+            && planned.backups[..at].iter().chain(&planned.backups[at..=at]).any(|verdict| {
+                verdict.kept_by.iter().any(|reason| !POINTS.contains(&reason.to_string().as_str()))
+            });
+        let leads_on = before.systems[&record.system].timelines.values().any(|timeline| {
+            let on_path =
+                |r: &&&BackupRecord| r.system == record.system && r.lies_on(&timeline.path);
+            newest_first.clone().find(on_path).is_some_and(|r| r.id == record.id)
+        });
         let reason = none_usable
+            || incomplete
+            || leads_on
             || !rules.has_rules()
             || by_days
             || demanded.contains(&record.id)
@@ -527,6 +556,16 @@ const MUTANTS: &[(&str, Planner)] = &[
             }
         }
         plan(rules, facts)
+    }),
+    ("looks for no way to where the server is", |rules, facts| {
+        let mut planned = plan(rules, facts);
+        let newest = planned.backups.iter().rposition(|v| v.kept_by.contains(&Reason::Newest));
+        for (at, verdict) in planned.backups.iter_mut().enumerate() {
+            if newest != Some(at) {
+                verdict.kept_by.remove(&Reason::Newest);
+            }
+        }
+        planned
     }),
     ("cuts no WAL", |rules, facts| {
         let mut planned = plan(rules, facts);
