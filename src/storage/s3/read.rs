@@ -131,10 +131,12 @@ async fn collect(about: &About, mut answer: GetObjectOutput, ranged: bool) -> Re
         code: None,
     };
     let size = match answer.content_range() {
-        Some(range) => range
-            .rsplit_once('/')
-            .and_then(|(_, size)| size.parse().ok())
-            .ok_or_else(|| strange(format!("the answer says {range:?} of its range")))?,
+        // That as much comes as the range has is the only thing that tells a cut answer whose
+        // length was made to fit.
+        Some(range) => match parse_range(range) {
+            Some((covered, size)) if covered == len => size,
+            _ => return Err(strange(format!("{len} bytes came, and {range:?} is said of them"))),
+        },
         // Allowed by HTTP, and of no use here.
         None if ranged => {
             return Err(Failure {
@@ -153,4 +155,26 @@ async fn collect(about: &About, mut answer: GetObjectOutput, ranged: bool) -> Re
         return Err(strange(format!("{} of {len} bytes came", bytes.len())));
     }
     Ok(Got { bytes: bytes.freeze(), size })
+}
+
+/// How many bytes a `Content-Range` covers, and how many the whole object has: `bytes 0-9/100`.
+fn parse_range(text: &str) -> Option<(u64, u64)> {
+    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    Some((last.checked_sub(first)?.checked_add(1)?, size.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read() {
+        assert_eq!(parse_range("bytes 0-9/100"), Some((10, 100)));
+        assert_eq!(parse_range("bytes 5-5/6"), Some((1, 6)));
+        for bad in ["", "bytes */100", "bytes 9-0/100", "bytes 0-9/*", "0-9/100", "bytes 0-9"] {
+            assert_eq!(parse_range(bad), None, "{bad}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use s3s::S3ErrorCode;
 
 use super::{content, name};
 use crate::support::{
-    s3::{BUCKET, Call, Go, Server, Traits},
+    s3::{BUCKET, Call, Go, Server, Traits, Wire, wire::Fault},
     scratch,
 };
 
@@ -205,6 +205,31 @@ async fn an_error_inside_a_success_is_an_error() {
     assert_eq!(e.kind, ErrorKind::Unavailable, "{e}");
     assert!(e.message.contains("InternalError"), "{e}");
     assert!(storage.list("other", None, 10).await.expect("list").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_with_less_than_its_range_is_asked_for_again() {
+    let server = Server::start();
+    let wire = Wire::to(server.address());
+    let settings = S3Settings { endpoint: Some(wire.endpoint()), ..server.settings("x") };
+    let storage = S3::new(settings);
+    put(&storage, "object", 1000).await.expect("put");
+    let once = || {
+        let mut met = false;
+        move |_: &_| (!std::mem::replace(&mut met, true)).then_some(Fault::Shortened)
+    };
+    let whole = content(1000, 1000);
+    for (range, expected) in [
+        (Range::At { offset: 100, len: 200 }, whole.slice(100..300)),
+        (Range::Last(50), whole.slice(950..)),
+    ] {
+        wire.plan(once());
+        assert_eq!(storage.read(&name("object"), range).await.expect("read"), expected);
+        assert_eq!(wire.seen().len(), 2);
+        wire.plan(|_| Some(Fault::Shortened));
+        let e = error(storage.read(&name("object"), range).await);
+        assert_eq!(e.kind, ErrorKind::Unavailable, "{e}");
+    }
 }
 
 #[tokio::test]
