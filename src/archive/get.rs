@@ -164,7 +164,12 @@ impl Request<'_> {
         for store in stores {
             let floors = Floors::read(store.repository(), store.layout(), store.system()).await?;
             let floor = floors.of(segment.timeline);
-            if size.start_of(number + 1) <= floor {
+            if size.start_of(number + 1) > floor {
+                continue;
+            }
+            // Right behind the WAL of a backup that is kept as a point, recovery has come to its end.
+            let before = WalFile::Segment(size.name(segment.timeline, number.saturating_sub(1)));
+            if !store.has(before).await? {
                 let message = format!(
                     "get {segment}: it isn't in {} any more: WAL of timeline {} before {floor} has \
                      expired",

@@ -16,6 +16,7 @@ use crate::{
         record::BackupRecord,
         timelines::{TimelineWal, WalInventory},
         wal::WalStore,
+        wal_floor::Floors,
     },
 };
 
@@ -69,6 +70,9 @@ pub struct TimelineFacts {
     pub segments: Option<(u64, u64)>,
     /// When its last transaction ended.
     pub last: LastTime,
+    /// Whether all of it has expired but what backups need for themselves: no backup led there, and
+    /// what is left says nothing of its last transaction.
+    pub given_up: bool,
 }
 
 /// When the last transaction of a timeline ended.
@@ -111,7 +115,8 @@ impl Facts {
             let inventory = WalInventory::read(&store, segment_size).await?;
             let there = of_system.iter().filter(|record| is_usable(record, &inventory));
             usable.extend(there.map(|record| record.id.clone()));
-            wal.insert(system, SystemFacts::of(&store, &inventory).await?);
+            let floors = Floors::read(repository, layout, system).await?;
+            wal.insert(system, SystemFacts::of(&store, &inventory, &floors).await?);
         }
         let backups = records
             .into_iter()
@@ -145,13 +150,16 @@ fn is_usable(record: &BackupRecord, inventory: &WalInventory) -> bool {
 }
 
 impl SystemFacts {
-    async fn of(store: &WalStore, inventory: &WalInventory) -> Result<Self> {
+    async fn of(store: &WalStore, inventory: &WalInventory, floors: &Floors) -> Result<Self> {
         let mut timelines = BTreeMap::new();
         for (timeline, wal) in inventory.timelines() {
+            let segments = span(wal);
+            let floor = inventory.segment_size.number_at(floors.of(timeline));
             let facts = TimelineFacts {
                 path: inventory.path(timeline).cloned(),
-                segments: span(wal),
+                segments,
                 last: last_time(store, inventory.segment_size, timeline, wal).await?,
+                given_up: segments.is_some_and(|(_, last)| floor > last),
             };
             timelines.insert(timeline, facts);
         }

@@ -301,9 +301,11 @@ fn last_before_live_ends(facts: &Facts, newest: usize) -> BTreeSet<usize> {
         let of_system = &facts.systems[&system];
         let of_timeline = &of_system.timelines[&timeline];
         let lives = match of_timeline.last {
-            LastTime::At(time) => time >= since,
+            LastTime::At(time) => time > since,
             // Nothing was written since it began: it may have begun just now.
-            LastTime::None => of_system.timelines.keys().next_back() == Some(&timeline),
+            LastTime::None => {
+                !of_timeline.given_up && of_system.timelines.keys().next_back() == Some(&timeline)
+            }
             LastTime::Unknown => true,
         };
         if lives && of_timeline.segments.is_some() && !of_system.was_left(timeline) {

@@ -103,36 +103,46 @@ fn one_that_is_gone_keeps_the_other_from_nothing(version: u32) {
     }
 }
 
-#[test]
-fn one_that_goes_in_the_middle_keeps_the_other_from_nothing() {
+/// `gone` goes away while a backup is read; `other` gets its backup, and `gone` gets one when it is back.
+fn goes_in_the_middle(gone: &str, other: &str) {
     let (cluster, pgkeep) = two_repositories(15);
     let running = pgkeep.spawn(["--output", "json", "backup", "--max-rate", "6M"]);
     wait_until("the backup has begun in both", 60, || {
-        let packs = |repository: &str| {
+        let begun = |repository: &str| {
             let folder = pgkeep.repository_of(repository).join("clusters/main/backups");
             fs::read_dir(folder).map_or(0, Iterator::count)
         };
-        packs("main") == 1 && packs("offsite") == 1
+        begun("main") == 1 && begun("offsite") == 1
     });
     std::thread::sleep(std::time::Duration::from_millis(1500));
-    away(&pgkeep, "offsite");
+    away(&pgkeep, gone);
     let output = running.wait();
-    assert!(output.code != 0 && output.stderr.contains("offsite"), "{output}");
+    assert!(output.code != 0 && output.stderr.contains(gone), "{output}");
     let one = taken(&output);
-    assert_eq!((one.len(), one[0].0.as_str()), (1, "main"), "{output}");
-    assert_eq!(rows(&pgkeep, 15, &["--repo", "main"], "restored"), "10000");
+    assert_eq!((one.len(), one[0].0.as_str()), (1, other), "{output}");
+    assert_eq!(rows(&pgkeep, 15, &["--repo", other], "restored"), "10000");
 
-    back(&pgkeep, "offsite");
-    assert!(backups(&pgkeep, "offsite").is_empty());
+    back(&pgkeep, gone);
+    assert!(backups(&pgkeep, gone).is_empty());
     let segment = cluster.switch_wal();
     wait_until("the archive has caught up", 120, || {
         cluster.sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver") >= segment
     });
     pgkeep.ok(["backup"]);
     pgkeep.ok(["expire"]);
-    let info = pgkeep.json(["--repo", "offsite", "info"]);
+    let info = pgkeep.json(["--repo", gone, "info"]);
     assert_eq!(info["repositories"][0]["unusable"].as_array().map(Vec::len), Some(0), "{info:#}");
-    assert_eq!(rows(&pgkeep, 15, &["--repo", "offsite"], "restored-offsite"), "10000");
+    assert_eq!(rows(&pgkeep, 15, &["--repo", gone], "restored-again"), "10000");
+}
+
+#[test]
+fn the_second_goes_in_the_middle() {
+    goes_in_the_middle("offsite", "main");
+}
+
+#[test]
+fn the_first_goes_in_the_middle() {
+    goes_in_the_middle("main", "offsite");
 }
 
 #[test]

@@ -37,6 +37,8 @@ type Segments = BTreeMap<u64, Option<DateTime<Utc>>>;
 struct OneTimeline {
     path: TimelineHistory,
     segments: Segments,
+    /// The segment before which it was cut.
+    floor: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -69,7 +71,7 @@ fn system(identifier: u64) -> SystemId {
 
 fn new_system() -> OneSystem {
     let path = TimelineHistory::first();
-    let timeline = OneTimeline { path, segments: Segments::new() };
+    let timeline = OneTimeline { path, segments: Segments::new(), floor: 0 };
     OneSystem {
         timelines: BTreeMap::from([(Timeline(1), timeline)]),
         timeline: Timeline(1),
@@ -141,7 +143,9 @@ impl World {
         }
         let timeline = Timeline(highest + 1);
         let path = TimelineHistory::parse(timeline, text.as_bytes()).unwrap();
-        server.timelines.insert(timeline, OneTimeline { path, segments: Segments::new() });
+        server
+            .timelines
+            .insert(timeline, OneTimeline { path, segments: Segments::new(), floor: 0 });
         (server.timeline, server.next) = (timeline, at);
     }
 
@@ -226,6 +230,7 @@ impl World {
                     Some(time) => LastTime::At(time),
                     None => LastTime::None,
                 },
+                given_up: segments.keys().next_back().is_some_and(|last| timeline.floor > *last),
             }
         };
         let of_system = |system: &OneSystem| SystemFacts {
@@ -257,7 +262,11 @@ impl World {
         for cut in &plan.cuts {
             let system = self.systems.get_mut(&cut.system).unwrap();
             let timeline = system.timelines.get_mut(&cut.timeline).unwrap();
+            let before = timeline.segments.len();
             timeline.segments.retain(|number, _| !cut.takes(*number));
+            if timeline.segments.len() < before {
+                timeline.floor = cut.first_kept.max(timeline.floor);
+            }
         }
     }
 }
@@ -358,7 +367,7 @@ fn expire(
     let newest = usable.last().map(|record| record.stopped_at);
     if let (Some(newest), false) = (newest, before.clock_went_back) {
         let of_server = |world: &World| -> BTreeSet<Moment> {
-            let moments = world.moments(newest).into_iter();
+            let moments = world.moments(newest + Duration::seconds(1)).into_iter();
             moments.filter(|(system, timeline, _)| (*system, *timeline) == here).collect()
         };
         let (had, has) = (of_server(&before), of_server(world));
@@ -416,7 +425,10 @@ fn expire(
             prop_assert!(own || from.is_some_and(|from| *number >= from), "segment {number} stays");
         }
     }
-    // Again: nothing more.
+    // Again: nothing more. (Which timeline is at work is told by times, as far as they can be.)
+    if before.clock_went_back {
+        return Ok(());
+    }
     let again = planner(rules, &mut world.facts());
     prop_assert!(again.backups.iter().all(|verdict| verdict.stays()), "{:?}", again.backups);
     let mut twice = world.clone();

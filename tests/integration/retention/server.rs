@@ -61,6 +61,37 @@ fn each_backup_is_followed_by_an_expiry(version: u32) {
     assert_eq!(backups(&pgkeep).len(), 2);
 }
 
+on_each_version!(a_point_restores_to_its_own_end: 15 postgres_15, 17 postgres_17);
+
+fn a_point_restores_to_its_own_end(version: u32) {
+    let cluster = Cluster::builder(version).wal_segsize(1).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 10) AS n");
+    let point = pgkeep.json(["backup"]);
+    let point = point["backups"][0]["backup"]["id"].as_str().unwrap().to_owned();
+    pgkeep.ok(["pin", &point]);
+    for _ in 0..4 {
+        cluster.sql("INSERT INTO t VALUES (11)");
+        cluster.switch_wal();
+    }
+    let after = cluster.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    pgkeep.ok(["backup", "--type", "full"]);
+    pgkeep.add("[repository.main.retention]\nminimum = 1");
+    let done = pgkeep.json(["expire"]);
+    assert_eq!(done["repositories"][0]["backups"][0]["wal"], "own", "{done:#}");
+    assert_eq!(rows_of(&pgkeep, version, &point), "10");
+
+    // The WAL behind it has expired, and isn't said never to have been there: recovery would promote.
+    let wanted = pgkeep.scratch().path().join("wanted");
+    let wanted = wanted.to_string_lossy().into_owned();
+    let ask = |segment: &str| pgkeep.run_in(cluster.pgdata(), ["archive-get", segment, &wanted]);
+    let number = u32::from_str_radix(&after[16..], 16).unwrap();
+    let expired = ask(&format!("{}{:08X}", &after[..16], number - 2));
+    assert_eq!(expired.code, 126, "{expired}");
+    assert!(expired.stderr.contains("has expired"), "{expired}");
+    assert_eq!(ask("0000000100000000000000FE").code, 1);
+}
+
 #[test]
 fn expiring_all_the_while_disturbs_no_backup() {
     let cluster = Cluster::builder(17).wal_segsize(1).start();
