@@ -39,7 +39,7 @@ impl Engine {
                     found.push(Listed { name, size });
                 }
             }
-            match self.next(&page, &prefix)? {
+            match self.next(&page, prefix)? {
                 Some(token) => from = From::Token(token),
                 None => break,
             }
