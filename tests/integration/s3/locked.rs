@@ -141,6 +141,40 @@ fn push_backup_and_restore_work_where_everything_is_held(version: u32) {
 }
 
 #[test]
+fn an_incremental_backup_has_the_older_packs_that_it_uses_held_as_long_as_itself() {
+    let moto = Moto::start();
+    moto.bucket("locked", Some(3));
+    let cluster = Cluster::builder(17).wal_segsize(1).start();
+    let pgkeep = Pgkeep::with_repository(&cluster, "url = \"s3://locked/x\"", &moto.table("main"));
+    pgkeep.init();
+    pgkeep.archive(&cluster);
+    let first = pgkeep.json(["backup"])["backups"][0]["backup"].clone();
+    let packs = format!("clusters/main/backups/{}/packs/", first["id"].as_str().unwrap());
+    let storage = S3::new(moto.settings("locked", "x"));
+    let held = || {
+        run(async {
+            let mut held = Vec::new();
+            for pack in storage.list(&packs, None, 100).await.expect("list") {
+                held.push(storage.retained_until(&pack.name).await.expect("ask").expect("held"));
+            }
+            held
+        })
+    };
+    let before = held();
+    assert!(!before.is_empty());
+    // Dates have whole seconds.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    let second = pgkeep.json(["backup"])["backups"][0]["backup"].clone();
+    assert_eq!((&second["kind"], &second["base"]), (&"incr".into(), &first["id"]), "{second:#}");
+    let until: chrono::DateTime<Utc> = second["held-until"].as_str().unwrap().parse().unwrap();
+    assert!(before.iter().all(|then| *then < until), "{before:?} {until}");
+    let after = held();
+    assert!(after.iter().all(|now| *now >= until), "{after:?} {until}");
+    assert_eq!(second.get("warnings"), None, "{second:#}");
+}
+
+#[test]
 fn a_backup_that_fails_where_everything_is_held_is_no_backup() {
     let moto = Moto::start();
     moto.bucket("locked", Some(3));
