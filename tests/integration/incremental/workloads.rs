@@ -204,6 +204,11 @@ pub fn change_again(cluster: &Cluster) {
     script.add("INSERT INTO deleted SELECT n, 'again' FROM generate_series(1, 500) n");
     script.add("VACUUM shrunk");
     script.add("DROP DATABASE by_wal_log");
+    for strategy in ["wal_log", "file_copy"] {
+        script.add(&format!(
+            "CREATE DATABASE again_by_{strategy} TEMPLATE same_database STRATEGY {strategy}"
+        ));
+    }
     script.add("\\c by_file_copy");
     script.add("DELETE FROM t WHERE n > 2500");
     script.add("VACUUM t");
