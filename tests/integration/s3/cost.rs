@@ -169,4 +169,9 @@ fn the_table() {
         counted.of_backup();
     }
     row("info, with four backups", &counted.of(&["info"]), [0, 10 + 3, 6 + 3 * 3]);
+    counted.wait_for_the_archiver();
+    counted.pgkeep.add("[repository.main.retention]\nminimum = 3");
+    let expired = counted.of(&["expire"]);
+    row("expire, of one backup of four", &expired, [2, 46, 48]);
+    row("expire, with nothing to do", &counted.of(&["expire"]), [0, 21, 26]);
 }
