@@ -298,7 +298,7 @@ fn errors_say_what_is_wrong_and_what_to_do() {
     room.configure(&format!("[repository.main]\nurl = \"file://{path}/r\"\nkeyfile = \"/k\"\n"));
     insta::assert_snapshot!(room.run(&["info"]).stderr, @r"
     pgkeep: unknown key repository.main.keyfile (ROOM/pgkeep.toml, line 3)
-    hint: [repository.NAME] takes url, key-file, passphrase-file, passphrase-command, encryption, compression-level, and the table [repository.NAME.s3]
+    hint: [repository.NAME] takes url, key-file, passphrase-file, passphrase-command, encryption, compression-level, and the tables [repository.NAME.s3] and [repository.NAME.retention]
     ");
     // TOML's own word for this would be about booleans.
     room.configure(&format!("[repository.main]\nurl = file://{path}/r\n"));
@@ -310,7 +310,7 @@ fn errors_say_what_is_wrong_and_what_to_do() {
     // A server's log gets one line.
     insta::assert_snapshot!(
         room.run(&["archive-push", "x"]).stderr,
-        @"pgkeep: unknown key repository.main.keyfile (ROOM/pgkeep.toml, line 3) (hint: [repository.NAME] takes url, key-file, passphrase-file, passphrase-command, encryption, compression-level, and the table [repository.NAME.s3])"
+        @"pgkeep: unknown key repository.main.keyfile (ROOM/pgkeep.toml, line 3) (hint: [repository.NAME] takes url, key-file, passphrase-file, passphrase-command, encryption, compression-level, and the tables [repository.NAME.s3] and [repository.NAME.retention])"
     );
 }
 
