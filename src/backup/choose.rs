@@ -124,6 +124,15 @@ mod tests {
     }
 
     #[test]
+    fn an_id_that_two_runs_have_is_not_one_backup() {
+        let one: Vec<_> = [FULL, INCR].map(|id| record(id, 1)).into();
+        let mut other = one.clone();
+        other[1].start_lsn.0 += 0x1000;
+        let choice = choose(None, system(1), &[one, other]).unwrap();
+        assert_eq!(base_of(&choice), Some(FULL));
+    }
+
+    #[test]
     fn another_system_needs_a_full_backup_of_its_own() {
         let old = [vec![record(FULL, 1)]];
         for asked in [BackupType::Diff, BackupType::Incr] {

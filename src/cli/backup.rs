@@ -151,7 +151,14 @@ impl Backup {
             let taken = Document { backups: taken };
             global.output.done(done, &taken, || taken.backups.iter().map(text).collect());
         }
-        failure.map_or(expired.map(|()| 0), Err)
+        match (failure, expired) {
+            (Some(failure), Err(e)) => {
+                tracing::error!("{e}");
+                Err(failure)
+            }
+            (Some(failure), Ok(())) => Err(failure),
+            (None, expired) => expired.map(|()| 0),
+        }
     }
 }
 

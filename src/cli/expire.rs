@@ -102,9 +102,8 @@ pub(super) fn text(expiry: &Expiry) -> String {
     }
     for window in &expiry.windows {
         out += &format!(
-            "  every moment since {} can be restored on timeline {}\n",
-            human::time(window.from),
-            window.timeline
+            "  all WAL stays that follows {} on timeline {}\n",
+            window.backup, window.timeline
         );
     }
     if held.objects > 0 {

@@ -145,8 +145,10 @@ fn wal_object(names: Names, file: &str) -> Option<WalObject> {
         }
         (WalObject::Partial(_, checksum), _) => is_checksum(checksum),
         (WalObject::Repair(_, checksum), _) => {
-            let (checksum, attempt) = checksum.split_once('-').unwrap_or((checksum, "2"));
-            is_checksum(checksum) && attempt.parse::<u32>().is_ok_and(|n| n > 1)
+            // As [`super::wal::WalStore::repair`] counts its attempts.
+            let (checksum, attempt) = checksum.split_once('-').unwrap_or((checksum, "1"));
+            let counts = |n: u32| n > 0 && n.to_string() == attempt;
+            is_checksum(checksum) && attempt.parse().is_ok_and(counts)
         }
     };
     known.then_some(object)
@@ -215,8 +217,11 @@ mod tests {
         }
         let plain = "clusters/main/wal/15-7/00000001/00000001000000000000001A";
         assert_eq!(of(plain, Names::Content), None);
-        for with in ["0123456789abcdef", "repair.0123456789abcdef-2", "partial.0123456789abcdef"] {
+        for with in ["0123456789abcdef", "repair.0123456789abcdef-1", "partial.0123456789abcdef"] {
             assert!(of(&format!("{plain}.{with}"), Names::Content).is_some(), "{with}");
+        }
+        for without in ["repair.0123456789abcdef-0", "repair.0123456789abcdef-01"] {
+            assert_eq!(of(&format!("{plain}.{without}"), Names::Plain), None, "{without}");
         }
     }
 }

@@ -30,21 +30,23 @@ const PASSPHRASE_COMMAND_TIME: Duration = Duration::from_secs(60);
 /// Opens a configured repository: reads its key, opens the place, and checks that what is there is
 /// a repository that the key opens. A user who isn't its owner is refused.
 pub async fn open(settings: &RepositorySettings) -> Result<Repository> {
-    let storage: Arc<dyn Storage> = match &settings.location {
-        Location::Directory(root) => Arc::new(Local::open(root)?),
-        Location::Bucket(place) => Arc::new(S3::new((**place).clone())),
-    };
+    let storage = storage(&settings.location)?;
     let material = key_material(settings).await?;
     Repository::open(&settings.name, storage, &material, settings.compression_level).await
+}
+
+/// The place where a repository lies.
+fn storage(location: &Location) -> Result<Arc<dyn Storage>> {
+    Ok(match location {
+        Location::Directory(root) => Arc::new(Local::open(root)?),
+        Location::Bucket(place) => Arc::new(S3::new((**place).clone())),
+    })
 }
 
 /// Whether `repo.json` alone is gone from where a repository's other objects are: then it isn't a disk
 /// that isn't mounted, or a wrong url.
 pub async fn has_lost_its_file(settings: &RepositorySettings) -> Result<bool> {
-    let storage: Arc<dyn Storage> = match &settings.location {
-        Location::Directory(root) => Arc::new(Local::open(root)?),
-        Location::Bucket(place) => Arc::new(S3::new((**place).clone())),
-    };
+    let storage = storage(&settings.location)?;
     match storage.size(&layout::repository_file()).await {
         Ok(_) => return Ok(false),
         Err(e) if e.is_not_found() => {}

@@ -126,8 +126,8 @@ impl Floors {
     }
 
     /// Says, durably, that WAL of these timelines before these positions may be gone from now on.
-    /// Nothing is written when that was said before. Objects that say nothing more are removed, but
-    /// for what is held.
+    /// When that was said before, it is only made sure that it is durable: whoever said it may have
+    /// been killed before it was. Objects that say nothing more are removed, but for what is held.
     pub async fn write(
         &mut self,
         repository: &Repository,
@@ -135,7 +135,15 @@ impl Floors {
         system: SystemId,
         raised: &BTreeMap<Timeline, Lsn>,
     ) -> Result<()> {
+        let storage = repository.storage();
         if raised.iter().all(|(timeline, lsn)| *lsn <= self.of(*timeline)) {
+            for name in &self.objects {
+                match storage.ensure_durable(name).await {
+                    // Another expiry has said the same, and removed what said it before.
+                    Err(e) if e.is_not_found() => {}
+                    result => result?,
+                }
+            }
             return Ok(());
         }
         for (timeline, lsn) in raised {
@@ -146,7 +154,7 @@ impl Floors {
         let name = layout.wal_floor(RandomId::random()?);
         put_sealed(repository, &name, &json).await?;
         for older in std::mem::replace(&mut self.objects, vec![name]) {
-            match repository.storage().delete(&older).await {
+            match storage.delete(&older).await {
                 Err(e) if e.kind == ErrorKind::Locked => self.objects.push(older),
                 result => result?,
             }

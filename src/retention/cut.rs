@@ -18,7 +18,7 @@ use crate::{
         wal::{WalObject, WalStore},
         wal_floor::Floors,
     },
-    storage::Listed,
+    storage::{Listed, ObjectName},
 };
 
 /// What a cut takes, as the repository is now. Changes nothing.
@@ -77,7 +77,7 @@ struct Pages<'c> {
     store: WalStore,
     cut: &'c Cut,
     size: SegmentSize,
-    after: Option<crate::storage::ObjectName>,
+    after: Option<ObjectName>,
 }
 
 impl<'c> Pages<'c> {
@@ -106,15 +106,10 @@ impl<'c> Pages<'c> {
 /// The number of the segment that an object belongs to; `None` for history files and for what isn't
 /// a segment of this size.
 fn number(object: &WalObject, size: SegmentSize) -> Option<u64> {
-    match object {
-        WalObject::Partial(segment, _) => segment.number(size),
-        WalObject::Plain(file) | WalObject::Content(file, _) | WalObject::Repair(file, _) => {
-            match file {
-                WalFile::Segment(segment)
-                | WalFile::Partial(segment)
-                | WalFile::BackupHistory(segment, _) => segment.number(size),
-                WalFile::History(_) => None,
-            }
-        }
+    match object.file() {
+        WalFile::Segment(segment)
+        | WalFile::Partial(segment)
+        | WalFile::BackupHistory(segment, _) => segment.number(size),
+        WalFile::History(_) => None,
     }
 }

@@ -51,7 +51,7 @@ pub struct Expiry {
     pub swept: Vec<Swept>,
     /// What goes of the WAL.
     pub wal: Vec<WalCut>,
-    /// From when on one can restore to every moment.
+    /// From where on all WAL stays.
     pub windows: Vec<RemainingWindow>,
     /// All that goes.
     pub freed: Amount,

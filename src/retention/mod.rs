@@ -2,8 +2,8 @@
 //!
 //! [`mod@expire`] looks at what there is ([`facts`]), [`plan`]s by the rules what stays, and does it.
 //! [`delete()`] and [`clean_up`] mark backups as deleted and then [`sweep`]: they read who refers to
-//! what ([`references`]) and remove what nobody needs. WAL is [`cut`]. [`pin`] and [`unpin`] say what has to stay. The
-//! marks themselves, and the other half of the protocol, which a running backup follows, are in
+//! what ([`references`]) and remove what nobody needs. WAL is [`cut`]. [`pin`] and [`unpin`] say what
+//! has to stay. The marks themselves, and the other half of the protocol, which a running backup follows, are in
 //! [`crate::repo::tombstone`].
 
 pub mod amount;

@@ -31,7 +31,7 @@ pub struct Plan {
     pub backups: Vec<Verdict>,
     /// The timelines of which WAL goes.
     pub cuts: Vec<Cut>,
-    /// From when on one can restore to every moment, once it is done.
+    /// From where on all WAL is left, once it is done.
     pub windows: Vec<RemainingWindow>,
 }
 
@@ -169,7 +169,8 @@ impl Cut {
     }
 }
 
-/// A timeline, and the backup from which on one can restore to every moment along it.
+/// A timeline, and the backup from which on all WAL along it stays. Gaps that there are aren't told: see
+/// `info`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RemainingWindow {

@@ -3,7 +3,7 @@
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 
 use super::engine::Engine;
-use crate::storage::{ErrorKind, Listed, ObjectName, Result};
+use crate::storage::{ErrorKind, Listed, ObjectName, Result, StorageError};
 
 /// How many keys an answer has at most, by S3's own limit.
 const PAGE: usize = 1000;
@@ -39,7 +39,7 @@ impl Engine {
                     found.push(Listed { name, size });
                 }
             }
-            match self.next(&page, prefix)? {
+            match next(&page).map_err(|why| self.cut_short(prefix, why))? {
                 Some(token) => from = From::Token(token),
                 None => break,
             }
@@ -62,7 +62,7 @@ impl Engine {
                     .filter(|name| ObjectName::new(*name).is_ok());
                 found.extend(folder.map(str::to_owned));
             }
-            match self.next(&page, &prefix)? {
+            match next(&page).map_err(|why| self.cut_short(&prefix, why))? {
                 Some(token) => from = From::Token(token),
                 None => break,
             }
@@ -71,19 +71,8 @@ impl Engine {
         Ok(found)
     }
 
-    /// What the next page begins after; `None` behind the last one. A server that says that there is
-    /// more, and not where, knows only the older form of listing: what isn't seen would count as
-    /// absent.
-    fn next(&self, page: &ListObjectsV2Output, prefix: &str) -> Result<Option<String>> {
-        match (page.is_truncated().unwrap_or(false), page.next_continuation_token()) {
-            (_, Some(token)) => Ok(Some(token.to_owned())),
-            (false, None) => Ok(None),
-            (true, None) => {
-                let message = "the server cuts the listing short and doesn't say where it goes on";
-                let about = self.about("list", prefix);
-                Err(about.error(ErrorKind::Refused, message))
-            }
-        }
+    fn cut_short(&self, prefix: &str, why: &str) -> StorageError {
+        self.about("list", prefix).error(ErrorKind::Refused, why)
     }
 
     async fn page(
@@ -112,5 +101,30 @@ impl Engine {
             })
             .await?;
         Ok(answer)
+    }
+}
+
+/// What the next page begins after; `None` behind the last one. A server that says that there is more,
+/// and not where, knows only the older form of listing: what isn't seen would count as absent.
+fn next(page: &ListObjectsV2Output) -> Result<Option<String>, &'static str> {
+    match (page.next_continuation_token(), page.is_truncated().unwrap_or(false)) {
+        (Some(token), _) => Ok(Some(token.to_owned())),
+        (None, false) => Ok(None),
+        (None, true) => Err("the server cuts the listing short and doesn't say where it goes on"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_that_is_cut_short_is_never_taken_for_all() {
+        let page = ListObjectsV2Output::builder;
+        assert_eq!(next(&page().build()), Ok(None));
+        assert_eq!(next(&page().is_truncated(false).build()), Ok(None));
+        let more = page().is_truncated(true).next_continuation_token("x").build();
+        assert_eq!(next(&more), Ok(Some("x".into())));
+        assert!(next(&page().is_truncated(true).build()).is_err());
     }
 }

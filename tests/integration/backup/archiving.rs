@@ -7,7 +7,7 @@ use std::{
 
 use super::tree::Opened;
 use crate::support::{
-    Cluster, Pgkeep, install,
+    Cluster, Pgkeep, Stop, install,
     objects::{ObjectKind, objects},
     pgkeep::Output,
     scratch, wait_until,
@@ -45,6 +45,26 @@ fn archiving_that_is_off_or_empty_is_refused_at_once() {
     cluster.restart();
     // Without WAL senders there isn't even a connection.
     fails(&pgkeep, 6);
+}
+
+#[test]
+fn a_server_whose_timeline_is_anothers_in_the_archive_is_not_backed_up() {
+    let mut cluster = Cluster::builder(15).wal_segsize(1).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    pgkeep.ok(["check"]);
+    // Another server has promoted to timeline 2 before, at another place.
+    let history = cluster.pgdata().join("pg_wal/00000002.history");
+    scratch::write(&history, "1\t0/10000000\tanother went here\n");
+    let pushed = pgkeep.run_in(cluster.pgdata(), ["archive-push", "pg_wal/00000002.history"]);
+    assert_eq!(pushed.code, 0, "{pushed}");
+    std::fs::remove_file(&history).expect("remove it");
+    cluster.stop(Stop::Fast);
+    cluster.conf("restore_command = 'false'\narchive_command = 'true'");
+    scratch::write(&cluster.pgdata().join("recovery.signal"), "");
+    cluster.start();
+    cluster.wait_for_primary(60);
+    let output = fails(&pgkeep, 9);
+    assert!(output.stderr.contains("two servers went separate ways"), "{output}");
 }
 
 #[test]

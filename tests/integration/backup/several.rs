@@ -45,16 +45,9 @@ fn back(pgkeep: &Pgkeep, repository: &str) {
     fs::rename(path.with_extension("away"), &path).expect("bring it back");
 }
 
-/// Restores the newest backup of what is reachable to the end of its WAL, and counts the rows.
+/// Restores the newest backup to the end of its WAL, and counts the rows.
 fn rows(pgkeep: &Pgkeep, version: u32, options: &[&str], name: &str) -> String {
-    let pgdata = pgkeep.scratch().path().join(name);
-    let path = pgdata.to_string_lossy().into_owned();
-    let restore = ["restore", "--archive-mode", "off", "--pgdata", &path];
-    pgkeep.ok([options, &restore].concat());
-    let mut restored = Cluster::at(&pgdata, version);
-    restored.start();
-    restored.wait_for_primary(60);
-    restored.sql("SELECT count(*) FROM t")
+    pgkeep.restored(version, name, options).sql("SELECT count(*) FROM t")
 }
 
 on_each_version!(one_that_is_gone_keeps_the_other_from_nothing: 15 postgres_15, 17 postgres_17);

@@ -7,12 +7,14 @@ use pgkeep::{
     progress::Silent,
     repo::{catalog, manifest::Manifest},
     retention::{clean_up, delete},
-    storage::{ErrorKind, ObjectName, Storage},
+    storage::{ObjectName, Storage},
 };
 
-use super::{BASE, Chain, FIRST, SECOND, THIRD, folders, id, layout, listed, open, restores};
+use super::{
+    BASE, Chain, FAULTS, FIRST, SECOND, THIRD, folders, id, layout, listed, open, restores,
+};
 use crate::support::{
-    faulty::{Fault, Faulty, Operation},
+    faulty::{Fault, Faulty},
     memory::Memory,
 };
 
@@ -79,18 +81,7 @@ async fn a_deletion_that_dies_at_any_step_is_finished_by_the_next() {
 #[tokio::test]
 async fn a_deletion_that_meets_any_single_fault_does_no_harm() {
     let chain = Chain::make().await;
-    let faults = [
-        (Operation::Create, Fault::Fails(ErrorKind::Full)),
-        (Operation::Finish, Fault::Fails(ErrorKind::Full)),
-        (Operation::Finish, Fault::AnswerLost),
-        (Operation::Read, Fault::Fails(ErrorKind::Unavailable)),
-        (Operation::Read, Fault::Flips),
-        (Operation::Size, Fault::Fails(ErrorKind::Denied)),
-        (Operation::List, Fault::Fails(ErrorKind::Unavailable)),
-        (Operation::Delete, Fault::Fails(ErrorKind::Denied)),
-        (Operation::Delete, Fault::AnswerLost),
-    ];
-    for (operation, fault) in faults {
+    for (operation, fault) in FAULTS {
         for n in 1.. {
             let storage = chain.storage();
             let faulty = Faulty::new(Arc::new(storage.clone()));

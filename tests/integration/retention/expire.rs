@@ -8,14 +8,18 @@ use pgkeep::{
     error::Error,
     postgres::{SegmentSize, Timeline},
     progress::Silent,
-    repo::{catalog, wal_floor::Floors},
+    repo::{
+        catalog,
+        lease::{HeldLease, Lease},
+        wal_floor::Floors,
+    },
     retention::{Expiry, expire},
     storage::{ErrorKind, Storage},
 };
 
 use super::{
-    BASE, Chain, FIRST, SECOND, SEGMENTS, THIRD, archive, begin, folders, id, layout, listed, open,
-    place, restores,
+    BASE, Chain, FAULTS, FIRST, SECOND, SEGMENTS, THIRD, archive, begin, folders, id, layout,
+    listed, open, place, restores,
 };
 use crate::support::{
     faulty::{Fault, Faulty, Operation},
@@ -93,19 +97,8 @@ async fn an_expiry_that_dies_at_any_step_is_finished_by_the_next() {
 #[tokio::test]
 async fn an_expiry_that_meets_any_single_fault_does_no_harm() {
     let chain = Chain::make().await;
-    let faults = [
-        (Operation::Create, Fault::Fails(ErrorKind::Full)),
-        (Operation::Finish, Fault::Fails(ErrorKind::Full)),
-        (Operation::Finish, Fault::AnswerLost),
-        (Operation::Read, Fault::Fails(ErrorKind::Unavailable)),
-        (Operation::Read, Fault::Flips),
-        (Operation::Size, Fault::Fails(ErrorKind::Denied)),
-        (Operation::List, Fault::Fails(ErrorKind::Unavailable)),
-        (Operation::Delete, Fault::Fails(ErrorKind::Denied)),
-        (Operation::Delete, Fault::AnswerLost),
-    ];
     let mut met = 0;
-    for (operation, fault) in faults {
+    for (operation, fault) in FAULTS {
         for n in 1.. {
             let storage = chain.storage();
             let faulty = Faulty::new(Arc::new(storage.clone()));
@@ -176,6 +169,42 @@ async fn points_keep_their_own_wal_and_no_more() {
     assert_eq!(segments(&storage, 1), expected);
     for backup in [BASE, SECOND, THIRD] {
         restores(&chain, &storage, backup).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_being_restored_stays_with_all_that_follows() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let repository = open(Arc::new(storage.clone())).await;
+    let lease = Lease::new("restore", Some(id(BASE))).unwrap();
+    let lease = HeldLease::take(&repository, &layout(), lease).await.unwrap();
+    let done = expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
+    assert_eq!(listed(&storage).await, [BASE, SECOND, THIRD]);
+    assert_eq!(segments(&storage, 1), (2..=SEGMENTS).collect());
+    let kept_by = serde_json::to_value(&done.backups[0].kept_by).unwrap();
+    assert_eq!(kept_by, serde_json::json!(["restoring"]));
+    lease.release().await;
+    expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
+    assert_eq!(listed(&storage).await, [SECOND, THIRD]);
+}
+
+#[tokio::test]
+async fn a_floor_that_somebody_else_wrote_is_made_durable() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let faulty = Faulty::new(Arc::new(storage.clone()));
+    let repository = open(Arc::new(faulty.clone())).await;
+    let system = catalog::read_record(&repository, &layout(), &id(THIRD)).await.unwrap().system;
+    let raised = [(Timeline(1), SegmentSize::DEFAULT.start_of(8))].into();
+    for written in [true, false] {
+        let mut floors = Floors::read(&repository, &layout(), system).await.unwrap();
+        faulty.heal();
+        floors.write(&repository, &layout(), system, &raised).await.unwrap();
+        let log = faulty.log();
+        let has =
+            |operation| log.iter().any(|(of, name)| *of == operation && name.contains("wal-floor"));
+        assert_eq!((has(Operation::Finish), has(Operation::Sync)), (written, !written), "{log:?}");
     }
 }
 

@@ -27,16 +27,30 @@ use pgkeep::{
         settings::{RecoverySettings, Signal},
         write::{WriteRequest, write},
     },
-    storage::Storage,
+    storage::{ErrorKind, Storage},
 };
 
 use crate::{
     restore_write::store::{Files, pages, store_as},
     support::{
         Scratch,
+        faulty::{Fault, Operation},
         memory::{Memory, Objects},
     },
 };
+
+/// What can go wrong with a single operation of a storage.
+const FAULTS: [(Operation, Fault); 9] = [
+    (Operation::Create, Fault::Fails(ErrorKind::Full)),
+    (Operation::Finish, Fault::Fails(ErrorKind::Full)),
+    (Operation::Finish, Fault::AnswerLost),
+    (Operation::Read, Fault::Fails(ErrorKind::Unavailable)),
+    (Operation::Read, Fault::Flips),
+    (Operation::Size, Fault::Fails(ErrorKind::Denied)),
+    (Operation::List, Fault::Fails(ErrorKind::Unavailable)),
+    (Operation::Delete, Fault::Fails(ErrorKind::Denied)),
+    (Operation::Delete, Fault::AnswerLost),
+];
 
 /// How many segments the chain's archive has, from 1 on. The backups begin at 2, 5, 8 and 11, and
 /// have two each.

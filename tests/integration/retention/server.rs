@@ -5,7 +5,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use crate::support::{Cluster, Pgkeep, Stop, moto::Moto, on_each_version, scratch::write};
+use crate::support::{
+    Cluster, Pgkeep, Stop, moto::Moto, objects::flip_bit, on_each_version, scratch::write,
+};
 
 /// The ids of the backups in a repository, the newest last.
 fn backups(pgkeep: &Pgkeep) -> Vec<String> {
@@ -17,13 +19,8 @@ fn backups(pgkeep: &Pgkeep) -> Vec<String> {
 
 /// Restores a backup to its own end, and counts the rows of `t`.
 fn rows_of(pgkeep: &Pgkeep, version: u32, backup: &str) -> String {
-    let pgdata = pgkeep.scratch().path().join(format!("restored-{backup}"));
-    let path = pgdata.to_string_lossy().into_owned();
     let target = ["--target-immediate", "--target-action", "promote", "--backup", backup];
-    pgkeep.ok([&["restore", "--archive-mode", "off", "--pgdata", &path][..], &target].concat());
-    let mut restored = Cluster::at(&pgdata, version);
-    restored.start();
-    restored.wait_for_primary(60);
+    let restored = pgkeep.restored(version, &format!("restored-{backup}"), &target);
     restored.sql("SELECT count(*) FROM t")
 }
 
@@ -59,6 +56,25 @@ fn each_backup_is_followed_by_an_expiry(version: u32) {
     assert_eq!(backups(&pgkeep).len(), 3);
     pgkeep.ok(["expire"]);
     assert_eq!(backups(&pgkeep).len(), 2);
+}
+
+#[test]
+fn after_a_backup_with_damaged_pages_nothing_expires_by_itself() {
+    let mut cluster = Cluster::builder(15).wal_segsize(1).checksums(true).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    pgkeep.add("[repository.main.retention]\nminimum = 1");
+    cluster.make_table("t", 5000);
+    pgkeep.ok(["backup"]);
+    let path = cluster.sql("SELECT pg_relation_filepath('t')");
+    cluster.stop(Stop::Fast);
+    flip_bit(&cluster.pgdata().join(path), 3 * 8192 + 4000);
+    cluster.start();
+    let output = pgkeep.ok(["backup", "--type", "full"]);
+    assert!(output.stderr.contains("nothing expires in repository main"), "{output}");
+    assert_eq!(backups(&pgkeep).len(), 2);
+    // Who asks for it gets it.
+    pgkeep.ok(["expire"]);
+    assert_eq!(backups(&pgkeep).len(), 1);
 }
 
 on_each_version!(a_point_restores_to_its_own_end: 15 postgres_15, 17 postgres_17);

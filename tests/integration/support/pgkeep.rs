@@ -177,6 +177,19 @@ impl Pgkeep {
         format!("{} archive-push %p", self.call())
     }
 
+    /// Restores with these options, archiving off, into a directory of this name, and starts the
+    /// server until its recovery is over.
+    pub fn restored(&self, version: u32, name: &str, options: &[&str]) -> Cluster {
+        let pgdata = self.scratch.path().join(name);
+        let path = pgdata.to_string_lossy().into_owned();
+        let restore = ["restore", "--archive-mode", "off", "--pgdata", &path];
+        self.ok([&restore, options].concat());
+        let mut restored = Cluster::at(&pgdata, version);
+        restored.start();
+        restored.wait_for_primary(60);
+        restored
+    }
+
     /// For `restore_command`.
     pub fn restore_command(&self) -> String {
         format!("{} archive-get %f %p", self.call())
