@@ -222,6 +222,11 @@ fn in_one_pass(site: &Site, chain: &[Taken], full: &Value) {
     }
     let bytes = last_reads.data.1 + last_reads.leaves.1;
     assert!(bytes <= stored, "{bytes} read of {stored} that there are");
+    // A frame is read for the blocks that are still of use, however few: not for less than that.
+    assert!(
+        last_reads.data.1 < 3 * full_reads.data.1,
+        "{last_reads}, and of a full one {full_reads}"
+    );
     assert!(uses.len() > LENGTH / 2, "{last}");
     for backup in &last_reads.backups {
         assert!(uses.contains_key(backup) || backup == id(last), "{backup} isn't used: {last}");
@@ -233,7 +238,7 @@ fn in_one_pass(site: &Site, chain: &[Taken], full: &Value) {
 struct Reads {
     /// Whose packs are read.
     backups: BTreeSet<String>,
-    /// How many reads of data and of leaves there are, and their bytes.
+    /// How many reads of data and of leaves there are, and the bytes of what is read, counted once.
     data: (usize, u64),
     leaves: (usize, u64),
 }
@@ -275,10 +280,10 @@ impl Reads {
             // a frame may be wanted for leaves, and for those that patches are over.
             let is_data = pack.starts_with('0');
             let (of, most) = if is_data { (&mut reads.data, 1) } else { (&mut reads.leaves, 4) };
-            *of = (of.0 + 1, of.1 + len);
             reads.backups.insert(folder.rsplit_once('/').unwrap().1.to_owned());
             let times = times.entry((name, offset)).or_default();
             *times += 1;
+            *of = (of.0 + 1, of.1 + if *times == 1 { len } else { 0 });
             assert!(*times <= most, "{folder}, pack {pack}, was read {times} times at {offset}");
         }
         reads
