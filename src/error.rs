@@ -146,6 +146,12 @@ impl Error {
         self.kind
     }
 
+    /// The SQLSTATE of what PostgreSQL answered, if this is about that.
+    pub fn sqlstate(&self) -> Option<&str> {
+        let below = self.source.as_deref()?;
+        below.downcast_ref::<crate::postgres::client::PgError>()?.code()
+    }
+
     /// What to do next, in order.
     pub fn hints(&self) -> &[String] {
         &self.hints

@@ -73,7 +73,7 @@ async fn there(store: &WalStore, waiting: &[WalFile]) -> Result<BTreeSet<String>
             after = Some(last.clone());
             there.extend(page.iter().filter_map(|(object, ..)| match object {
                 WalObject::Plain(file) | WalObject::Content(file, _) => Some(file.to_string()),
-                WalObject::Partial(..) | WalObject::Repair(..) => None,
+                WalObject::Partial(..) | WalObject::Repair(..) | WalObject::Part(..) => None,
             }));
         }
     }

@@ -21,11 +21,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{SegmentName, WalFile, wal::SegmentHeader},
     repo::{
-        Repository,
-        catalog::exists,
-        layout::ClusterLayout,
-        open::open,
-        wal::{StoredSummary, WalStore},
+        Repository, catalog::exists, layout::ClusterLayout, open::open, wal::WalStore,
         wal_floor::Floors,
     },
     storage::ObjectName,
@@ -41,7 +37,7 @@ pub enum Got {
     Served {
         /// The repository it came from.
         repository: String,
-        /// The object it came from.
+        /// The object it came from; `<segment>.part.*` for the stream's parts.
         object: String,
     },
     /// It is certainly in none of the repositories.
@@ -114,7 +110,7 @@ impl Request<'_> {
                     for e in &errors {
                         tracing::warn!("{e}");
                     }
-                    return Ok(Ok(served(settings.name.clone(), &object)));
+                    return Ok(Ok(served(settings.name.clone(), object.to_string())));
                 }
                 Ok(Answer::Absent(store)) => without.push(store),
                 Err(e) if e.kind() == Kind::Local => return Err(e),
@@ -125,9 +121,17 @@ impl Request<'_> {
             && let WalFile::Segment(segment) = self.file
         {
             match partial::serve_as_segment(self, &without, segment).await {
+                Ok(Some((store, object))) => {
+                    return Ok(Ok(served(store.repository().name().to_owned(), object)));
+                }
+                Err(e) if e.kind() == Kind::Local => return Err(e),
+                unserved => errors.extend(unserved.err()),
+            }
+            match self.now_whole(&without).await {
                 Ok(None) => {}
                 Ok(Some((store, object))) => {
-                    return Ok(Ok(served(store.repository().name().to_owned(), &object)));
+                    let repository = store.repository().name().to_owned();
+                    return Ok(Ok(served(repository, object.to_string())));
                 }
                 Err(e) if e.kind() == Kind::Local => return Err(e),
                 Err(e) => errors.push(e),
@@ -152,6 +156,22 @@ impl Request<'_> {
                 }
             },
         })
+    }
+
+    /// Serves the segment from a repository that has it by now: it may have become whole behind the
+    /// first look at it, and its parts have gone before the look at them.
+    async fn now_whole<'s>(
+        &self,
+        stores: &'s [WalStore],
+    ) -> Result<Option<(&'s WalStore, ObjectName)>> {
+        for store in stores {
+            if store.has(self.file).await?
+                && let Some(object) = self.serve(store).await?
+            {
+                return Ok(Some((store, object)));
+            }
+        }
+        Ok(None)
     }
 
     /// The error for a segment that has expired, which isn't one that never was: to a recovery that
@@ -254,10 +274,31 @@ impl Request<'_> {
             return Ok(false);
         };
         if let WalFile::Segment(segment) = self.file {
-            self.check_segment(&mut destination, segment, name, &summary)?;
+            let is_partial = name.file_name().contains(".partial.");
+            self.check_segment(&mut destination, segment, name.as_str(), summary.size, is_partial)?;
         }
         destination.finish()?;
         Ok(true)
+    }
+
+    /// Writes what the stream's parts have of a segment to the destination, and zeros behind it.
+    /// `least` is how much there was of it when it was last looked at, in bytes.
+    pub(super) async fn fetch_parts(
+        &self,
+        store: &WalStore,
+        segment: SegmentName,
+        least: u64,
+    ) -> Result<()> {
+        let mut destination = Destination::create(self.destination)?;
+        let bytes = store.copy_parts(segment, destination.file()).await?;
+        if bytes < least {
+            // It has become whole, or larger parts have what these had.
+            let what = format!("the parts of {segment} changed while they were read");
+            return Err(Error::new(Kind::Repository, what));
+        }
+        let name = store.plain(self.file);
+        self.check_segment(&mut destination, segment, &format!("{name}.part.*"), bytes, true)?;
+        destination.finish()
     }
 
     /// Checks that what was fetched is this segment of this system, and fills up a partial one that
@@ -266,14 +307,14 @@ impl Request<'_> {
         &self,
         destination: &mut Destination,
         segment: SegmentName,
-        name: &ObjectName,
-        summary: &StoredSummary,
+        name: &str,
+        bytes: u64,
+        is_partial: bool,
     ) -> Result<()> {
         let wrong = |why: String| Error::new(Kind::Damaged, format!("{name} {why}"));
         let size = self.directory.control.segment_size.bytes();
-        let is_partial = name.file_name().contains(".partial.");
-        if summary.size > size || (summary.size < size && !is_partial) {
-            return Err(wrong(format!("has {} bytes, a segment has {size}", summary.size)));
+        if bytes > size || (bytes < size && !is_partial) {
+            return Err(wrong(format!("has {bytes} bytes, a segment has {size}")));
         }
         let what = || format!("write {}", self.destination.display());
         let file = destination.file();
@@ -282,7 +323,7 @@ impl Request<'_> {
         file.take(SegmentHeader::LEN as u64).read_to_end(&mut page).context(Kind::Local, what)?;
         let header =
             SegmentHeader::parse(&page).map_err(|e| wrong("isn't a segment".into()).because(e))?;
-        check_header(&header, segment, self.directory).map_err(|e| e.of(name.as_str()))?;
+        check_header(&header, segment, self.directory).map_err(|e| e.of(name))?;
         file.set_len(size).context(Kind::Local, what)
     }
 }
@@ -292,8 +333,8 @@ enum Answer {
     Absent(WalStore),
 }
 
-fn served(repository: String, object: &ObjectName) -> Got {
-    Got::Served { repository, object: object.to_string() }
+fn served(repository: String, object: String) -> Got {
+    Got::Served { repository, object }
 }
 
 /// After a miss: that the repository is still there and itself, and has WAL of this system. An

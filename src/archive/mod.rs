@@ -1,7 +1,7 @@
 //! The archive of WAL: pushing it into the repositories, getting it back, proving that it works.
 //!
-//! [`push()`] is PostgreSQL's `archive_command`, [`get()`] its `restore_command`, [`check()`] what a
-//! person runs to know that both will do. Nothing here ever writes below a data directory, but for
+//! [`push()`] is PostgreSQL's `archive_command`, [`get()`] its `restore_command`, [`stream()`] receives
+//! WAL as it is written, [`check()`] is what a person runs to know that archiving works. Nothing here ever writes below a data directory, but for
 //! the one path that `restore_command` names.
 
 mod ahead;
@@ -19,7 +19,9 @@ mod server;
 mod settings;
 mod source;
 mod store;
+pub mod stream;
 
 pub use check::{CheckOptions, CheckReport, CheckStep, StepState, check};
 pub use get::{Got, get};
 pub use push::{PushOutcome, Stored, push};
+pub use stream::stream;

@@ -166,7 +166,7 @@ fn lost_result() -> Error {
 }
 
 /// Opens a repository and makes sure that the system is one of the cluster's there.
-async fn open_store(
+pub(super) async fn open_store(
     settings: &RepositorySettings,
     layout: &ClusterLayout,
     system: SystemId,

@@ -106,7 +106,11 @@ pub async fn settle(
 
 /// Makes sure that an object has this content, to the last byte, and that it is durable. Whoever
 /// wrote it may have been killed before it was.
-async fn confirm(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -> Result<()> {
+pub(super) async fn confirm(
+    store: &WalStore,
+    name: &ObjectName,
+    summary: &StoredSummary,
+) -> Result<()> {
     let differs = |stored: &StoredSummary| {
         Error::new(
             Kind::Conflict,
@@ -138,7 +142,7 @@ async fn confirm(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -
     Ok(store.repository().storage().ensure_durable(name).await?)
 }
 
-fn vanished(store: &WalStore, what: impl std::fmt::Display) -> Error {
+pub(super) fn vanished(store: &WalStore, what: impl std::fmt::Display) -> Error {
     let address = store.repository().storage().address();
     Error::new(Kind::Repository, format!("{what} vanished from {address} while it was looked at"))
 }

@@ -24,6 +24,7 @@ mod progress;
 mod restore;
 mod restore_command;
 mod runtime;
+mod stream;
 mod table;
 mod time;
 mod verify;
@@ -141,6 +142,7 @@ enum Command {
     Check(check::Check),
     ArchivePush(archive_push::ArchivePush),
     ArchiveGet(archive_get::ArchiveGet),
+    Stream(stream::Stream),
     Backup(backup::Backup),
     Restore(restore::Restore),
     Info(info::Info),
@@ -171,6 +173,7 @@ impl Command {
             Command::Check(command) => command.run(global),
             Command::ArchivePush(command) => command.run(global, guarded()?),
             Command::ArchiveGet(command) => command.run(global, guarded()?),
+            Command::Stream(command) => command.run(global),
             Command::Backup(command) => command.run(global),
             Command::Restore(command) => command.run(global),
             Command::Info(command) => command.run(global),

@@ -9,6 +9,7 @@ use std::{
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
 };
 
 use crate::error::{Context, Error, Kind, Result};
@@ -81,6 +82,26 @@ pub(super) async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Re
     Signals::watch(&asked)?.end(work).await
 }
 
+/// Runs `work`, which hears of SIGINT and SIGTERM and ends by itself then.
+pub(super) async fn ending_at_signal<T>(
+    work: impl AsyncFnOnce(watch::Receiver<bool>) -> Result<T>,
+) -> Result<T> {
+    let asked = [("SIGINT", SignalKind::interrupt()), ("SIGTERM", SignalKind::terminate())];
+    let mut signals = Signals::watch(&asked)?;
+    let (stop, stopped) = watch::channel(false);
+    let listening = async {
+        let name = signals.first().await;
+        tracing::info!("{name}: ending");
+        let _ = stop.send(true);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        result = work(stopped) => result,
+        () = listening => Err(Error::new(Kind::Internal, "waiting for signals ended")),
+    }
+}
+
 /// What ends a process that doesn't care for it, other than its own faults and what the kernel lets
 /// nobody catch.
 const ENDING: [(&str, SignalKind); 8] = [
@@ -105,20 +126,25 @@ impl Signals {
         signals.context(Kind::Local, || "watch for signals").map(Signals)
     }
 
-    /// The result of `work`, or that a signal came first.
-    async fn end<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let signal = poll_fn(|context| {
+    /// The name of the one that comes first.
+    async fn first(&mut self) -> &'static str {
+        poll_fn(|context| {
             for (name, signal) in &mut self.0 {
                 if signal.poll_recv(context).is_ready() {
                     return Poll::Ready(*name);
                 }
             }
             Poll::Pending
-        });
+        })
+        .await
+    }
+
+    /// The result of `work`, or that a signal came first.
+    async fn end<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             biased;
             result = work => result,
-            name = signal => Err(Error::new(Kind::Interrupted, format!("stopped by {name}"))),
+            name = self.first() => Err(Error::new(Kind::Interrupted, format!("stopped by {name}"))),
         }
     }
 }

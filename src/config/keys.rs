@@ -17,6 +17,8 @@ pub enum Scope {
     Retention,
     /// In a table `[cluster.NAME]`.
     Cluster,
+    /// In a table `[cluster.NAME.stream]`.
+    Stream,
 }
 
 impl Scope {
@@ -25,7 +27,7 @@ impl Scope {
         match self {
             Scope::Top => None,
             Scope::Repository | Scope::S3 | Scope::Retention => Some("repository"),
-            Scope::Cluster => Some("cluster"),
+            Scope::Cluster | Scope::Stream => Some("cluster"),
         }
     }
 
@@ -34,6 +36,7 @@ impl Scope {
         match self {
             Scope::S3 => Some("s3"),
             Scope::Retention => Some("retention"),
+            Scope::Stream => Some("stream"),
             Scope::Top | Scope::Repository | Scope::Cluster => None,
         }
     }
@@ -43,6 +46,7 @@ impl Scope {
         match (self, table) {
             (Scope::Repository, "s3") => Some(Scope::S3),
             (Scope::Repository, "retention") => Some(Scope::Retention),
+            (Scope::Cluster, "stream") => Some(Scope::Stream),
             _ => None,
         }
     }
@@ -70,6 +74,7 @@ impl Scope {
             Scope::Repository => {
                 ", and the tables [repository.NAME.s3] and [repository.NAME.retention]"
             }
+            Scope::Cluster => ", and the table [cluster.NAME.stream]",
             _ => "",
         };
         match self.header() {
@@ -379,5 +384,30 @@ pub const KEYS: &[Key] = &[
         takes: "a duration from 0s to 1h, as in \"30s\" or \"2min\"",
         default: "\"30s\"",
         meaning: "how long archive-get keeps trying while a repository can't be asked",
+    },
+    Key {
+        scope: Scope::Stream,
+        name: "slot",
+        takes: "a name of lower-case letters, digits and underscores, at most 63",
+        default: "\"pgkeep\"",
+        meaning: "the physical replication slot that holds the server's WAL for the stream; `stream` \
+                  makes it. It is also the name in synchronous_standby_names, unless conninfo has an \
+                  application_name",
+    },
+    Key {
+        scope: Scope::Stream,
+        name: "max-lag",
+        takes: "a duration from 0s to 1h, as in \"500ms\" or \"5s\"",
+        default: "\"1s\"",
+        meaning: "how old WAL may become before it is stored, where no commit waits for the stream: \
+                  longer means fewer and larger objects",
+    },
+    Key {
+        scope: Scope::Stream,
+        name: "conninfo",
+        takes: "a connection string as libpq reads it",
+        default: "that of the cluster",
+        meaning: "where the stream comes from, where backups are taken from elsewhere: as a role with \
+                  REPLICATION. Several hosts and target_session_attrs=primary let it follow the primary",
     },
 ];

@@ -130,6 +130,29 @@ pub struct ClusterSettings {
     pub archive_wait: Duration,
     /// `outage-timeout`: how long archive-get keeps trying while a repository can't be asked.
     pub outage_wait: Duration,
+    /// The keys of `[cluster.NAME.stream]`.
+    pub stream: StreamSettings,
+}
+
+/// How a cluster's WAL is streamed, `[cluster.NAME.stream]`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StreamSettings {
+    /// `slot`: the physical replication slot.
+    pub slot: String,
+    /// `max-lag`: how old WAL may become before it is stored, where no commit waits for it.
+    pub max_lag: Duration,
+    /// `conninfo`: how to connect, where it isn't as the cluster's. May hold a password.
+    pub conninfo: Option<String>,
+}
+
+impl Default for StreamSettings {
+    fn default() -> Self {
+        StreamSettings {
+            slot: "pgkeep".to_owned(),
+            max_lag: Duration::from_secs(1),
+            conninfo: None,
+        }
+    }
 }
 
 impl ClusterSettings {
@@ -142,6 +165,7 @@ impl ClusterSettings {
             standby_outage: StandbyOutage::Continue,
             archive_wait: Duration::from_secs(60),
             outage_wait: Duration::from_secs(30),
+            stream: StreamSettings::default(),
         }
     }
 }
@@ -155,6 +179,8 @@ impl fmt::Debug for ClusterSettings {
             .field("standby_outage", &self.standby_outage)
             .field("archive_wait", &self.archive_wait)
             .field("outage_wait", &self.outage_wait)
+            .field("slot", &self.stream.slot)
+            .field("max_lag", &self.stream.max_lag)
             .finish_non_exhaustive()
     }
 }

@@ -122,6 +122,23 @@ fn cluster(section: &Section, file: Option<&ConfigFile>) -> Result<ClusterSettin
     if let Some(entry) = section.get("outage-timeout") {
         settings.outage_wait = duration(entry, Duration::ZERO, HOUR)?;
     }
+    if let Some(entry) = section.get("stream.slot") {
+        let slot = entry.text()?;
+        // As the server has it (`slot.c`, `ReplicationSlotValidateName`).
+        let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        if !(1..=63).contains(&slot.len()) || !slot.bytes().all(allowed) {
+            return Err(entry.refuse(format!("{slot:?} can't be a replication slot's name")));
+        }
+        settings.stream.slot = slot.to_owned();
+    }
+    if let Some(entry) = section.get("stream.max-lag") {
+        settings.stream.max_lag = duration(entry, Duration::ZERO, HOUR)?;
+    }
+    if let Some(entry) = section.get("stream.conninfo") {
+        let conninfo = entry.text()?;
+        check_secrecy(entry, conninfo, file)?;
+        settings.stream.conninfo = Some(conninfo.to_owned());
+    }
     Ok(settings)
 }
 

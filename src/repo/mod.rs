@@ -5,10 +5,9 @@
 //! name to [`named`]. A
 //! backup is a tree: [`record`] (the commit object), [`manifest`], file leaves and map leaves
 //! ([`tree`], read by [`tree_reader`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
-//! the archive, [`timelines`] says what can be reached with it, [`replay`] follows recovery through
-//! it before it happens, [`lease`] tells running from crashed, on one host by [`holder`].
-//! it before it happens, [`lease`] tells running from crashed, [`tombstone`] ends backups, [`pin`] keeps
-//! them from it.
+//! the archive, [`wal_parts`] what isn't a whole segment yet, [`timelines`] says what can be reached
+//! with it, [`replay`] follows recovery through it before it happens, [`lease`] tells running from
+//! crashed, on one host by [`holder`], [`tombstone`] ends backups, [`pin`] keeps them from it.
 
 pub mod catalog;
 pub mod codec;
@@ -34,6 +33,7 @@ pub mod tree_reader;
 pub mod wal;
 pub mod wal_floor;
 pub mod wal_names;
+pub mod wal_parts;
 pub mod wal_small;
 pub mod wal_wait;
 

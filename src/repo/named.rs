@@ -143,7 +143,9 @@ fn wal_object(names: Names, file: &str) -> Option<WalObject> {
         (WalObject::Content(_, checksum), names) => {
             names == Names::Content && is_checksum(checksum)
         }
-        (WalObject::Partial(_, checksum), _) => is_checksum(checksum),
+        (WalObject::Partial(_, checksum) | WalObject::Part(.., checksum), _) => {
+            is_checksum(checksum)
+        }
         (WalObject::Repair(_, checksum), _) => {
             // As [`super::wal::WalStore::repair`] counts its attempts.
             let (checksum, attempt) = checksum.split_once('-').unwrap_or((checksum, "1"));
@@ -217,7 +219,12 @@ mod tests {
         }
         let plain = "clusters/main/wal/15-7/00000001/00000001000000000000001A";
         assert_eq!(of(plain, Names::Content), None);
-        for with in ["0123456789abcdef", "repair.0123456789abcdef-1", "partial.0123456789abcdef"] {
+        for with in [
+            "0123456789abcdef",
+            "repair.0123456789abcdef-1",
+            "partial.0123456789abcdef",
+            "part.00000000-0000ffff.0123456789abcdef",
+        ] {
             assert!(of(&format!("{plain}.{with}"), Names::Content).is_some(), "{with}");
         }
         for without in ["repair.0123456789abcdef-0", "repair.0123456789abcdef-01"] {

@@ -135,20 +135,29 @@ pub struct Replay<'a> {
     pub path: &'a TimelineHistory,
 }
 
-/// A segment on the path: the object it is read from, and what that says of it.
+/// A segment on the path: what it is read from, and what that says of it.
 #[derive(Debug, Clone)]
 pub struct PathSegment {
     /// Whose name it has.
     pub name: SegmentName,
-    /// The object.
-    pub object: ObjectName,
+    /// What it is read from.
+    copy: Copy,
     /// Its summary.
     pub summary: SegmentSummary,
 }
 
+#[derive(Debug, Clone)]
+enum Copy {
+    /// One object.
+    Object(ObjectName),
+    /// The stream's parts.
+    Parts,
+}
+
 impl Replay<'_> {
-    /// The segment of this number as recovery would be served it: whole, or partial where that is
-    /// all there is and can be. `None` when it isn't there.
+    /// The segment of this number as recovery would be served it: whole, or a partial copy or the
+    /// stream's parts, whichever have more, where that is all there is and can be. `None` when it
+    /// isn't there.
     pub async fn segment(&self, number: u64) -> Result<Option<PathSegment>> {
         if let Some(name) = self.inventory.segment(self.path, number) {
             let file = WalFile::Segment(name);
@@ -160,14 +169,20 @@ impl Replay<'_> {
                     None => other.and_then(|_| Err(self.vanished(name))),
                 },
             };
-            let (object, summary) = whole?;
-            return self.path_segment(name, object, summary).map(Some);
+            let (object, stored) = whole?;
+            return self.path_segment(name, Copy::Object(object), stored.segment).map(Some);
         }
         let Some(name) = self.inventory.partial(self.path, number) else { return Ok(None) };
         let mut best: Option<PathSegment> = None;
         for object in self.store.partials(name).await? {
-            let Some(summary) = self.store.summary(&object).await? else { continue };
-            let this = self.path_segment(name, object, summary)?;
+            let Some(stored) = self.store.summary(&object).await? else { continue };
+            let this = self.path_segment(name, Copy::Object(object), stored.segment)?;
+            if best.as_ref().is_none_or(|b| this.summary.end > b.summary.end) {
+                best = Some(this);
+            }
+        }
+        if let Some(summary) = self.store.parts_summary(name, self.inventory.segment_size).await? {
+            let this = self.path_segment(name, Copy::Parts, Some(summary))?;
             if best.as_ref().is_none_or(|b| this.summary.end > b.summary.end) {
                 best = Some(this);
             }
@@ -193,17 +208,17 @@ impl Replay<'_> {
     fn path_segment(
         &self,
         name: SegmentName,
-        object: ObjectName,
-        stored: StoredSummary,
+        copy: Copy,
+        summary: Option<SegmentSummary>,
     ) -> Result<PathSegment> {
-        let summary = stored.segment.filter(|s| s.parsed).ok_or_else(|| {
+        let summary = summary.filter(|s| s.parsed).ok_or_else(|| {
             Error::new(
                 Kind::Wal,
                 format!("the records of segment {name} are of a version that isn't understood"),
             )
             .hint("use a newer pgkeep")
         })?;
-        Ok(PathSegment { name, object, summary })
+        Ok(PathSegment { name, copy, summary })
     }
 
     /// What there is to say when the segments from `first` on end before `number`.
@@ -371,10 +386,11 @@ impl Replay<'_> {
         on_event: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<()> {
         let mut sink = ScannerSink { scanner, on_event };
-        match self.store.copy_to(&segment.object, &mut sink).await? {
-            Some(_) => Ok(()),
-            None => Err(self.vanished(segment.name)),
-        }
+        let read = match &segment.copy {
+            Copy::Object(name) => self.store.copy_to(name, &mut sink).await?.is_some(),
+            Copy::Parts => self.store.copy_parts(segment.name, &mut sink).await? > 0,
+        };
+        if read { Ok(()) } else { Err(self.vanished(segment.name)) }
     }
 }
 

@@ -30,7 +30,8 @@ pub struct SegmentRange {
 pub struct TimelineWal {
     /// Its whole segments, in rows without a gap, ascending.
     pub ranges: Vec<SegmentRange>,
-    /// Segments of which only a partial copy is there.
+    /// Segments of which there is a partial copy, or the first of the stream's parts: an end that
+    /// recovery may be served.
     pub partials: BTreeSet<u64>,
     /// Stored bytes of all its objects.
     pub stored: u64,
@@ -103,7 +104,13 @@ impl WalInventory {
                         WalObject::Partial(segment, _) => {
                             wal.partials.extend(segment.number(segment_size));
                         }
-                        WalObject::Plain(_) | WalObject::Content(..) | WalObject::Repair(..) => {}
+                        WalObject::Part(segment, range, _) if range.from == 0 => {
+                            wal.partials.extend(segment.number(segment_size));
+                        }
+                        WalObject::Plain(_)
+                        | WalObject::Content(..)
+                        | WalObject::Repair(..)
+                        | WalObject::Part(..) => {}
                     }
                 }
             }

@@ -4,6 +4,8 @@
 //! under `<file>.<checksum>` ([`super::wal_names`]). Beside it there may be
 //! - `<segment>.partial.<checksum>`: the unfinished end of a timeline; several, because two
 //!   standbys promoted in one segment differ;
+//! - `<segment>.part.<from>-<to>.<checksum>`: bytes of a segment that isn't whole yet, from the
+//!   stream ([`super::wal_parts`]);
 //! - `<file>.repair.<checksum>`: pushed again because the stored one doesn't authenticate.
 //!
 //! The checksum in a name is the first 16 hexadecimal digits of the content's SHA-256.
@@ -19,6 +21,7 @@ use super::{
     layout::ClusterLayout,
     record::BackupRecord,
     sealed::{FrameStream, ObjectReader},
+    wal_parts::PartRange,
 };
 use crate::{
     error::{Context, Error, Kind, Result},
@@ -65,6 +68,8 @@ pub enum WalObject {
     Partial(SegmentName, String),
     /// A repaired copy, with its checksum.
     Repair(WalFile, String),
+    /// A part of a segment that isn't whole yet: which bytes of it, and their checksum.
+    Part(SegmentName, PartRange, String),
 }
 
 impl WalObject {
@@ -76,6 +81,11 @@ impl WalObject {
         if let Some((segment, checksum)) = file_name.split_once(".partial.") {
             return Some(WalObject::Partial(segment.parse().ok()?, checksum.to_owned()));
         }
+        if let Some((segment, rest)) = file_name.split_once(".part.") {
+            let (range, checksum) = rest.split_once('.')?;
+            let (segment, range) = (segment.parse().ok()?, PartRange::parse(range)?);
+            return Some(WalObject::Part(segment, range, checksum.to_owned()));
+        }
         if let Ok(file) = file_name.parse() {
             return Some(WalObject::Plain(file));
         }
@@ -84,13 +94,15 @@ impl WalObject {
         is_checksum.then(|| Some(WalObject::Content(file.parse().ok()?, checksum.to_owned())))?
     }
 
-    /// The file it is, or is a copy of.
+    /// The file it is, or is a copy of. A part is one of a partial segment.
     pub fn file(&self) -> WalFile {
         match self {
             WalObject::Plain(file) | WalObject::Content(file, _) | WalObject::Repair(file, _) => {
                 *file
             }
-            WalObject::Partial(segment, _) => WalFile::Partial(*segment),
+            WalObject::Partial(segment, _) | WalObject::Part(segment, ..) => {
+                WalFile::Partial(*segment)
+            }
         }
     }
 }
@@ -319,6 +331,14 @@ mod tests {
             Some(WalObject::Partial(segment, "00ff".into()))
         );
         assert_eq!(
+            parse("00000001000000000000001A.part.00000000-00010000.0123456789abcdef"),
+            Some(WalObject::Part(
+                segment,
+                PartRange { from: 0, to: 0x1_0000 },
+                "0123456789abcdef".into()
+            ))
+        );
+        assert_eq!(
             parse("00000001000000000000001A.00000028.backup"),
             Some(WalObject::Plain(WalFile::BackupHistory(segment, 0x28)))
         );
@@ -337,7 +357,14 @@ mod tests {
                 "0123456789abcdef".into()
             ))
         );
-        for unknown in ["readme", "00000001000000000000001A.0123", "00000001000000000000001A."] {
+        for unknown in [
+            "readme",
+            "00000001000000000000001A.0123",
+            "00000001000000000000001A.",
+            "00000001000000000000001A.part.00000000-00010000",
+            "00000001000000000000001A.part.00010000-00010000.0123456789abcdef",
+            "00000001000000000000001A.part.0-10000.0123456789abcdef",
+        ] {
             assert_eq!(parse(unknown), None, "{unknown}");
         }
     }

@@ -68,7 +68,10 @@ impl WalStore {
     pub(super) fn counts(&self, object: &WalObject) -> bool {
         match object {
             WalObject::Content(..) => self.repository().names() == Names::Content,
-            WalObject::Plain(_) | WalObject::Partial(..) | WalObject::Repair(..) => true,
+            WalObject::Plain(_)
+            | WalObject::Partial(..)
+            | WalObject::Repair(..)
+            | WalObject::Part(..) => true,
         }
     }
 

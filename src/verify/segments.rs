@@ -24,6 +24,7 @@ use crate::{
         catalog::{PAGE, exists},
         named::{Named, named},
         wal::{StoredSummary, WalObject, WalStore},
+        wal_parts::PartRange,
     },
     storage::{Listed, ObjectName},
 };
@@ -121,7 +122,13 @@ impl Objects<'_> {
                     _ => {
                         let store = archive.store.clone();
                         let (level, progress) = (self.level, self.progress.clone());
-                        let is_spare = has_file && matches!(object, WalObject::Repair(..));
+                        let is_spare = match &object {
+                            WalObject::Repair(..) => has_file,
+                            WalObject::Part(segment, ..) => {
+                                met.contains(&WalFile::Segment(*segment))
+                            }
+                            _ => false,
+                        };
                         let one = One { store, size, object, listed, level, is_spare };
                         let work = async move {
                             let done = one.check().await?;
@@ -264,7 +271,7 @@ struct One {
     object: WalObject,
     listed: Listed,
     level: Level,
-    /// Whether it is a repaired copy of a file that is there.
+    /// Whether it is a repaired copy of a file that is there, or a part of one.
     is_spare: bool,
 }
 
@@ -351,14 +358,32 @@ impl One {
         let checksum = match &self.object {
             WalObject::Content(_, checksum)
             | WalObject::Partial(_, checksum)
-            | WalObject::Repair(_, checksum) => Some(checksum.as_str()),
+            | WalObject::Repair(_, checksum)
+            | WalObject::Part(.., checksum) => Some(checksum.as_str()),
             WalObject::Plain(_) => None,
         };
         let checksum = checksum.filter(|_| named).and_then(|c| c.split('-').next());
         if checksum.is_some_and(|checksum| checksum != summary.short_checksum()) {
             return Some(format!("its content's SHA-256 begins with {}", summary.short_checksum()));
         }
-        segment_unlike(self.object.file(), self.size, summary)
+        match &self.object {
+            WalObject::Part(segment, range, _) => self.part_unlike(*segment, *range, summary),
+            _ => segment_unlike(self.object.file(), self.size, summary),
+        }
+    }
+
+    fn part_unlike(
+        &self,
+        segment: SegmentName,
+        range: PartRange,
+        summary: &StoredSummary,
+    ) -> Option<String> {
+        let fits = segment.number(self.size).is_some() && u64::from(range.to) <= self.size.bytes();
+        if !fits {
+            return Some(format!("the system's segments have {}, so this is none", self.size));
+        }
+        (summary.size != range.bytes())
+            .then(|| format!("it has {} bytes, its name says {}", summary.size, range.bytes()))
     }
 }
 

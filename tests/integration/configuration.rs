@@ -5,7 +5,7 @@ use std::{ffi::OsString, fs, os::unix::fs::PermissionsExt, path::Path, time::Dur
 use pgkeep::{
     config::{
         ClusterSettings, KEYS, KeySource, Location, Overrides, RetentionSettings, Settings,
-        StandbyOutage,
+        StandbyOutage, StreamSettings,
     },
     error::{Kind, Result},
     storage::s3::{Checksums, S3Settings, Sse},
@@ -60,6 +60,11 @@ fn a_whole_file_is_read() {
         standby-outage = "stop"
         archive-timeout = "5min"
         outage-timeout = "0s"
+
+        [cluster.billing.stream]
+        slot = "receiver_1"
+        max-lag = "250ms"
+        conninfo = "host=one,two target_session_attrs=primary"
         "#,
         &[],
     )
@@ -78,6 +83,11 @@ fn a_whole_file_is_read() {
         standby_outage: StandbyOutage::Stop,
         archive_wait: Duration::from_secs(300),
         outage_wait: Duration::ZERO,
+        stream: StreamSettings {
+            slot: "receiver_1".into(),
+            max_lag: Duration::from_millis(250),
+            conninfo: Some("host=one,two target_session_attrs=primary".into()),
+        },
     };
     assert_eq!(settings.clusters, [expected]);
 }

@@ -21,6 +21,7 @@ mod retention;
 mod s3;
 mod self_test;
 mod storage;
+mod stream;
 mod support;
 mod verify;
 mod wal_oracle;

@@ -28,6 +28,8 @@ pub(in crate::postgres) enum Message {
     /// The server waits for data.
     CopyIn,
     CopyOut,
+    /// Data goes both ways from here on.
+    CopyBoth,
     CopyData(Bytes),
     CopyDone,
     /// Anything else, by its tag.
@@ -77,6 +79,7 @@ fn parse(tag: u8, mut body: Bytes) -> Result<Message, PgError> {
         b'I' => Message::EmptyQuery,
         b'G' => Message::CopyIn,
         b'H' => Message::CopyOut,
+        b'W' => Message::CopyBoth,
         b'c' => Message::CopyDone,
         other => Message::Other(other),
     })

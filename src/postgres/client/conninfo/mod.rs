@@ -207,6 +207,11 @@ impl ConnInfo {
         self
     }
 
+    /// What the session calls itself: in `pg_stat_replication`, and to `synchronous_standby_names`.
+    pub fn application_name(&self) -> &str {
+        &self.application_name
+    }
+
     /// The user to connect as.
     pub fn user(&self) -> &str {
         &self.user

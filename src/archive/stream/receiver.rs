@@ -1,0 +1,542 @@
+//! Receiving one stretch of WAL: what comes in, what is stored of it, what is reported.
+//!
+//! Bytes come into [`Incoming`]; jobs make them durable beside that. There are three kinds:
+//!
+//! - *parts*: what has come since the last one. Where commits wait for the stream, a part is made
+//!   whenever fewer than [`AT_ONCE`] are on their way, so that a commit waits for one of them and for
+//!   no timer; else when its first byte is `max-lag` old. A segment that is complete by then has no parts.
+//! - *segments*: a complete one is stored under its own name, and its parts go.
+//! - *merges*: every [`MERGED`] parts become one, and every so many of those, so that a slow segment
+//!   with a commit now and then doesn't end up as a hundred thousand objects.
+//!
+//! Nothing of a segment becomes a part before all of the one before it is durable. So whoever reads
+//! the archive finds an unfinished segment only at its end, and may read it as far as it goes.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    durable::Durable,
+    incoming::{Chunk, Incoming},
+    keep::{Content, Keeper, check_parts},
+    progress::Progress,
+};
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{
+        Lsn, SegmentSize, Timeline,
+        streaming::{StreamEvent, WalStream},
+    },
+    repo::{wal::StoredSummary, wal_parts::Part},
+};
+
+/// How many parts are on their way at a time.
+const AT_ONCE: usize = 4;
+
+/// How many parts become one.
+const MERGED: usize = 64;
+
+/// How often the server hears from here when there is nothing to say: it gives up a client that it
+/// doesn't hear for `wal_sender_timeout`, a minute by default.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// How long the end of the command waits for what is on its way.
+pub const LAST_WAIT: Duration = Duration::from_secs(30);
+
+/// When parts are made.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// How old the first byte of a part may become.
+    pub max_lag: Duration,
+    /// Whether commits wait for the stream, as far as is known.
+    pub synchronous: watch::Receiver<bool>,
+}
+
+/// Where receiving begins.
+#[derive(Debug, Clone)]
+pub struct Begin {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The number of the segment, which is received from its first byte on.
+    pub number: u64,
+    /// The size of segments.
+    pub size: SegmentSize,
+    /// Before this position everything is durable in every repository.
+    pub durable: Lsn,
+    /// The parts of the segment that there are, in the order of the repositories.
+    pub parts: Vec<Vec<Part>>,
+}
+
+/// What ended a stretch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is complete.
+    Reached,
+    /// The server says that the timeline has ended.
+    Timeline,
+    /// The server shuts down.
+    Server,
+    /// The command is to end.
+    Stopped,
+}
+
+/// A job that is done.
+enum Done {
+    Part { from: Lsn, to: Lsn, part: Part, chunk_start: Lsn },
+    Chunk { part: Option<Part> },
+    Merged { part: Part, chunk_start: Lsn, level: usize },
+    Cleaned,
+}
+
+/// A chunk that is complete, on its way to its last form.
+struct Closing {
+    chunk: Arc<Chunk>,
+    from: Lsn,
+    to: Lsn,
+    /// Whether there are or may be parts of it.
+    has_parts: bool,
+    /// Set when it is stored: as which part, if the segment isn't complete with it.
+    stored: Option<Option<Part>>,
+    cleaning: bool,
+}
+
+/// Receives one stretch.
+pub struct Receiver {
+    keeper: Keeper,
+    pace: Pace,
+    incoming: Incoming,
+    /// The parts that were there before, until what comes has been compared with them.
+    before: Vec<Vec<Part>>,
+    /// Everything before this is durable or in a job.
+    dispatched: Lsn,
+    durable: Durable,
+    reported: Option<(Lsn, Instant)>,
+    jobs: JoinSet<Result<Done>>,
+    parts_at_once: usize,
+    /// How many parts and merges are on their way, by where their chunk begins.
+    busy: BTreeMap<Lsn, usize>,
+    /// The parts of the chunk that is coming in: of the first level those that came from the stream,
+    /// of each further one those that were merged.
+    levels: Vec<Vec<Part>>,
+    merging: bool,
+    closing: Option<Closing>,
+    /// The parts that the chunks of a large segment have become.
+    chunks: Vec<Part>,
+    /// Bytes that came and have no room until the chunk before is stored.
+    carry: Bytes,
+    /// When the first byte came that isn't in a job yet.
+    pending_since: Option<Instant>,
+    /// Everything that came is to be stored now.
+    ending: bool,
+}
+
+impl Receiver {
+    /// Begins a stretch.
+    pub fn new(keeper: Keeper, pace: Pace, begin: Begin) -> Self {
+        let incoming = Incoming::new(begin.timeline, begin.number, begin.size);
+        Receiver {
+            keeper,
+            pace,
+            dispatched: begin.durable.max(incoming.start()),
+            durable: Durable::new(begin.durable.max(incoming.start())),
+            incoming,
+            before: begin.parts,
+            reported: None,
+            jobs: JoinSet::new(),
+            parts_at_once: 0,
+            busy: BTreeMap::new(),
+            levels: Vec::new(),
+            merging: false,
+            closing: None,
+            chunks: Vec::new(),
+            carry: Bytes::new(),
+            pending_since: None,
+            ending: false,
+        }
+    }
+
+    /// Receives until `until`, where there is an end, or until something ends it. What has come is
+    /// stored then in any case, and was reported if the server can still be told.
+    pub async fn run(
+        &mut self,
+        stream: &mut WalStream<'_>,
+        until: Option<Lsn>,
+        stop: &mut watch::Receiver<bool>,
+        progress: &Progress,
+    ) -> Result<End> {
+        let received = self.receive(stream, until, stop, progress).await;
+        if matches!(&received, Err(e) if e.kind() != Kind::Postgres) {
+            return received;
+        }
+        let stored = self.drain(stop).await;
+        if received.is_ok() {
+            // If the server is gone it doesn't matter.
+            let _ = stream.report(self.position()).await;
+            progress.stored(self.position());
+        }
+        stored.and(received)
+    }
+
+    async fn receive(
+        &mut self,
+        stream: &mut WalStream<'_>,
+        until: Option<Lsn>,
+        stop: &mut watch::Receiver<bool>,
+        progress: &Progress,
+    ) -> Result<End> {
+        let lost = |e| Error::of_server("receive WAL", e);
+        loop {
+            self.advance()?;
+            if let Some(position) = self.to_report() {
+                stream.report(position).await.map_err(lost)?;
+                self.reported = Some((position, Instant::now()));
+                progress.stored(position);
+            }
+            let received = Lsn(self.incoming.end().0 + self.carry.len() as u64);
+            let is_all_there = until.is_some_and(|until| received >= until);
+            if is_all_there && self.is_idle() {
+                return Ok(End::Reached);
+            }
+            let due = self.due();
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return Ok(End::Stopped),
+                Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => self.done(done)?,
+                event = stream.next(), if self.carry.is_empty() && !is_all_there => {
+                    match event.map_err(lost)? {
+                        StreamEvent::Data { start, server_end, mut bytes } => {
+                            if start != received {
+                                return Err(Error::new(
+                                    Kind::Postgres,
+                                    format!("the server sent WAL from {start} and not from {received}"),
+                                ));
+                            }
+                            progress.server_at(server_end);
+                            if let Some(until) = until {
+                                let wanted = until.0.saturating_sub(start.0);
+                                bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+                            }
+                            self.carry = bytes;
+                        }
+                        StreamEvent::Keepalive { server_end, wants_report } => {
+                            progress.server_at(server_end);
+                            if wants_report {
+                                self.reported = None;
+                            }
+                        }
+                        StreamEvent::TimelineEnd => return Ok(End::Timeline),
+                        StreamEvent::ServerEnd => return Ok(End::Server),
+                    }
+                }
+                () = sleep_until(due) => {}
+            }
+        }
+    }
+
+    /// Stores all that has come.
+    async fn drain(&mut self, stop: &mut watch::Receiver<bool>) -> Result<()> {
+        self.ending = true;
+        let work = async {
+            loop {
+                self.advance()?;
+                match self.jobs.join_next().await {
+                    Some(done) => self.done(done)?,
+                    None => return Ok(()),
+                }
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            () = async {
+                let _ = stop.wait_for(|stop| *stop).await;
+                tokio::time::sleep(LAST_WAIT).await;
+            } => Err(Error::new(
+                Kind::Repository,
+                format!("what was received last couldn't be stored within {} s", LAST_WAIT.as_secs()),
+            )
+            .hint("nothing of it was reported as stored: the server keeps it for the slot")),
+        }
+    }
+
+    /// The number of the segment that comes in.
+    pub fn next_segment(&self) -> u64 {
+        self.incoming.number()
+    }
+
+    /// Everything before it is received, and durable in every repository.
+    fn position(&self) -> Lsn {
+        self.durable.up_to().min(self.incoming.end())
+    }
+
+    /// What to report now.
+    fn to_report(&self) -> Option<Lsn> {
+        let position = self.position();
+        let is_due = self
+            .reported
+            .is_none_or(|(reported, when)| position > reported || when.elapsed() >= REPORT);
+        is_due.then_some(position)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && self.carry.is_empty() && self.closing.is_none()
+    }
+
+    /// When to look again without anything having happened.
+    fn due(&self) -> Instant {
+        let report = self.reported.map_or_else(Instant::now, |(_, when)| when + REPORT);
+        match self.pending_since {
+            // With all parts on their way, one of them comes back first.
+            Some(since) if self.parts_at_once < AT_ONCE && self.may_dispatch() => {
+                report.min(since + self.pace.max_lag)
+            }
+            _ => report,
+        }
+    }
+
+    /// Takes what came, and begins the jobs that can begin.
+    fn advance(&mut self) -> Result<()> {
+        loop {
+            self.clean();
+            if self.incoming.room() == 0 {
+                self.dispatch()?;
+                if !self.close_chunk()? {
+                    return Ok(());
+                }
+                continue;
+            }
+            if self.carry.is_empty() {
+                return self.dispatch();
+            }
+            let some = self.carry.split_to(self.incoming.room().min(self.carry.len()));
+            self.incoming.push(&some);
+            self.compare_before()?;
+            if self.incoming.end() > self.dispatched {
+                self.pending_since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    /// Compares what came with the parts that were there before, once it has come as far as they go.
+    fn compare_before(&mut self) -> Result<()> {
+        if self.before.is_empty() || self.incoming.end() < self.dispatched {
+            return Ok(());
+        }
+        let before = std::mem::take(&mut self.before);
+        let start = self.chunk_start();
+        if self.incoming.end() == start {
+            return Ok(());
+        }
+        let chunk = self.incoming.part(start, self.incoming.end())?;
+        for (store, parts) in self.keeper.stores().iter().zip(&before) {
+            check_parts(store, &chunk, parts)?;
+        }
+        let mut parts = before.into_iter().next().unwrap_or_default();
+        parts.retain(|part| chunk.range.from <= part.range.from && part.range.to <= chunk.range.to);
+        self.levels = vec![parts];
+        Ok(())
+    }
+
+    fn may_dispatch(&self) -> bool {
+        self.durable.up_to() >= self.incoming.start()
+    }
+
+    /// Makes a part of what came, if it is time.
+    fn dispatch(&mut self) -> Result<()> {
+        let (from, to) = (self.dispatched, self.incoming.end());
+        if to <= from {
+            self.pending_since = None;
+            return Ok(());
+        }
+        let is_due = self.ending
+            || *self.pace.synchronous.borrow()
+            || self.pending_since.is_some_and(|since| since.elapsed() >= self.pace.max_lag);
+        if !is_due || self.parts_at_once >= AT_ONCE || !self.may_dispatch() {
+            return Ok(());
+        }
+        let chunk = Arc::new(self.incoming.part(from, to)?);
+        let (keeper, chunk_start) = (self.keeper.clone(), self.chunk_start());
+        self.jobs.spawn(async move {
+            let part = keeper.part(chunk).await?;
+            Ok(Done::Part { from, to, part, chunk_start })
+        });
+        self.parts_at_once += 1;
+        *self.busy.entry(chunk_start).or_default() += 1;
+        self.dispatched = to;
+        self.pending_since = None;
+        Ok(())
+    }
+
+    /// Gives the chunk, which is complete, to a job; false while the one before isn't done.
+    fn close_chunk(&mut self) -> Result<bool> {
+        if self.closing.is_some() {
+            return Ok(false);
+        }
+        let from = self.chunk_start();
+        let to = self.incoming.end();
+        let has_parts = self.busy.contains_key(&from)
+            || !self.before.is_empty()
+            || self.levels.iter().any(|level| !level.is_empty());
+        let (chunk, summary) = self.incoming.take_chunk()?;
+        let chunk = Arc::new(chunk);
+        self.levels.clear();
+        self.dispatched = self.dispatched.max(to);
+        self.pending_since = None;
+        let chunks = match summary {
+            Some(_) => std::mem::take(&mut self.chunks),
+            None => Vec::new(),
+        };
+        self.jobs.spawn(store_chunk(self.keeper.clone(), chunk.clone(), summary, chunks));
+        self.closing = Some(Closing { chunk, from, to, has_parts, stored: None, cleaning: false });
+        Ok(true)
+    }
+
+    /// Removes the parts of the chunk that was stored last, once none of them is on its way any more.
+    fn clean(&mut self) {
+        let Some(closing) = &mut self.closing else { return };
+        let Some(kept) = &closing.stored else { return };
+        if closing.cleaning || self.busy.contains_key(&closing.from) {
+            return;
+        }
+        if !closing.has_parts {
+            self.closing = None;
+            return;
+        }
+        closing.cleaning = true;
+        let (keeper, chunk, kept) = (self.keeper.clone(), closing.chunk.clone(), kept.clone());
+        self.jobs.spawn(async move {
+            keeper.clean(chunk, kept).await?;
+            Ok(Done::Cleaned)
+        });
+    }
+
+    /// Makes one part of many, if there are.
+    fn merge(&mut self) -> Result<()> {
+        if self.merging {
+            return Ok(());
+        }
+        let segment_start = self.incoming.start();
+        for level in 0..self.levels.len() {
+            let Some(parts) = self.levels.get_mut(level) else { continue };
+            parts.sort_by_key(|part| part.range);
+            let Some(first) = parts.first().map(|part| part.range) else { continue };
+            let mut to = first.to;
+            let row = parts.iter().take_while(|part| {
+                let follows = part.range.from <= to;
+                to = to.max(if follows { part.range.to } else { to });
+                follows
+            });
+            let row = row.count();
+            if row < MERGED {
+                continue;
+            }
+            let merged: Vec<Part> = parts.drain(..row).collect();
+            let at = |offset: u32| Lsn(segment_start.0 + u64::from(offset));
+            let chunk = Arc::new(self.incoming.part(at(first.from), at(to))?);
+            let (keeper, chunk_start) = (self.keeper.clone(), self.chunk_start());
+            self.merging = true;
+            *self.busy.entry(chunk_start).or_default() += 1;
+            self.jobs.spawn(async move {
+                let segment = chunk.segment;
+                let part = keeper.part(chunk).await?;
+                let mut gone = merged;
+                gone.retain(|small| small.name != part.name);
+                keeper.remove(segment, gone).await?;
+                Ok(Done::Merged { part, chunk_start, level })
+            });
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// The position of the first byte of the chunk that comes in.
+    fn chunk_start(&self) -> Lsn {
+        Lsn(self.incoming.start().0 + self.incoming.chunk_from())
+    }
+
+    /// Takes note of a job that is done.
+    fn done(&mut self, done: Result<Result<Done>, JoinError>) -> Result<()> {
+        let died = |e| Error::new(Kind::Internal, format!("a task that stores WAL died: {e}"));
+        match done.map_err(died)?? {
+            Done::Part { from, to, part, chunk_start } => {
+                self.parts_at_once -= 1;
+                self.durable.add(from, to);
+                self.not_busy(chunk_start);
+                self.add_to_level(0, part, chunk_start);
+                self.merge()?;
+            }
+            Done::Merged { part, chunk_start, level } => {
+                self.merging = false;
+                self.not_busy(chunk_start);
+                self.add_to_level(level + 1, part, chunk_start);
+                self.merge()?;
+            }
+            Done::Chunk { part } => {
+                self.chunks.extend(part.clone());
+                if let Some(closing) = &mut self.closing {
+                    self.durable.add(closing.from, closing.to);
+                    closing.stored = Some(part);
+                }
+            }
+            Done::Cleaned => self.closing = None,
+        }
+        Ok(())
+    }
+
+    fn not_busy(&mut self, chunk_start: Lsn) {
+        if let Entry::Occupied(mut entry) = self.busy.entry(chunk_start) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+
+    /// Parts of a chunk that is complete go with it.
+    fn add_to_level(&mut self, level: usize, part: Part, chunk_start: Lsn) {
+        if chunk_start != self.chunk_start() {
+            return;
+        }
+        while self.levels.len() <= level {
+            self.levels.push(Vec::new());
+        }
+        if let Some(parts) = self.levels.get_mut(level) {
+            parts.push(part);
+        }
+    }
+}
+
+/// Stores a chunk in its last form: as the segment, if it is one. Otherwise as a part, and if the
+/// segment is complete with it, then the segment from all its `chunks`.
+async fn store_chunk(
+    keeper: Keeper,
+    chunk: Arc<Chunk>,
+    summary: Option<StoredSummary>,
+    mut chunks: Vec<Part>,
+) -> Result<Done> {
+    let segment = chunk.segment;
+    match summary {
+        Some(summary) if chunk.range.from == 0 => {
+            keeper.whole(segment, Content::Chunk(chunk), summary).await?;
+            Ok(Done::Chunk { part: None })
+        }
+        summary => {
+            let part = keeper.part(chunk).await?;
+            let Some(summary) = summary else { return Ok(Done::Chunk { part: Some(part) }) };
+            chunks.push(part);
+            let content = Content::Parts(Arc::new(chunks.clone()));
+            keeper.whole(segment, content, summary).await?;
+            keeper.remove(segment, chunks).await?;
+            Ok(Done::Chunk { part: None })
+        }
+    }
+}

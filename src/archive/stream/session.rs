@@ -1,0 +1,349 @@
+//! One connection's worth of streaming: who is there, what is missing, and receiving that.
+
+use tokio::sync::watch;
+
+use super::{
+    super::push::open_store,
+    gaps::{Stretch, missing},
+    keep::Keeper,
+    progress::Progress,
+    receiver::{Begin, End, Pace, Receiver},
+    synchronous,
+};
+use crate::{
+    config::{ClusterSettings, RepositorySettings},
+    error::{Error, Kind, Result},
+    postgres::{
+        Lsn, SegmentSize, Timeline,
+        client::{Client, ConnInfo, Mode, PgError},
+        history::TimelineHistory,
+        replication::{SystemIdentity, identify_system, show, timeline_history},
+        streaming::{Started, WalStream, create_slot, read_slot},
+    },
+    repo::{
+        SystemId, catalog,
+        layout::ClusterLayout,
+        timelines::WalInventory,
+        wal::WalStore,
+        wal_parts::{Part, covered},
+    },
+};
+
+/// SQLSTATE undefined_file: the server doesn't have the WAL any more.
+const REMOVED: &str = "58P01";
+
+/// SQLSTATE object_not_in_prerequisite_state: what an invalidated slot is refused with.
+const NOT_READY: &str = "55000";
+
+/// SQLSTATE insufficient_privilege, and the one of pg_hba.conf.
+const REFUSED: [&str; 2] = ["42501", "28000"];
+
+/// What goes on from one connection to the next.
+pub struct Context<'a> {
+    /// Where WAL is stored.
+    pub repositories: &'a [&'a RepositorySettings],
+    /// Whose it is, and how it is streamed.
+    pub cluster: &'a ClusterSettings,
+    /// Where it comes from.
+    pub info: &'a ConnInfo,
+    /// Who hears of it.
+    pub progress: &'a Progress,
+    /// Segments that the server was asked for and doesn't have any more, by timeline.
+    pub removed: Vec<(Timeline, u64)>,
+    /// Whether WAL has been received.
+    pub has_streamed: bool,
+}
+
+/// How a connection ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// There is more to do: with a new connection.
+    Again,
+    /// The server shuts down.
+    ServerEnd,
+    /// The command is to end.
+    Stopped,
+}
+
+/// A server that is connected.
+struct Server {
+    client: Client,
+    identity: SystemIdentity,
+    size: SegmentSize,
+    path: TimelineHistory,
+    synchronous: bool,
+}
+
+/// Connects and streams until the connection ends.
+pub async fn session(
+    context: &mut Context<'_>,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<SessionEnd> {
+    let mut client = Client::connect(context.info, Mode::Replication)
+        .await
+        .map_err(|e| connect_error(context, e))?;
+    let lost = |doing: &'static str| move |e| Error::of_server(doing, e);
+    client.server_version().check_supported().map_err(lost("stream"))?;
+    let identity = identify_system(&mut client).await.map_err(lost("ask who is there"))?;
+    let system =
+        SystemId { major: client.server_version().major(), identifier: identity.system_identifier };
+    let size = segment_size(&mut client).await?;
+    let setting = show(&mut client, "synchronous_standby_names")
+        .await
+        .map_err(lost("read synchronous_standby_names"))?;
+    let is_synchronous = synchronous::names(&setting, context.info.application_name());
+
+    let layout = ClusterLayout::new(&context.cluster.name)?;
+    let mut stores = Vec::new();
+    for settings in context.repositories {
+        stores.push(
+            open_store(settings, &layout, system)
+                .await
+                .map_err(|e| e.while_doing(format!("stream into repository {}", settings.name)))?,
+        );
+    }
+    let path = store_histories(&mut client, identity.timeline, &stores).await?;
+    let held = slot(&mut client, context).await?;
+    let mut server = Server { client, identity, size, path, synchronous: is_synchronous };
+    let keeper = Keeper::new(stores);
+    let stretches = stretches(context, &server, &keeper, held).await?;
+    tracing::debug!(?stretches, "what is missing");
+
+    let (answer, synchronous) = watch::channel(server.synchronous);
+    let pace = Pace { max_lag: context.cluster.stream.max_lag, synchronous };
+    let watching = tokio::spawn(synchronous::watch_setting(context.info.clone(), answer));
+    let _watching = AbortOnDrop(watching);
+    for stretch in stretches {
+        if let Some(end) = receive(context, &mut server, &keeper, &pace, stretch, stop).await? {
+            return Ok(end);
+        }
+    }
+    Ok(SessionEnd::Again)
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Receives one stretch. `None` when it is complete and the connection is still of use.
+async fn receive(
+    context: &mut Context<'_>,
+    server: &mut Server,
+    keeper: &Keeper,
+    pace: &Pace,
+    stretch: Stretch,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<Option<SessionEnd>> {
+    let size = server.size;
+    let segment = size.name(stretch.timeline, stretch.first);
+    let mut parts: Vec<Vec<Part>> = Vec::new();
+    for store in keeper.stores() {
+        parts.push(store.parts(segment).await?);
+    }
+    let begins = size.start_of(stretch.first);
+    let known = parts.iter().map(covered).min().unwrap_or(0).min(size.bytes());
+    let begin = Begin {
+        timeline: stretch.timeline,
+        number: stretch.first,
+        size,
+        durable: Lsn(begins.0 + known),
+        parts,
+    };
+    let is_live = stretch.until.is_none();
+    // A slot goes forward only, so what lies before its position is asked for without it.
+    let slot = is_live.then_some(context.cluster.stream.slot.as_str());
+    let started = WalStream::start(&mut server.client, slot, begins, stretch.timeline).await;
+    let mut stream = match started.map_err(|e| start_error(context, e))? {
+        Started::Stream(stream) => stream,
+        Started::Ended(next) => {
+            tracing::info!("timeline {} has ended at {}", stretch.timeline, next.start);
+            return Ok(None);
+        }
+    };
+    match stretch.until {
+        None => context.progress.begins(format!(
+            "{}, timeline {}",
+            server.identity.system_identifier, stretch.timeline
+        )),
+        Some(until) => tracing::info!(
+            "{} segments from {segment} on are missing in the archive: asking the server for them",
+            until - stretch.first
+        ),
+    }
+    let until = stretch.until.map(|until| size.start_of(until));
+    let mut receiver = Receiver::new(keeper.clone(), pace.clone(), begin);
+    context.progress.receiving(true);
+    let received = receiver.run(&mut stream, until, stop, context.progress).await;
+    context.progress.receiving(false);
+    context.has_streamed |= is_live;
+    match received {
+        Ok(End::Reached) => {
+            stream.stop().await.map_err(|e| Error::of_server("end a stream", e))?;
+            Ok(None)
+        }
+        Ok(End::Timeline) => {
+            let next = stream.finish().await.map_err(|e| Error::of_server("end a stream", e))?;
+            tracing::info!("timeline {} begins at {}", next.timeline, next.start);
+            Ok(Some(SessionEnd::Again))
+        }
+        Ok(End::Server) => Ok(Some(SessionEnd::ServerEnd)),
+        Ok(End::Stopped) => Ok(Some(SessionEnd::Stopped)),
+        Err(e) if !is_live && e.sqlstate() == Some(REMOVED) => {
+            let gone = receiver.next_segment();
+            tracing::warn!(
+                "{} is missing in the archive, and the server doesn't have it any more: no moment \
+                 behind it can be reached from a backup before it",
+                size.name(stretch.timeline, gone)
+            );
+            context.removed.push((stretch.timeline, gone));
+            Ok(Some(SessionEnd::Again))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The path to the server's timeline, all of whose history files are stored.
+async fn store_histories(
+    client: &mut Client,
+    timeline: Timeline,
+    stores: &[WalStore],
+) -> Result<TimelineHistory> {
+    if timeline == Timeline(1) {
+        return Ok(TimelineHistory::first());
+    }
+    let content = timeline_history(client, timeline)
+        .await
+        .map_err(|e| Error::of_server("ask for the timeline's history", e))?;
+    let path = TimelineHistory::parse(timeline, &content).map_err(|e| {
+        let what = format!("the server's {} can't be read", timeline.history_file());
+        Error::new(Kind::Postgres, what).because(e)
+    })?;
+    for store in stores {
+        let name = store.repository().name();
+        let doing = || format!("store {} in repository {name}", timeline.history_file());
+        store.store_history(timeline, &content).await.map_err(|e| e.while_doing(doing()))?;
+    }
+    for ancestor in path.path().map(|(timeline, ..)| timeline) {
+        if ancestor == Timeline(1) || ancestor == timeline {
+            continue;
+        }
+        for store in stores {
+            if store.history(ancestor).await?.is_none() {
+                match timeline_history(client, ancestor).await {
+                    Ok(content) => store.store_history(ancestor, &content).await?,
+                    Err(e) => {
+                        tracing::warn!("the server hasn't {}: {e}", ancestor.history_file());
+                    }
+                }
+            }
+        }
+    }
+    Ok(path)
+}
+
+/// Makes the slot unless it is there. Returns the position from which on it holds WAL.
+async fn slot(client: &mut Client, context: &Context<'_>) -> Result<Lsn> {
+    let name = &context.cluster.stream.slot;
+    let ask = |e| Error::of_server(format!("read the replication slot {name}"), e);
+    if let Some((held, _)) = read_slot(client, name).await.map_err(ask)? {
+        return Ok(held);
+    }
+    create_slot(client, name)
+        .await
+        .map_err(|e| Error::of_server(format!("make the replication slot {name}"), e))?;
+    tracing::info!("made the replication slot {name}");
+    if context.has_streamed {
+        tracing::warn!(
+            "the slot {name} wasn't there any more: what the server removed meanwhile is missing"
+        );
+    }
+    match read_slot(client, name).await.map_err(ask)? {
+        Some((held, _)) if held > Lsn::INVALID => Ok(held),
+        _ => {
+            Err(Error::new(Kind::Postgres, format!("the new replication slot {name} holds no WAL")))
+        }
+    }
+}
+
+/// What is to be received, in order.
+async fn stretches(
+    context: &Context<'_>,
+    server: &Server,
+    keeper: &Keeper,
+    held: Lsn,
+) -> Result<Vec<Stretch>> {
+    let (size, path) = (server.size, &server.path);
+    let present = size.number_at(server.identity.position);
+    // A slot that holds nothing yet does so from the first report on.
+    let held = match held {
+        Lsn::INVALID => present,
+        held => size.number_at(held),
+    };
+    let mut from = held;
+    let mut inventories = Vec::new();
+    for store in keeper.stores() {
+        inventories.push(WalInventory::read(store, size).await?);
+        let backups = catalog::backups(store.repository(), store.layout()).await?;
+        let newest = backups.iter().rev().find(|record| {
+            record.system == store.system() && path.includes(record.timeline, record.start_lsn)
+        });
+        if let Some(record) = newest {
+            from = from.min(size.number_at(record.start_lsn));
+        }
+    }
+    let mut stretches = missing(path, &inventories, from, held, present);
+    for stretch in &mut stretches {
+        let gone = context.removed.iter().filter(|(timeline, _)| *timeline == stretch.timeline);
+        let first = gone.map(|(_, number)| number + 1).max().unwrap_or(0);
+        if stretch.until.is_some() {
+            stretch.first = stretch.first.max(first);
+        }
+    }
+    stretches.retain(|stretch| stretch.until.is_none_or(|until| stretch.first < until));
+    Ok(stretches)
+}
+
+/// The size of segments, as the server writes it: `16MB`, `1GB`.
+async fn segment_size(client: &mut Client) -> Result<SegmentSize> {
+    let text = show(client, "wal_segment_size")
+        .await
+        .map_err(|e| Error::of_server("read wal_segment_size", e))?;
+    let units = [("MB", 1 << 20), ("GB", 1 << 30)];
+    let bytes = units.iter().find_map(|(unit, bytes)| {
+        Some(text.strip_suffix(unit)?.trim().parse::<u64>().ok()? * bytes)
+    });
+    bytes.and_then(SegmentSize::new).ok_or_else(|| {
+        Error::new(Kind::Postgres, format!("the server says that wal_segment_size is {text}"))
+    })
+}
+
+fn connect_error(context: &Context<'_>, e: PgError) -> Error {
+    let refused = e.code().is_some_and(|code| REFUSED.contains(&code));
+    let error = Error::of_server("connect for replication", e);
+    match refused {
+        true => error.hint(format!(
+            "the role {} needs the attribute REPLICATION, and pg_hba.conf a line whose database is \
+             the word replication; `pgkeep check` says what is missing",
+            context.info.user()
+        )),
+        false => error,
+    }
+}
+
+fn start_error(context: &Context<'_>, e: PgError) -> Error {
+    let slot = &context.cluster.stream.slot;
+    let lost = e.code() == Some(NOT_READY);
+    let error = Error::of_server(format!("stream from the replication slot {slot}"), e);
+    match lost {
+        true => error.hint(format!(
+            "the server has given the slot up, as max_slot_wal_keep_size or \
+             idle_replication_slot_timeout has it: SELECT pg_drop_replication_slot('{slot}'), and it is \
+             made anew; if WAL is missing then, `pgkeep info` shows it, and a backup is due"
+        )),
+        false => error,
+    }
+}

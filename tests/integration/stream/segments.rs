@@ -1,0 +1,43 @@
+//! What becomes of what is received: parts, and segments of them.
+
+use rustix::process::Signal;
+
+use super::Site;
+use crate::support::{Cluster, on_each_version, wait_until};
+
+on_each_version!(segments_are_stored_and_their_parts_go: 15 postgres_15, 18 postgres_18);
+
+/// Without an archive_command: the stream alone keeps the WAL.
+fn segments_are_stored_and_their_parts_go(version: u32) {
+    let site = Site::archiving(Cluster::builder(version).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.cluster.sql("ALTER SYSTEM SET archive_command = '/bin/false'");
+    site.cluster.reload();
+    let stream = site.stream();
+    let first = site.cluster.switch_wal();
+    site.cluster.insert("t", 30_000);
+    let last = site.cluster.switch_wal();
+    assert!(last > first);
+    let of_segment = |name: &String| name.len() == 24;
+    wait_until("the last segment is whole", 30, || site.archived().contains(&last));
+    let archived = site.archived();
+    let segments: Vec<_> = archived.iter().filter(|name| of_segment(name)).collect();
+    for pair in segments.windows(2) {
+        let number = |name: &str| u64::from_str_radix(&name[8..], 16).unwrap();
+        // Names of 1 MiB segments: the low part counts to FFF.
+        assert!(number(pair[1]) - number(pair[0]) <= (1 << 32) - 0xFFF, "{pair:?}");
+    }
+    let before = site.cluster.digest("t");
+    site.cluster.insert("t", 1);
+    wait_until("a part is stored within max-lag", 30, || !site.parts().is_empty());
+    wait_until("the stream has it all", 30, || site.parts().iter().all(|part| part[..24] > *last));
+    site.wait_for_stream();
+    stream.signal(Signal::TERM);
+    let output = stream.wait();
+    assert_eq!(output.code, 0, "{output}");
+
+    let restored = site.pgkeep.restored(version, "restored", &[]);
+    assert_eq!(restored.digest("t").rows, before.rows + 1);
+    site.pgkeep.ok(["verify", "--level", "full"]);
+}
