@@ -37,6 +37,7 @@ use crate::support::{
     Cluster,
     install::run,
     on_each_version,
+    random::Random,
     reading::Reading,
     scratch::Scratch,
     sound::{check_structures, verify_backup},
@@ -303,23 +304,10 @@ impl std::fmt::Display for Reads {
     }
 }
 
-/// In an order that is another one each time, unless `PGKEEP_TEST_SEED` says which.
 fn shuffled<T>(mut items: Vec<T>) -> Vec<T> {
-    let seed = match std::env::var("PGKEEP_TEST_SEED") {
-        Ok(seed) => seed.parse().expect("PGKEEP_TEST_SEED is a number"),
-        Err(_) => {
-            let mut bytes = [0; 8];
-            getrandom::fill(&mut bytes).expect("random bytes");
-            u64::from_le_bytes(bytes)
-        }
-    };
-    eprintln!("the order is that of PGKEEP_TEST_SEED={seed}");
-    let mut state = seed | 1;
+    let mut random = Random::of_this_run();
     for last in (1..items.len()).rev() {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        items.swap(last, (state % (last as u64 + 1)) as usize);
+        items.swap(last, random.below(last as u64 + 1) as usize);
     }
     items
 }

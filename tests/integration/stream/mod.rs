@@ -1,11 +1,18 @@
 //! The stream: that what a server was told is stored can be read back, whatever happens.
 
 mod acknowledged;
+mod failover;
+mod gaps;
+mod rounds;
 mod segments;
 
 use std::path::PathBuf;
 
-use crate::support::{Cluster, Pgkeep, pgkeep::Running, wait_until};
+use crate::support::{Cluster, Pgkeep, objects::objects, pgkeep::Running, wait_until};
+
+/// Whether the stream has all that the server has flushed.
+const CAUGHT_UP: &str = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pgkeep' \
+                         AND state = 'streaming' AND flush_lsn >= pg_current_wal_flush_lsn()";
 
 /// A cluster, a repository that knows its system, and the program that streams.
 struct Site {
@@ -27,11 +34,7 @@ impl Site {
     }
 
     fn wait_for_stream(&self) {
-        wait_until("the stream has caught up", 60, || {
-            let sql = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pgkeep' \
-                       AND state = 'streaming' AND flush_lsn >= pg_current_wal_flush_lsn()";
-            self.cluster.sql(sql) == "1"
-        });
+        wait_until("the stream has caught up", 60, || self.cluster.sql(CAUGHT_UP) == "1");
     }
 
     /// Has commits wait for the stream from now on.
@@ -47,19 +50,21 @@ impl Site {
 
     /// What the archive has of WAL: names within a timeline's folder, sorted.
     fn archived(&self) -> Vec<String> {
-        let mut names = Vec::new();
-        let mut folders: Vec<PathBuf> = vec![self.pgkeep.repository().join("clusters/main/wal")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).expect("read the archive") {
-                let entry = entry.expect("an entry");
-                match entry.path().is_dir() {
-                    true => folders.push(entry.path()),
-                    false => names.push(entry.file_name().into_string().expect("a name")),
-                }
-            }
-        }
+        let name = |path: PathBuf| path.file_name()?.to_str().map(str::to_owned);
+        let mut names: Vec<String> = self.files().into_iter().filter_map(name).collect();
         names.sort();
         names
+    }
+
+    /// The file of the object of this name.
+    fn file(&self, name: &str) -> PathBuf {
+        let found = self.files().into_iter().find(|path| path.ends_with(name));
+        found.unwrap_or_else(|| panic!("{name} isn't archived"))
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let objects = objects(&self.pgkeep.repository()).into_iter();
+        objects.filter(|object| object.name.contains("/wal/")).map(|object| object.path).collect()
     }
 
     fn parts(&self) -> Vec<String> {

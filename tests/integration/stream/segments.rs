@@ -41,3 +41,59 @@ fn segments_are_stored_and_their_parts_go(version: u32) {
     assert_eq!(restored.digest("t").rows, before.rows + 1);
     site.pgkeep.ok(["verify", "--level", "full"]);
 }
+
+/// Larger than what is kept in memory of one: it comes in chunks, which are parts until the end.
+#[test]
+fn a_large_segment_is_put_together_from_its_chunks() {
+    let site = Site::archiving(Cluster::builder(17).wal_segsize(64).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.cluster.sql("ALTER SYSTEM SET archive_command = '/bin/false'");
+    site.cluster.reload();
+    site.cluster.switch_wal();
+    let stream = site.stream();
+    site.cluster.insert("t", 200_000);
+    site.wait_for_stream();
+    let before = site.cluster.digest("t");
+    assert!(site.parts().iter().any(|part| part.contains(".part.00000000-01000000.")));
+    // Begun again in the midst of it.
+    stream.signal(Signal::KILL);
+    stream.wait();
+    assert_eq!(site.pgkeep.restored(17, "in-parts", &[]).digest("t"), before);
+    let stream = site.stream();
+    site.cluster.insert("t", 1_000);
+    let segment = site.cluster.switch_wal();
+    wait_until("the segment is whole", 60, || site.archived().contains(&segment));
+    wait_until("its parts have gone", 60, || {
+        site.parts().iter().all(|part| !part.starts_with(&segment))
+    });
+    stream.signal(Signal::TERM);
+    assert_eq!(stream.wait().code, 0);
+    let end = site.cluster.digest("t");
+    assert_eq!(site.pgkeep.restored(17, "whole", &[]).digest("t"), end);
+    site.pgkeep.ok(["verify", "--level", "full"]);
+}
+
+/// Each commit makes a part of its own, and there are never many.
+#[test]
+fn many_small_parts_become_few() {
+    let site = Site::archiving(Cluster::builder(17).wal_segsize(16).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    let stream = site.stream();
+    site.synchronous();
+    let mut session = site.cluster.session();
+    let mut most = 0;
+    for n in 0..600 {
+        session.sql(&format!("INSERT INTO t VALUES ({n} + 1000000, 'x')"));
+        if n % 20 == 0 {
+            most = most.max(site.parts().len());
+        }
+    }
+    assert!((64..160).contains(&most), "{most} parts");
+    let before = site.cluster.digest("t");
+    stream.signal(Signal::TERM);
+    assert_eq!(stream.wait().code, 0);
+    drop(session);
+    assert_eq!(site.pgkeep.restored(17, "restored", &[]).digest("t"), before);
+}

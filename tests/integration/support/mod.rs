@@ -10,6 +10,7 @@ pub mod moto;
 pub mod objects;
 pub mod pgkeep;
 pub mod places;
+pub mod random;
 pub mod reading;
 pub mod s3;
 pub mod scratch;

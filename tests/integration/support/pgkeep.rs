@@ -130,6 +130,15 @@ impl Pgkeep {
         });
     }
 
+    /// Has the configuration's cluster `main` be this one and no longer `before`, of which it goes on.
+    pub fn replace_cluster(&self, before: &Cluster, cluster: &Cluster) {
+        let place = |cluster: &Cluster| cluster.pgdata().display().to_string();
+        self.edit(|text| {
+            text.replace(&before.conninfo(), &cluster.conninfo())
+                .replace(&place(before), &place(cluster))
+        });
+    }
+
     /// Changes the configuration's text.
     pub fn edit(&self, change: impl FnOnce(String) -> String) {
         let text = fs::read_to_string(&self.config).expect("read the configuration");
