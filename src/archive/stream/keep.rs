@@ -1,23 +1,40 @@
 //! Making what was received durable: in every repository, for as long as it takes.
 //!
-//! A repository that can't be reached is tried again for ever; nothing is reported to the server
-//! meanwhile, so its slot holds the WAL. What can't become right by waiting, other content under the
-//! same name above all, ends the stream.
+//! A repository that can't be reached is tried again; nothing is reported to the server meanwhile, so
+//! its slot holds the WAL. Where there are others, it is left *behind* after a while, so that they get
+//! theirs, and the server still hears of nothing: when it is back, a new session begins with what it
+//! lacks. What can't become right by waiting, other content under the same name above all, ends the
+//! stream.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::{
-    super::store::{confirm, vanished},
+    super::{
+        push::open_store,
+        store::{confirm, vanished},
+    },
     incoming::Chunk,
 };
 use crate::{
+    config::RepositorySettings,
     error::{Error, Kind, Result},
     postgres::{SegmentName, WalFile},
     repo::{
+        SystemId,
         catalog::exists,
+        layout::ClusterLayout,
         repository::Names,
         sealed::SealedWriter,
         wal::{StoredSummary, WalObject, WalStore},
@@ -29,6 +46,9 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long a repository may hold up the others.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a whole segment is made of.
 #[derive(Debug, Clone)]
 pub enum Content {
@@ -38,33 +58,92 @@ pub enum Content {
     Parts(Arc<Vec<Part>>),
 }
 
+/// What a job came to.
+#[derive(Debug)]
+pub struct Kept<T> {
+    /// The same from each repository.
+    pub what: T,
+    /// Whether every repository has it, and none was left behind.
+    pub everywhere: bool,
+}
+
 /// The archives that all have to have it.
 #[derive(Debug, Clone)]
 pub struct Keeper {
-    stores: Arc<Vec<WalStore>>,
+    stores: Arc<Vec<Store>>,
+    /// Repositories that couldn't be opened.
+    closed: Arc<Vec<Closed>>,
+}
+
+#[derive(Debug)]
+struct Store {
+    archive: WalStore,
+    /// It holds up the others no longer.
+    is_behind: AtomicBool,
+}
+
+/// A repository that couldn't be opened, and what is to be opened in it.
+#[derive(Debug)]
+pub struct Closed {
+    /// The repository.
+    pub settings: RepositorySettings,
+    /// The cluster's layout.
+    pub layout: ClusterLayout,
+    /// The system.
+    pub system: SystemId,
 }
 
 impl Keeper {
-    /// Keeps in each of these.
-    pub fn new(stores: Vec<WalStore>) -> Self {
-        Keeper { stores: Arc::new(stores) }
+    /// Keeps in each of `stores`, of which there is one at least.
+    pub fn new(stores: Vec<WalStore>, closed: Vec<Closed>) -> Self {
+        let store = |archive| Store { archive, is_behind: AtomicBool::new(false) };
+        let stores = stores.into_iter().map(store).collect();
+        Keeper { stores: Arc::new(stores), closed: Arc::new(closed) }
     }
 
     /// The archives.
-    pub fn stores(&self) -> &[WalStore] {
-        &self.stores
+    pub fn archives(&self) -> impl Iterator<Item = &WalStore> {
+        self.stores.iter().map(|store| &store.archive)
+    }
+
+    /// Whether a repository has been behind from the start.
+    pub fn is_any_closed(&self) -> bool {
+        !self.closed.is_empty()
+    }
+
+    /// Whether a repository is behind.
+    pub fn is_any_behind(&self) -> bool {
+        self.is_any_closed() || self.stores.iter().any(|store| store.is_behind())
+    }
+
+    /// Whether a repository that is behind answers again.
+    pub async fn one_is_back(&self) -> bool {
+        let mut back = None;
+        for store in self.stores.iter().filter(|store| store.is_behind()) {
+            let repository = store.archive.repository();
+            if repository.prove_present().await.is_ok() {
+                back = Some(repository.name());
+            }
+        }
+        for closed in self.closed.iter() {
+            if open_store(&closed.settings, &closed.layout, closed.system).await.is_ok() {
+                back = Some(&closed.settings.name);
+            }
+        }
+        if let Some(name) = back {
+            tracing::info!("the repository {name} is back: it gets what it lacks");
+        }
+        back.is_some()
     }
 
     /// Stores a part.
-    pub async fn part(&self, chunk: Arc<Chunk>) -> Result<Part> {
+    pub async fn part(&self, chunk: Arc<Chunk>) -> Result<Kept<Part>> {
         let what = format!("store a part of {}", chunk.segment);
-        let parts = self
-            .in_all(&what, move |store| {
-                let chunk = chunk.clone();
-                async move { store.put_part(chunk.segment, chunk.range.from, chunk.pieces()).await }
-            })
-            .await?;
-        parts.into_iter().next().ok_or_else(|| Error::new(Kind::Internal, "nothing to store in"))
+        let store = move |store: WalStore| {
+            let chunk = chunk.clone();
+            async move { store.put_part(chunk.segment, chunk.range.from, chunk.pieces()).await }
+        };
+        self.in_all(&what, store).await
     }
 
     /// Stores a whole segment, or makes sure that it is there with this content.
@@ -73,13 +152,13 @@ impl Keeper {
         segment: SegmentName,
         content: Content,
         summary: StoredSummary,
-    ) -> Result<()> {
+    ) -> Result<Kept<()>> {
         let summary = Arc::new(summary);
         let store = move |store: WalStore| {
             let (content, summary) = (content.clone(), summary.clone());
             async move { store_whole(&store, segment, &content, &summary).await }
         };
-        self.in_all(&format!("store {segment}"), store).await.map(drop)
+        self.in_all(&format!("store {segment}"), store).await
     }
 
     /// Removes the parts of a chunk that is stored otherwise by now, all but `kept`. A part with other
@@ -113,47 +192,81 @@ impl Keeper {
         self.in_all(&format!("remove parts of {segment}"), remove).await.map(drop)
     }
 
-    /// Does the same in all repositories at once, in each until it succeeds.
+    /// Does the same in all repositories at once, in each until it succeeds or is left behind.
     async fn in_all<T, F>(
         &self,
         what: &str,
         attempt: impl Fn(WalStore) -> F + Clone + Send + 'static,
-    ) -> Result<Vec<T>>
+    ) -> Result<Kept<T>>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send,
     {
         let mut tasks = JoinSet::new();
-        for store in self.stores.iter().cloned() {
-            let (attempt, what) = (attempt.clone(), what.to_owned());
-            tasks.spawn(async move { until_done(store, &what, attempt).await });
+        for index in 0..self.stores.len() {
+            let (keeper, attempt, what) = (self.clone(), attempt.clone(), what.to_owned());
+            tasks.spawn(async move { keeper.until_done(index, &what, attempt).await });
         }
-        let mut results = Vec::with_capacity(self.stores.len());
+        let (mut kept, mut everywhere) = (None, !self.is_any_closed());
         while let Some(done) = tasks.join_next().await {
             let died = |e| Error::new(Kind::Internal, format!("a task that stores WAL died: {e}"));
-            results.push(done.map_err(died)??);
+            match done.map_err(died)?? {
+                Some(done) => kept = Some(done),
+                None => everywhere = false,
+            }
         }
-        Ok(results)
+        let none = || Error::new(Kind::Repository, "every repository was left behind");
+        Ok(Kept { what: kept.ok_or_else(none)?, everywhere })
+    }
+
+    /// `None` when the repository is behind.
+    async fn until_done<T, F>(
+        &self,
+        index: usize,
+        what: &str,
+        attempt: impl Fn(WalStore) -> F,
+    ) -> Result<Option<T>>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let Some(store) = self.stores.get(index) else { return Ok(None) };
+        let name = store.archive.repository().name();
+        let (begin, mut pause) = (Instant::now(), FIRST_PAUSE);
+        while !store.is_behind() {
+            let e = match attempt(store.archive.clone()).await {
+                Ok(done) => return Ok(Some(done)),
+                Err(e) if is_outage(&e) => e,
+                Err(e) => return Err(e.while_doing(format!("{what} in repository {name}"))),
+            };
+            let is_last = || {
+                let others = self.stores.iter().enumerate().filter(|(other, _)| *other != index);
+                others.into_iter().all(|(_, store)| store.is_behind())
+            };
+            if begin.elapsed() >= PATIENCE && !is_last() {
+                store.is_behind.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    "{what} in repository {name}: {e}; the others go on without it, and nothing is \
+                     reported as stored until it has caught up"
+                );
+                break;
+            }
+            tracing::warn!("{what} in repository {name}: {e}; trying again");
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(None)
     }
 }
 
-async fn until_done<T, F>(store: WalStore, what: &str, attempt: impl Fn(WalStore) -> F) -> Result<T>
-where
-    F: Future<Output = Result<T>>,
-{
-    let name = store.repository().name();
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match attempt(store.clone()).await {
-            Ok(done) => return Ok(done),
-            Err(e) if matches!(e.kind(), Kind::Repository | Kind::Denied) => {
-                tracing::warn!("{what} in repository {name}: {e}; trying again");
-            }
-            Err(e) => return Err(e.while_doing(format!("{what} in repository {name}"))),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+impl Store {
+    fn is_behind(&self) -> bool {
+        self.is_behind.load(Ordering::Relaxed)
     }
+}
+
+/// Whether a repository may be there later.
+pub fn is_outage(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Repository | Kind::Denied)
 }
 
 /// That parts have what was received: their names tell.

@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     durable::Durable,
     incoming::{Chunk, Incoming},
-    keep::{Content, Keeper, check_parts},
+    keep::{Content, Keeper, Kept, check_parts},
     progress::Progress,
 };
 use crate::{
@@ -88,14 +88,17 @@ pub enum End {
     Server,
     /// The command is to end.
     Stopped,
+    /// A repository that was left behind is back.
+    Back,
 }
 
 /// A job that is done.
 enum Done {
-    Part { from: Lsn, to: Lsn, part: Part, chunk_start: Lsn },
-    Chunk { part: Option<Part> },
+    Part { from: Lsn, to: Lsn, part: Kept<Part>, chunk_start: Lsn },
+    Chunk { part: Option<Part>, everywhere: bool },
     Merged { part: Part, chunk_start: Lsn, level: usize },
     Cleaned,
+    Looked { is_back: bool },
 }
 
 /// A chunk that is complete, on its way to its last form.
@@ -119,7 +122,14 @@ pub struct Receiver {
     before: Vec<Vec<Part>>,
     /// Everything before this is durable or in a job.
     dispatched: Lsn,
-    durable: Durable,
+    /// What every repository has that isn't behind.
+    stored: Durable,
+    /// What every repository has. `None` when one was behind from the start: then nobody knows.
+    durable: Option<Durable>,
+    /// When repositories that are behind were last looked for.
+    looked: Instant,
+    looking: bool,
+    is_back: bool,
     reported: Option<(Lsn, Instant)>,
     jobs: JoinSet<Result<Done>>,
     parts_at_once: usize,
@@ -144,11 +154,16 @@ impl Receiver {
     /// Begins a stretch.
     pub fn new(keeper: Keeper, pace: Pace, begin: Begin) -> Self {
         let incoming = Incoming::new(begin.timeline, begin.number, begin.size);
+        let from = begin.durable.max(incoming.start());
         Receiver {
-            keeper,
             pace,
-            dispatched: begin.durable.max(incoming.start()),
-            durable: Durable::new(begin.durable.max(incoming.start())),
+            dispatched: from,
+            stored: Durable::new(from),
+            durable: (!keeper.is_any_closed()).then(|| Durable::new(from)),
+            keeper,
+            looked: Instant::now(),
+            looking: false,
+            is_back: false,
             incoming,
             before: begin.parts,
             reported: None,
@@ -207,6 +222,10 @@ impl Receiver {
             if is_all_there && self.is_idle() {
                 return Ok(End::Reached);
             }
+            if self.is_back {
+                return Ok(End::Back);
+            }
+            self.look_for_those_behind();
             let due = self.due();
             tokio::select! {
                 biased;
@@ -275,7 +294,17 @@ impl Receiver {
 
     /// Everything before it is received, and durable in every repository.
     fn position(&self) -> Lsn {
-        self.durable.up_to().min(self.incoming.end())
+        // That nothing is known is what the server takes it for.
+        self.durable.as_ref().map_or(Lsn::INVALID, |d| d.up_to().min(self.incoming.end()))
+    }
+
+    fn look_for_those_behind(&mut self) {
+        if self.looking || !self.keeper.is_any_behind() || self.looked.elapsed() < REPORT {
+            return;
+        }
+        self.looking = true;
+        let keeper = self.keeper.clone();
+        self.jobs.spawn(async move { Ok(Done::Looked { is_back: keeper.one_is_back().await }) });
     }
 
     /// What to report now.
@@ -337,7 +366,7 @@ impl Receiver {
             return Ok(());
         }
         let chunk = self.incoming.part(start, self.incoming.end())?;
-        for (store, parts) in self.keeper.stores().iter().zip(&before) {
+        for (store, parts) in self.keeper.archives().zip(&before) {
             check_parts(store, &chunk, parts)?;
         }
         let mut parts = before.into_iter().next().unwrap_or_default();
@@ -347,7 +376,7 @@ impl Receiver {
     }
 
     fn may_dispatch(&self) -> bool {
-        self.durable.up_to() >= self.incoming.start()
+        self.stored.up_to() >= self.incoming.start()
     }
 
     /// Makes a part of what came, if it is time.
@@ -447,7 +476,7 @@ impl Receiver {
             *self.busy.entry(chunk_start).or_default() += 1;
             self.jobs.spawn(async move {
                 let segment = chunk.segment;
-                let part = keeper.part(chunk).await?;
+                let part = keeper.part(chunk).await?.what;
                 let mut gone = merged;
                 gone.retain(|small| small.name != part.name);
                 keeper.remove(segment, gone).await?;
@@ -469,9 +498,9 @@ impl Receiver {
         match done.map_err(died)?? {
             Done::Part { from, to, part, chunk_start } => {
                 self.parts_at_once -= 1;
-                self.durable.add(from, to);
+                self.add_stored(from, to, part.everywhere);
                 self.not_busy(chunk_start);
-                self.add_to_level(0, part, chunk_start);
+                self.add_to_level(0, part.what, chunk_start);
                 self.merge()?;
             }
             Done::Merged { part, chunk_start, level } => {
@@ -480,16 +509,28 @@ impl Receiver {
                 self.add_to_level(level + 1, part, chunk_start);
                 self.merge()?;
             }
-            Done::Chunk { part } => {
+            Done::Chunk { part, everywhere } => {
                 self.chunks.extend(part.clone());
                 if let Some(closing) = &mut self.closing {
-                    self.durable.add(closing.from, closing.to);
+                    let (from, to) = (closing.from, closing.to);
                     closing.stored = Some(part);
+                    self.add_stored(from, to, everywhere);
                 }
             }
             Done::Cleaned => self.closing = None,
+            Done::Looked { is_back } => {
+                (self.looking, self.looked) = (false, Instant::now());
+                self.is_back |= is_back;
+            }
         }
         Ok(())
+    }
+
+    fn add_stored(&mut self, from: Lsn, to: Lsn, everywhere: bool) {
+        self.stored.add(from, to);
+        if let Some(durable) = self.durable.as_mut().filter(|_| everywhere) {
+            durable.add(from, to);
+        }
     }
 
     fn not_busy(&mut self, chunk_start: Lsn) {
@@ -526,17 +567,19 @@ async fn store_chunk(
     let segment = chunk.segment;
     match summary {
         Some(summary) if chunk.range.from == 0 => {
-            keeper.whole(segment, Content::Chunk(chunk), summary).await?;
-            Ok(Done::Chunk { part: None })
+            let kept = keeper.whole(segment, Content::Chunk(chunk), summary).await?;
+            Ok(Done::Chunk { part: None, everywhere: kept.everywhere })
         }
         summary => {
-            let part = keeper.part(chunk).await?;
-            let Some(summary) = summary else { return Ok(Done::Chunk { part: Some(part) }) };
+            let Kept { what: part, everywhere } = keeper.part(chunk).await?;
+            let Some(summary) = summary else {
+                return Ok(Done::Chunk { part: Some(part), everywhere });
+            };
             chunks.push(part);
             let content = Content::Parts(Arc::new(chunks.clone()));
-            keeper.whole(segment, content, summary).await?;
+            let kept = keeper.whole(segment, content, summary).await?;
             keeper.remove(segment, chunks).await?;
-            Ok(Done::Chunk { part: None })
+            Ok(Done::Chunk { part: None, everywhere: everywhere && kept.everywhere })
         }
     }
 }

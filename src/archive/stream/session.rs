@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use super::{
     super::push::open_store,
     gaps::{Stretch, missing},
-    keep::Keeper,
+    keep::{Closed, Keeper, is_outage},
     progress::Progress,
     receiver::{Begin, End, Pace, Receiver},
     synchronous,
@@ -94,18 +94,31 @@ pub async fn session(
     let is_synchronous = synchronous::names(&setting, context.info.application_name());
 
     let layout = ClusterLayout::new(&context.cluster.name)?;
-    let mut stores = Vec::new();
+    let (mut stores, mut closed, mut errors) = (Vec::new(), Vec::new(), Vec::new());
     for settings in context.repositories {
-        stores.push(
-            open_store(settings, &layout, system)
-                .await
-                .map_err(|e| e.while_doing(format!("stream into repository {}", settings.name)))?,
+        let doing = || format!("stream into repository {}", settings.name);
+        match open_store(settings, &layout, system).await.map_err(|e| e.while_doing(doing())) {
+            Ok(store) => stores.push(store),
+            Err(e) if is_outage(&e) => {
+                let (settings, layout) = ((*settings).clone(), layout.clone());
+                closed.push(Closed { settings, layout, system });
+                errors.push(e);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    for e in errors {
+        if stores.is_empty() {
+            return Err(e);
+        }
+        tracing::warn!(
+            "{e}; the others go on without it, and nothing is reported as stored until it is there"
         );
     }
     let path = store_histories(&mut client, identity.timeline, &stores).await?;
     let held = slot(&mut client, context).await?;
     let mut server = Server { client, identity, size, path, synchronous: is_synchronous };
-    let keeper = Keeper::new(stores);
+    let keeper = Keeper::new(stores, closed);
     let stretches = stretches(context, &server, &keeper, held).await?;
     tracing::debug!(?stretches, "what is missing");
 
@@ -141,7 +154,7 @@ async fn receive(
     let size = server.size;
     let segment = size.name(stretch.timeline, stretch.first);
     let mut parts: Vec<Vec<Part>> = Vec::new();
-    for store in keeper.stores() {
+    for store in keeper.archives() {
         parts.push(store.parts(segment).await?);
     }
     let begins = size.start_of(stretch.first);
@@ -190,6 +203,7 @@ async fn receive(
             tracing::info!("timeline {} begins at {}", next.timeline, next.start);
             Ok(Some(SessionEnd::Again))
         }
+        Ok(End::Back) => Ok(Some(SessionEnd::Again)),
         Ok(End::Server) => Ok(Some(SessionEnd::ServerEnd)),
         Ok(End::Stopped) => Ok(Some(SessionEnd::Stopped)),
         Err(e) if !is_live && e.sqlstate() == Some(REMOVED) => {
@@ -285,7 +299,7 @@ async fn stretches(
     };
     let mut from = held;
     let mut inventories = Vec::new();
-    for store in keeper.stores() {
+    for store in keeper.archives() {
         inventories.push(WalInventory::read(store, size).await?);
         let backups = catalog::backups(store.repository(), store.layout()).await?;
         let newest = backups.iter().rev().find(|record| {

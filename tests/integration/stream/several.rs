@@ -1,0 +1,56 @@
+//! Several repositories: one that goes away doesn't keep another from its WAL, and nothing is reported
+//! that it hasn't.
+
+use std::fs;
+
+use rustix::process::Signal;
+
+use super::{CAUGHT_UP, Site};
+use crate::support::{Cluster, Pgkeep, wait_until};
+
+#[test]
+fn one_that_is_away_gets_what_it_lacks_when_it_is_back() {
+    let cluster = Cluster::builder(17).wal_segsize(1).start();
+    let pgkeep = Pgkeep::new(&cluster);
+    pgkeep.add_repository("second");
+    pgkeep.init();
+    pgkeep.archive(&cluster);
+    let site = Site { cluster, pgkeep };
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.cluster.sql("ALTER SYSTEM SET archive_command = '/bin/false'");
+    site.cluster.reload();
+    let stream = site.stream();
+
+    let root = site.pgkeep.repository_of("second");
+    let away = root.with_extension("away");
+    fs::rename(&root, &away).expect("take it away");
+    site.cluster.insert("t", 20_000);
+    let segment = site.cluster.switch_wal();
+    let last = site.cluster.digest("t");
+    wait_until("the first one has it all the same", 60, || site.archived().contains(&segment));
+    assert_eq!(site.cluster.sql(CAUGHT_UP), "0", "the second one doesn't have it");
+    let restored = site.pgkeep.restored(17, "away", &["--repo", "main"]);
+    assert_eq!(restored.digest("t"), last);
+
+    // Begun again it doesn't know what the second one has, and reports nothing at all.
+    stream.signal(Signal::KILL);
+    stream.wait();
+    let stream = site.pgkeep.spawn(["stream"]);
+    site.cluster.insert("t", 1);
+    let before = site.parts();
+    wait_until("it streams", 60, || site.parts() != before);
+    let flush =
+        "SELECT flush_lsn IS NULL FROM pg_stat_replication WHERE application_name = 'pgkeep'";
+    assert_eq!(site.cluster.sql(flush), "t");
+
+    fs::rename(&away, &root).expect("bring it back");
+    site.wait_for_stream();
+    let last = site.cluster.digest("t");
+    stream.signal(Signal::TERM);
+    let output = stream.wait();
+    assert_eq!(output.code, 0, "{output}");
+    let restored = site.pgkeep.restored(17, "back", &["--repo", "second"]);
+    assert_eq!(restored.digest("t"), last);
+    site.pgkeep.ok(["verify", "--level", "full"]);
+}
