@@ -298,6 +298,9 @@ impl Request<'_> {
         }
         let name = store.plain(self.file);
         self.check_segment(&mut destination, segment, &format!("{name}.part.*"), bytes, true)?;
+        if store.has(self.file).await? {
+            return Err(Error::new(Kind::Repository, format!("{segment} became whole just now")));
+        }
         destination.finish()
     }
 

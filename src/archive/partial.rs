@@ -1,23 +1,27 @@
 //! Segments that aren't whole: the end of a timeline that a promotion left, or as far as the stream
 //! has come.
 //!
-//! Recovery never asks for one by its name. It asks for the segment, and is given a partial one, or
-//! what the stream's parts have of it, only when the whole is certainly in no repository and the
-//! timeline has no later segment: where there is one, the whole was written and may still arrive,
-//! and the partial would hide the gap. Parts that have all of the segment are as good as the whole.
+//! Recovery never asks for one by its name. It asks for the segment, and is given what there is only
+//! when the whole is certainly in no repository. A partial copy is served only when the timeline has no
+//! later segment: where there is one, the whole was written and may still arrive, and the partial would
+//! hide the gap. The stream's parts are served in any case, since what they have was acknowledged. And
+//! neither is where the server's own file has as much: PostgreSQL would put ours in its place.
 //!
 //! Several standbys promoted within one segment leave several. All begin alike, so the one with the
 //! longest valid WAL has all the others have. One that can't be read might be the longest; then
 //! nothing is served.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs::File, io::Read};
 
-use super::get::Request;
+use super::{get::Request, source::check_header};
 use crate::{
     error::{Error, Kind, Result},
-    postgres::{Lsn, SegmentName, SegmentSize, WalFile},
+    postgres::{
+        Lsn, SegmentName, WalFile,
+        wal::{SegmentHeader, SegmentScanner},
+    },
     repo::{
-        wal::{WalObject, WalStore},
+        wal::{WAL_FRAME, WalObject, WalStore},
         wal_parts::covered,
     },
     storage::ObjectName,
@@ -47,88 +51,114 @@ pub async fn serve_as_segment<'a>(
     segment: SegmentName,
 ) -> Result<Option<Served<'a>>> {
     let stores: Vec<_> = stores.iter().collect();
-    let size = request.directory.control.segment_size;
-    let streamed = Streamed::find(&stores, segment).await?;
-    if let Some(streamed) = &streamed
-        && streamed.bytes == size.bytes()
-    {
-        return streamed.serve(request, segment).await.map(Some);
-    }
-    let longest = longest(&stores, segment).await?;
-    if longest.is_none() && streamed.is_none() {
-        return Ok(None);
-    }
-    for store in &stores {
-        if has_later(store, segment).await? {
+    let streamed = Streamed::find(request, &stores, segment).await?;
+    let copy = longest(&stores, segment).await?;
+    let (copy, copy_end) = match copy {
+        Some(copy) if !has_later_in_any(&stores, segment).await? => {
+            let end = copy.end;
+            (Some(copy), end)
+        }
+        Some(_) => {
             tracing::warn!(
                 "{segment} is missing from the archive; a partial copy isn't served for it, since \
                  later segments of its timeline are there"
             );
-            return Ok(None);
+            (None, None)
         }
-    }
-    // Parts may reach farther than valid WAL does, so both are compared by their records.
-    let streamed_end = match &streamed {
-        Some(streamed) => streamed.end(segment, size).await?,
-        None => None,
+        None => (None, None),
     };
-    match (longest, streamed) {
-        (Some(longest), _) if longest.end >= streamed_end => {
-            let (store, name) = longest.serve(request).await?;
+    let streamed_end = streamed.as_ref().map(|streamed| streamed.end);
+    // The server's own file may have more, and would be replaced.
+    let own_end = own_end(request, segment);
+    if own_end >= streamed_end.max(copy_end) && own_end.is_some() {
+        tracing::info!("the server's own {segment} has all that the archive has of it");
+        return Ok(None);
+    }
+    match (copy, streamed) {
+        (Some(copy), _) if copy_end >= streamed_end => {
+            let (store, name) = copy.serve(request).await?;
             Ok(Some((store, name.to_string())))
         }
-        (_, Some(streamed)) if streamed_end.is_some() => {
-            streamed.serve(request, segment).await.map(Some)
+        (_, Some(streamed)) => {
+            request.fetch_parts(streamed.store, segment, streamed.bytes).await?;
+            Ok(Some((streamed.store, parts_of(segment))))
         }
         _ => Ok(None),
     }
 }
 
-/// What the stream has of a segment, in the repositories that have most of it.
+async fn has_later_in_any(stores: &[&WalStore], segment: SegmentName) -> Result<bool> {
+    for store in stores {
+        if has_later(store, segment).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Where the valid WAL ends in the file of this segment that the server has itself, if it is one.
+fn own_end(request: &Request<'_>, segment: SegmentName) -> Option<Lsn> {
+    let size = request.directory.control.segment_size;
+    let mut file = File::open(request.destination.with_file_name(segment.to_string())).ok()?;
+    let mut page = [0; SegmentHeader::LEN];
+    file.read_exact(&mut page).ok()?;
+    let header = SegmentHeader::parse(&page).ok()?;
+    check_header(&header, segment, request.directory).ok()?;
+    let mut scanner = SegmentScanner::new(segment, size, None);
+    scanner.feed(&page, &mut |_| {});
+    let mut buffer = vec![0; WAL_FRAME];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => scanner.feed(buffer.get(..read)?, &mut |_| {}),
+            Err(_) => return None,
+        }
+    }
+    let summary = scanner.finish();
+    summary.parsed.then_some(summary.end)
+}
+
+/// What the stream has of a segment, in the repository that has most of it. What was acknowledged is in
+/// each of them; so where one can't be read, the next is as good.
 struct Streamed<'a> {
+    store: &'a WalStore,
     /// How far its parts reach, in bytes from the segment's start.
     bytes: u64,
-    stores: Vec<&'a WalStore>,
+    /// Where their valid WAL ends.
+    end: Lsn,
 }
 
 impl<'a> Streamed<'a> {
-    async fn find(stores: &[&'a WalStore], segment: SegmentName) -> Result<Option<Self>> {
-        let mut most: Option<Streamed<'a>> = None;
+    async fn find(
+        request: &Request<'_>,
+        stores: &[&'a WalStore],
+        segment: SegmentName,
+    ) -> Result<Option<Self>> {
+        let size = request.directory.control.segment_size;
+        let mut found: Vec<(u64, &'a WalStore)> = Vec::new();
         for store in stores {
-            let bytes = covered(&store.parts(segment).await?);
-            match &mut most {
-                _ if bytes == 0 => {}
-                Some(most) if most.bytes == bytes => most.stores.push(store),
-                Some(most) if most.bytes > bytes => {}
-                _ => most = Some(Streamed { bytes, stores: vec![store] }),
+            let parts = store.parts(segment).await?;
+            let bytes = covered(parts.iter().map(|part| &part.range));
+            if bytes > 0 {
+                found.push((bytes, store));
             }
         }
-        Ok(most)
-    }
-
-    /// Where the valid WAL ends. Damaged parts in one repository may be sound in another.
-    async fn end(&self, segment: SegmentName, size: SegmentSize) -> Result<Option<Lsn>> {
-        let mut damage = None;
-        for store in &self.stores {
+        found.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let mut failure = None;
+        for (bytes, store) in found {
             match store.parts_summary(segment, size).await {
-                Ok(summary) => return Ok(summary.map(|summary| summary.end)),
-                Err(e) if e.kind() == Kind::Damaged => damage = Some(e),
+                Ok(Some(summary)) => {
+                    if let Some(e) = failure {
+                        tracing::warn!("{e}");
+                    }
+                    return Ok(Some(Streamed { store, bytes, end: summary.end }));
+                }
+                Ok(None) => {}
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => failure = Some(e),
                 Err(e) => return Err(e),
             }
         }
-        damage.map_or(Ok(None), Err)
-    }
-
-    async fn serve(&self, request: &Request<'_>, segment: SegmentName) -> Result<Served<'a>> {
-        let mut damage = None;
-        for store in &self.stores {
-            match request.fetch_parts(store, segment, self.bytes).await {
-                Ok(()) => return Ok((store, parts_of(segment))),
-                Err(e) if e.kind() == Kind::Damaged => damage = Some(e),
-                Err(e) => return Err(e),
-            }
-        }
-        Err(damage.unwrap_or_else(|| Error::new(Kind::Internal, "no repository has the parts")))
+        failure.map_or(Ok(None), Err)
     }
 }
 

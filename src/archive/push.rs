@@ -217,7 +217,7 @@ pub(super) async fn store_in_all(
     if is_partial || stores.iter().any(|store| named(store)) {
         let mut pass = source.pass()?;
         while pass.next()?.is_some() {}
-        summary = Some(pass.finish());
+        summary = Some(pass.finish()?);
     }
     let mut results = Vec::with_capacity(stores.len());
     let (mut missing, mut names) = (Vec::new(), Vec::new());

@@ -23,6 +23,9 @@ use crate::{
 /// promotion, or ten lines.
 const SMALL_FILE: u64 = 1 << 20;
 
+/// Records begin at multiples of so many bytes (`xlogrecord.h`, MAXALIGN).
+const ALIGNMENT: u64 = 8;
+
 /// A WAL file of a data directory. It is only ever read.
 #[derive(Debug)]
 pub struct Source {
@@ -133,7 +136,7 @@ impl Source {
             .seek(SeekFrom::Start(0))
             .context(Kind::Local, || format!("read {}", self.path.display()))?;
         let buffer = vec![0; WAL_FRAME.min(usize::try_from(self.size).unwrap_or(WAL_FRAME))];
-        Ok(Pass { source: self, buffer, digest: Sha256::new(), read: 0, scanner })
+        Ok(Pass { source: self, buffer, digest: Sha256::new(), read: 0, zeros: 0, scanner })
     }
 
     /// The record that begins in the segment before and ends in this one. `None` when that segment
@@ -232,6 +235,8 @@ pub struct Pass<'a> {
     buffer: Vec<u8>,
     digest: Sha256,
     read: u64,
+    /// How many of the bytes that were read last are zeros.
+    zeros: u64,
     scanner: Option<SegmentScanner>,
 }
 
@@ -250,18 +255,37 @@ impl Pass<'_> {
             .context(Kind::Local, || format!("read {}", self.source.path.display()))?;
         self.read += len as u64;
         self.digest.update(&*chunk);
+        self.zeros = match chunk.iter().rposition(|byte| *byte != 0) {
+            Some(last) => (len - last - 1) as u64,
+            None => self.zeros + len as u64,
+        };
         if let Some(scanner) = &mut self.scanner {
             scanner.feed(chunk, &mut |_| {});
         }
         Ok(Some(chunk))
     }
 
-    /// What was read.
-    pub fn finish(self) -> StoredSummary {
-        StoredSummary {
-            size: self.read,
-            sha256: hex::encode(self.digest.finalize()),
-            segment: self.scanner.map(SegmentScanner::finish),
+    /// What was read. Refuses a segment that isn't finished: one that valid WAL ends in without
+    /// having closed it, and zeros follow. That is what recovery was served of a timeline's unfinished
+    /// end, and with `archive_mode = always` a standby offers it as if it were the segment.
+    pub fn finish(self) -> Result<StoredSummary> {
+        let segment = self.scanner.map(SegmentScanner::finish);
+        let unfinished = segment.as_ref().filter(|s| {
+            let behind = (s.start.0 + self.read).saturating_sub(s.end.0);
+            // The last record's end may lie in a page whose rest is zeros.
+            s.parsed && !s.whole && behind > 0 && self.zeros + ALIGNMENT >= behind
+        });
+        if let (Some(summary), WalFile::Segment(_)) = (unfinished, self.source.wal) {
+            let what = format!(
+                "{} isn't a finished segment: its WAL ends at {}, and zeros follow",
+                self.source.path.display(),
+                summary.end
+            );
+            return Err(Error::new(Kind::Local, what).hint(
+                "a server that has more of it has to archive it; on a standby, archive_mode = on \
+                 doesn't offer what was restored",
+            ));
         }
+        Ok(StoredSummary { size: self.read, sha256: hex::encode(self.digest.finalize()), segment })
     }
 }

@@ -47,7 +47,7 @@ pub async fn create_in_all(
             }
         }
     }
-    let summary = pass.finish();
+    let summary = pass.finish()?;
     if let Some(expected) = expected.filter(|e| e.sha256 != summary.sha256) {
         return Err(Error::new(
             Kind::Local,

@@ -23,6 +23,7 @@ mod run;
 mod server;
 mod source;
 mod store;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::server::Server;
+use tokio::time::timeout;
+
+use super::{server::Server, tail};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{Lsn, Timeline},
@@ -13,6 +15,11 @@ use crate::{
         wal_wait::{wait_for_range, wait_for_segment},
     },
 };
+
+/// How long the segment in which a standby's backup stops may take to arrive before it is received.
+const OPEN_SEGMENT: Duration = Duration::from_secs(3);
+
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What is to be proven, and how patiently.
 pub struct Proof<'a> {
@@ -74,12 +81,15 @@ impl Proof<'_> {
     pub async fn whole(&mut self, stop_lsn: Lsn) -> Result<()> {
         let size = self.server.facts.segment_size;
         self.progress.step(&format!("waiting for the WAL from {} to {stop_lsn}", self.start_lsn));
-        let last = size.number_before(stop_lsn);
-        self.range(size.number_at(self.start_lsn), last).await?;
+        let (first, last) = (size.number_at(self.start_lsn), size.number_before(stop_lsn));
         if self.server.facts.source == Source::Standby {
+            if let Some(before) = last.checked_sub(1).filter(|before| *before >= first) {
+                self.range(first, before).await?;
+            }
             // A standby writes nothing into the WAL that would tell its backup.
-            return Ok(());
+            return self.last_of_standby(stop_lsn).await;
         }
+        self.range(first, last).await?;
         let segment = size.name(self.timeline, last);
         let summary = self.store.segment_summary(segment).await?.and_then(|s| s.segment);
         let is_ours = summary.is_some_and(|s| {
@@ -98,6 +108,42 @@ impl Proof<'_> {
         )
         .hint("another server, a copy of this one perhaps, archives into the same place: its log says so")
         .hint("give each a cluster name of its own, or switch the archiving of the copy off"))
+    }
+
+    /// Proves that the segment in which a standby's backup stops is there as far as that: whole, or as
+    /// parts of a stream. What doesn't arrive in a while is received from the standby.
+    async fn last_of_standby(&mut self, stop_lsn: Lsn) -> Result<()> {
+        let size = self.server.facts.segment_size;
+        let segment = size.name(self.timeline, size.number_before(stop_lsn));
+        let arrived = async {
+            loop {
+                let is_there = self.store.segment_summary(segment).await?.is_some()
+                    || tail::is_received(self.store, self.timeline, size, stop_lsn).await?;
+                if is_there {
+                    return Ok(());
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        if let Ok(arrived) = timeout(self.within.min(OPEN_SEGMENT), arrived).await {
+            return arrived;
+        }
+        self.progress.step(&format!(
+            "segment {segment} is still open on the primary: receiving it up to {stop_lsn} from the \
+             standby"
+        ));
+        let receive =
+            tail::receive(self.store, self.server.conninfo(), self.timeline, size, stop_lsn);
+        match timeout(self.within, receive).await {
+            Ok(received) => received,
+            Err(_) => {
+                let what = format!(
+                    "the standby didn't send the end of segment {segment} within {} s",
+                    self.within.as_secs()
+                );
+                Err(Error::new(Kind::Wal, what))
+            }
+        }
     }
 
     async fn range(&mut self, first: u64, last: u64) -> Result<()> {

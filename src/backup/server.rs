@@ -125,6 +125,11 @@ impl Server {
         })
     }
 
+    /// How it is reached.
+    pub fn conninfo(&self) -> &ConnInfo {
+        &self.conninfo
+    }
+
     /// That the server writes and archives what a backup needs to be restored.
     pub async fn check_archiving(&mut self) -> Result<()> {
         let settings = self.settings().await?;

@@ -45,6 +45,11 @@ pub async fn create_slot(client: &mut Client, slot: &str) -> Result<(), PgError>
     client.execute(&format!("CREATE_REPLICATION_SLOT {slot} PHYSICAL (RESERVE_WAL)")).await
 }
 
+/// Removes a slot.
+pub async fn drop_slot(client: &mut Client, slot: &str) -> Result<(), PgError> {
+    client.execute(&format!("DROP_REPLICATION_SLOT {}", quote_ident(slot))).await
+}
+
 /// What comes over a stream of WAL.
 #[derive(Debug)]
 pub enum StreamEvent {

@@ -221,6 +221,12 @@ impl Replay<'_> {
         Ok(PathSegment { name, copy, summary })
     }
 
+    /// The segment that is missing when recovery ends in segment `number`, of which not all is there: the
+    /// next one, or this one where there is more WAL behind it.
+    fn behind_end(&self, number: u64) -> u64 {
+        if self.inventory.goes_on_after(self.path, number) { number } else { number + 1 }
+    }
+
     /// What there is to say when the segments from `first` on end before `number`.
     fn reach(
         &self,
@@ -285,6 +291,10 @@ impl Replay<'_> {
                 before.clear();
             }
             before.push(segment);
+            if self.inventory.ends_in(self.path, number) {
+                number = self.behind_end(number);
+                break;
+            }
             number += 1;
         }
         let mut reach = self.reach(first, number, before.last(), last_transaction);
@@ -331,6 +341,9 @@ impl Replay<'_> {
             }
             before.push(segment);
             number += 1;
+            if self.inventory.ends_in(self.path, number - 1) {
+                break;
+            }
         }
         Ok((points, until.is_none_or(|until| number >= size.number_at(until))))
     }
@@ -341,11 +354,13 @@ impl Replay<'_> {
         let missing = self.inventory.first_missing(self.path, first);
         let mut number = missing.number(size).unwrap_or(first);
         let mut last = None;
+        let mut until = number;
         if self.segment(number).await?.is_some() {
-            number += 1;
+            until = number + 1;
+            number = self.behind_end(number);
         }
         let mut transaction = None;
-        for n in (first..number).rev() {
+        for n in (first..until).rev() {
             let Some(segment) = self.segment(n).await? else { break };
             transaction = segment.summary.transactions.as_ref().map(LastTransaction::of);
             last = last.or(Some(segment));

@@ -8,7 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::wal::{WalObject, WalStore};
+use super::{
+    wal::{WalObject, WalStore},
+    wal_parts::{PartRange, covered},
+};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{Lsn, SegmentName, SegmentSize, Timeline, WalFile, history::TimelineHistory},
@@ -33,6 +36,11 @@ pub struct TimelineWal {
     /// Segments of which there is a partial copy, or the first of the stream's parts: an end that
     /// recovery may be served.
     pub partials: BTreeSet<u64>,
+    /// Those of them that a switch record closes: nothing is behind it in the segment, so they are as
+    /// good as whole ones. Known of those only that later segments follow.
+    pub closed: BTreeSet<u64>,
+    /// Which bytes the stream's parts have of segments that aren't whole, sorted.
+    pub parts: BTreeMap<u64, Vec<PartRange>>,
     /// Stored bytes of all its objects.
     pub stored: u64,
 }
@@ -43,6 +51,28 @@ impl TimelineWal {
         let after = self.ranges.partition_point(|range| range.first <= number);
         let range = *self.ranges.get(after.checked_sub(1)?)?;
         (number <= range.last).then_some(range)
+    }
+
+    /// Adds a part of a segment. Parts of a whole one, which comes before them in a listing, are left
+    /// from before it was.
+    fn add_part(&mut self, number: u64, range: PartRange) {
+        if self.range_of(number).is_some() {
+            return;
+        }
+        if range.from == 0 {
+            self.partials.insert(number);
+        }
+        let parts = self.parts.entry(number).or_default();
+        parts.insert(parts.partition_point(|other| *other <= range), range);
+    }
+
+    /// The first gap between the parts of a segment that isn't whole: its first and last byte's
+    /// offsets, the latter excluded.
+    pub fn hole(&self, number: u64) -> Option<(u64, u64)> {
+        let parts = self.parts.get(&number)?;
+        let at = covered(parts);
+        let behind = parts.iter().map(|part| u64::from(part.from)).find(|from| *from > at)?;
+        Some((at, behind))
     }
 
     /// Adds an object of a segment, the last one so far or the next.
@@ -104,13 +134,12 @@ impl WalInventory {
                         WalObject::Partial(segment, _) => {
                             wal.partials.extend(segment.number(segment_size));
                         }
-                        WalObject::Part(segment, range, _) if range.from == 0 => {
-                            wal.partials.extend(segment.number(segment_size));
+                        WalObject::Part(segment, range, _) => {
+                            if let Some(number) = segment.number(segment_size) {
+                                wal.add_part(number, range);
+                            }
                         }
-                        WalObject::Plain(_)
-                        | WalObject::Content(..)
-                        | WalObject::Repair(..)
-                        | WalObject::Part(..) => {}
+                        WalObject::Plain(_) | WalObject::Content(..) | WalObject::Repair(..) => {}
                     }
                 }
             }
@@ -126,7 +155,33 @@ impl WalInventory {
                 Err(e) => return Err(e),
             }
         }
-        Ok(WalInventory { segment_size, timelines, histories })
+        let mut inventory = WalInventory { segment_size, timelines, histories };
+        inventory.find_closed(store).await?;
+        Ok(inventory)
+    }
+
+    async fn find_closed(&mut self, store: &WalStore) -> Result<()> {
+        let last = |wal: &TimelineWal| {
+            wal.ranges.last().map(|range| range.last).max(wal.partials.last().copied())
+        };
+        let last = self.timelines.values().filter_map(last).max();
+        for (timeline, wal) in &mut self.timelines {
+            for number in wal.partials.clone() {
+                if Some(number) >= last || wal.range_of(number).is_some() {
+                    continue;
+                }
+                let name = self.segment_size.name(*timeline, number);
+                match is_closed(store, name, self.segment_size).await {
+                    Ok(true) => drop(wal.closed.insert(number)),
+                    Ok(false) => {}
+                    Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => {
+                        tracing::warn!("{e}");
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The timelines that have WAL or a history, ascending.
@@ -182,8 +237,14 @@ impl WalInventory {
         let mut number = first;
         loop {
             let timeline = path.timeline_of_segment(number, self.segment_size);
-            let range = self.timelines.get(&timeline).and_then(|wal| wal.range_of(number));
-            let Some(range) = range else { return self.segment_size.name(timeline, number) };
+            let wal = self.timelines.get(&timeline);
+            let Some(range) = wal.and_then(|wal| wal.range_of(number)) else {
+                if wal.is_some_and(|wal| wal.closed.contains(&number)) {
+                    number += 1;
+                    continue;
+                }
+                return self.segment_size.name(timeline, number);
+            };
             // A row goes on past the segment in which the path leaves its timeline.
             number = match path.end_of(timeline).flatten() {
                 Some(end) => (range.last + 1).min(self.segment_size.number_at(end)).max(number + 1),
@@ -239,19 +300,65 @@ impl WalInventory {
         })
     }
 
-    /// The timeline whose partial copy recovery along `path` would be served for segment `number`:
-    /// of a timeline's last segment only.
+    /// Whether recovery along `path` ends in segment `number`, of which not all is there.
+    pub fn ends_in(&self, path: &TimelineHistory, number: u64) -> bool {
+        self.segment(path, number).is_none()
+            && self.partial(path, number).is_none_or(|name| {
+                let wal = self.timelines.get(&name.timeline);
+                wal.is_none_or(|wal| !wal.closed.contains(&number))
+            })
+    }
+
+    /// The timeline whose partial copy recovery along `path` would be served for segment `number`: of a
+    /// timeline's last segment only. What the stream has stored was acknowledged, so that counts
+    /// wherever it is.
     pub fn partial(&self, path: &TimelineHistory, number: u64) -> Option<SegmentName> {
         let begun_by = |t: Timeline| {
             path.begin_of(t).is_none_or(|begin| self.segment_size.number_at(begin) <= number)
         };
-        let is_last = |wal: &TimelineWal| wal.ranges.last().is_none_or(|r| r.last < number);
+        let counts = |wal: &TimelineWal| {
+            let is_streamed = wal.parts.get(&number).is_some_and(|parts| covered(parts) > 0);
+            is_streamed || wal.ranges.last().is_none_or(|r| r.last < number)
+        };
         self.timelines
             .iter()
             .rev()
-            .filter(|(t, wal)| path.contains(**t) && begun_by(**t) && is_last(wal))
+            .filter(|(t, wal)| path.contains(**t) && begun_by(**t) && counts(wal))
             .find(|(_, wal)| wal.partials.contains(&number))
             .map(|(timeline, _)| self.segment_size.name(*timeline, number))
+    }
+}
+
+/// Whether a copy of a segment that isn't whole ends with a switch record.
+async fn is_closed(store: &WalStore, segment: SegmentName, size: SegmentSize) -> Result<bool> {
+    for name in store.partials(segment).await? {
+        let stored = store.summary(&name).await?.and_then(|stored| stored.segment);
+        if stored.is_some_and(|summary| summary.parsed && summary.whole) {
+            return Ok(true);
+        }
+    }
+    let streamed = store.parts_summary(segment, size).await?;
+    Ok(streamed.is_some_and(|summary| summary.parsed && summary.whole))
+}
+
+#[cfg(test)]
+impl WalInventory {
+    /// One that has these segments, by timeline, and these histories.
+    pub fn of(size: SegmentSize, wal: &[(u32, &[u64])], histories: &[(u32, &str)]) -> Self {
+        let timelines = wal
+            .iter()
+            .map(|(timeline, numbers)| {
+                let mut wal = TimelineWal::default();
+                numbers.iter().for_each(|n| wal.add(*n, 1));
+                (Timeline(*timeline), wal)
+            })
+            .collect();
+        let mut known = BTreeMap::from([(Timeline(1), TimelineHistory::first())]);
+        for (timeline, text) in histories {
+            let timeline = Timeline(*timeline);
+            known.insert(timeline, TimelineHistory::parse(timeline, text.as_bytes()).unwrap());
+        }
+        WalInventory { segment_size: size, timelines, histories: known }
     }
 }
 
@@ -278,20 +385,7 @@ mod tests {
     const SIZE: SegmentSize = SegmentSize::DEFAULT;
 
     fn inventory(wal: &[(u32, &[u64])], histories: &[(u32, &str)]) -> WalInventory {
-        let timelines = wal
-            .iter()
-            .map(|(timeline, numbers)| {
-                let mut wal = TimelineWal::default();
-                numbers.iter().for_each(|n| wal.add(*n, 1));
-                (Timeline(*timeline), wal)
-            })
-            .collect();
-        let mut known = BTreeMap::from([(Timeline(1), TimelineHistory::first())]);
-        for (timeline, text) in histories {
-            let timeline = Timeline(*timeline);
-            known.insert(timeline, TimelineHistory::parse(timeline, text.as_bytes()).unwrap());
-        }
-        WalInventory { segment_size: SIZE, timelines, histories: known }
+        WalInventory::of(SIZE, wal, histories)
     }
 
     #[test]
@@ -343,8 +437,18 @@ mod tests {
     fn a_partial_counts_only_for_the_last_segment_of_its_timeline() {
         let mut there = inventory(&[(1, &[1, 2]), (2, &[])], &[(2, "1\t0/3800000\tx\n")]);
         there.timelines.get_mut(&Timeline(1)).unwrap().partials.extend([1, 3]);
+        there.timelines.get_mut(&Timeline(2)).unwrap().add(9, 1);
+        // What the stream has was acknowledged.
+        let streamed = there.timelines.get_mut(&Timeline(2)).unwrap();
+        streamed.add_part(7, PartRange { from: 0, to: 100 });
+        streamed.add_part(7, PartRange { from: 50, to: 200 });
+        streamed.add_part(7, PartRange { from: 300, to: 400 });
+        streamed.add_part(9, PartRange { from: 0, to: 100 });
+        assert_eq!(streamed.hole(7), Some((200, 300)));
+        assert_eq!(streamed.hole(9), None, "it is whole");
         let path = there.path(Timeline(2)).unwrap();
         assert_eq!(there.partial(path, 3), Some(SIZE.name(Timeline(1), 3)));
         assert_eq!(there.partial(path, 1), None);
+        assert_eq!(there.partial(path, 7), Some(SIZE.name(Timeline(2), 7)));
     }
 }

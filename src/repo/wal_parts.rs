@@ -33,8 +33,8 @@ use crate::{
 /// much of what came before it.
 pub const LONGEST_PART: u64 = 16 << 20;
 
-/// How often a reader looks again when parts vanish: they are merged or become a segment, not more.
-const LOOKS: usize = 5;
+/// How often a reader looks again when there are other parts than before.
+const LOOKS: usize = 20;
 
 /// Which bytes of a segment a part has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,14 +78,14 @@ pub struct Part {
     pub name: ObjectName,
 }
 
-/// How far parts, sorted by their ranges, reach from the segment's start without a gap, in bytes.
-pub fn covered<'p>(parts: impl IntoIterator<Item = &'p Part>) -> u64 {
+/// How far sorted ranges reach from the segment's start without a gap, in bytes.
+pub fn covered<'r>(ranges: impl IntoIterator<Item = &'r PartRange>) -> u64 {
     let mut at = 0;
-    for part in parts {
-        if u64::from(part.range.from) > at {
+    for range in ranges {
+        if u64::from(range.from) > at {
             break;
         }
-        at = at.max(u64::from(part.range.to));
+        at = at.max(u64::from(range.to));
     }
     at
 }
@@ -144,16 +144,27 @@ impl WalStore {
         match store.await {
             Ok(_) => {}
             // The name has the content's checksum. Whoever made it may have died before it was durable.
-            Err(e) if e.kind() == Kind::Conflict => {
-                let there = self.copy_to(&name, &mut std::io::sink()).await?;
-                if there.is_none() {
-                    return Err(Error::new(Kind::Repository, format!("{name} vanished just now")));
+            Err(e) if e.kind() == Kind::Conflict => match self.prove_part(&name).await {
+                // What can't be read is of no use to anybody, and here are the bytes that it had.
+                Err(e) if e.kind() == Kind::Damaged => {
+                    tracing::warn!("{e}: storing it again");
+                    self.repository().storage().delete(&name).await?;
+                    return Err(Error::new(Kind::Repository, format!("{name} was damaged")));
                 }
-                self.repository().storage().ensure_durable(&name).await?;
-            }
+                proven => proven?,
+            },
             Err(e) => return Err(e),
         }
         Ok(Part { range, name })
+    }
+
+    /// Makes sure that a part is there, can be read, and is durable: whoever made it may have died
+    /// before it was.
+    pub async fn prove_part(&self, name: &ObjectName) -> Result<()> {
+        if self.copy_to(name, &mut std::io::sink()).await?.is_none() {
+            return Err(Error::new(Kind::Repository, format!("{name} vanished just now")));
+        }
+        Ok(self.repository().storage().ensure_durable(name).await?)
     }
 
     /// Copies what the parts of a segment have to `sink`, from its start to the first byte that none
@@ -170,7 +181,9 @@ impl WalStore {
         let mut seen = BTreeSet::new();
         let mut damage: Option<(u64, Error)> = None;
         for _ in 0..LOOKS {
-            let mut vanished = false;
+            // A listing isn't one moment: parts may have become a larger one behind its back. So what it
+            // says is believed only when another one says nothing new.
+            let mut changed = false;
             for Part { range, name } in self.parts(segment).await? {
                 if seen.contains(&name) {
                     continue;
@@ -183,7 +196,7 @@ impl WalStore {
                         joined.add(range, &bytes, sink).map_err(|e| e.while_doing(&name))?;
                     }
                     Ok(None) => {
-                        vanished = true;
+                        changed = true;
                         continue;
                     }
                     Err(e) if e.kind() == Kind::Damaged => {
@@ -196,8 +209,9 @@ impl WalStore {
                     Err(e) => return Err(e),
                 }
                 seen.insert(name);
+                changed = true;
             }
-            if !vanished {
+            if !changed {
                 return match damage {
                     Some((to, e)) if to > joined.at => Err(e),
                     _ => Ok(joined.at),
@@ -207,7 +221,7 @@ impl WalStore {
         let address = self.repository().storage().address();
         Err(Error::new(
             Kind::Repository,
-            format!("the parts of segment {segment} vanish from {address} while they are read"),
+            format!("the parts of segment {segment} in {address} change while they are read"),
         ))
     }
 
@@ -289,9 +303,11 @@ impl Joined {
     fn add(&mut self, range: PartRange, bytes: &[u8], sink: &mut (dyn Write + Send)) -> Result<()> {
         let overlap = usize::try_from(self.at - u64::from(range.from)).unwrap_or(usize::MAX);
         let (old, new) = bytes.split_at(overlap.min(bytes.len()));
-        let back = self.window.len().checked_sub(overlap);
-        let known = back.and_then(|back| self.window.get(back..back + old.len()));
-        if known != Some(old) {
+        // What the window has no more isn't compared again.
+        let behind = overlap.saturating_sub(self.window.len()).min(old.len());
+        let back = self.window.len().saturating_sub(overlap);
+        let old = &old[behind..];
+        if self.window.get(back..back + old.len()) != Some(old) {
             return Err(Error::new(
                 Kind::Conflict,
                 "this part of the segment and another one differ where they overlap",

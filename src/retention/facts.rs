@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 
 use crate::{
-    error::{Kind, Result},
-    postgres::{Lsn, SegmentSize, Timeline, history::TimelineHistory},
+    error::{Error, Kind, Result},
+    postgres::{Lsn, SegmentName, SegmentSize, Timeline, history::TimelineHistory},
     repo::{
         BackupId, Repository, SystemId,
         catalog::{self, BackupState},
@@ -146,7 +146,10 @@ fn is_usable(record: &BackupRecord, inventory: &WalInventory) -> bool {
     let Some(path) = inventory.path(record.timeline) else { return false };
     let first = record.segment_size.number_at(record.start_lsn);
     let last = record.segment_size.number_before(record.stop_lsn);
-    (first..=last).all(|number| inventory.segment(path, number).is_some())
+    // A standby's backup may end in a segment that was received as far as it needs it.
+    let is_received = || inventory.partial(path, last).is_some();
+    let is_there = |number: u64| inventory.segment(path, number).is_some();
+    (first..last).all(is_there) && (is_there(last) || is_received())
 }
 
 impl SystemFacts {
@@ -186,13 +189,25 @@ fn span(wal: &TimelineWal) -> Option<(u64, u64)> {
     }
 }
 
-/// The last transaction's end, from the summaries of the whole segments, the last one first.
+/// The last transaction's end, from the segment that isn't whole yet and then from the summaries of the
+/// whole ones, the last one first.
 async fn last_time(
     store: &WalStore,
     size: SegmentSize,
     timeline: Timeline,
     wal: &TimelineWal,
 ) -> Result<LastTime> {
+    let last_whole = wal.ranges.last().map(|range| range.last);
+    if let Some(tail) = wal.partials.last().filter(|tail| Some(**tail) > last_whole) {
+        match last_time_of_tail(store, size, size.name(timeline, *tail)).await {
+            Ok(Some(time)) => return Ok(LastTime::At(time)),
+            Ok(None) => {}
+            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => {
+                return Ok(LastTime::Unknown);
+            }
+            Err(e) => return Err(e),
+        }
+    }
     let numbers = wal.ranges.iter().rev().flat_map(|range| (range.first..=range.last).rev());
     for (looked_at, number) in numbers.enumerate() {
         if looked_at == LOOK_BACK {
@@ -213,6 +228,22 @@ async fn last_time(
             }
         }
     }
-    // Partial copies may hold what no whole segment does.
-    Ok(if wal.partials.is_empty() { LastTime::None } else { LastTime::Unknown })
+    Ok(LastTime::None)
+}
+
+/// The last transaction's end in a segment that isn't whole.
+async fn last_time_of_tail(
+    store: &WalStore,
+    size: SegmentSize,
+    segment: SegmentName,
+) -> Result<Option<DateTime<Utc>>> {
+    let mut summaries = Vec::new();
+    for name in store.partials(segment).await? {
+        summaries.extend(store.summary(&name).await?.and_then(|stored| stored.segment));
+    }
+    summaries.extend(store.parts_summary(segment, size).await?);
+    if summaries.iter().any(|summary| !summary.parsed) {
+        return Err(Error::new(Kind::Damaged, format!("{segment} can't be read")));
+    }
+    Ok(summaries.into_iter().filter_map(|summary| Some(summary.transactions?.last_time)).max())
 }

@@ -64,6 +64,7 @@ impl Archive {
     /// What is missing for all backups or for one.
     pub fn missing(&self, only: Option<&BackupId>) -> Vec<Finding> {
         let mut findings = self.histories(only);
+        findings.extend(self.holes(only));
         let size = self.inventory.segment_size;
         for (timeline, gaps) in self.gaps(only) {
             for (first, last) in gaps {
@@ -78,6 +79,31 @@ impl Archive {
                         .then(|| self.store.plain(WalFile::Segment(names.1)).to_string()),
                     sought: Sought::Segments(self.system, size, timeline, first, last),
                     loss: Loss::of_segments(self.system, timeline, first, last),
+                    ..Finding::missing(&object, text)
+                });
+            }
+        }
+        findings
+    }
+
+    /// What is missing among the stream's parts of a segment that isn't whole.
+    pub fn holes(&self, only: Option<&BackupId>) -> Vec<Finding> {
+        let size = self.inventory.segment_size;
+        let mut findings = Vec::new();
+        for (timeline, wal) in self.inventory.timelines() {
+            for number in wal.parts.keys() {
+                let Some((from, to)) = wal.hole(*number) else { continue };
+                let of_use = |record: &BackupRecord| self.is_of_use(record, timeline, *number);
+                if only.is_some() && !self.wanted(only).any(of_use) {
+                    continue;
+                }
+                let object = self.store.plain(WalFile::Segment(size.name(timeline, *number)));
+                let text = format!(
+                    "of this WAL segment there are parts, and its bytes {from} to {to} are missing"
+                );
+                findings.push(Finding {
+                    sought: Sought::Segments(self.system, size, timeline, *number, *number),
+                    loss: Loss::of_segments(self.system, timeline, *number, *number),
                     ..Finding::missing(&object, text)
                 });
             }

@@ -16,6 +16,24 @@ pub struct Stretch {
     pub until: Option<u64>,
 }
 
+impl Stretch {
+    /// Goes on behind a segment of `timeline` that the server doesn't have any more, nor any before it;
+    /// false when nothing is left. Which is the first one that it has is found by halves: a part of the
+    /// stretch is left for the next time.
+    pub fn skip_removed(&mut self, timeline: Timeline, number: u64) -> bool {
+        if self.timeline != timeline || number < self.first {
+            return true;
+        }
+        self.first = number + 1;
+        let Some(until) = self.until else { return true };
+        if self.first >= until {
+            return false;
+        }
+        self.first += (until - self.first) / 2;
+        true
+    }
+}
+
 /// The stretches along `path` that are missing in one of the inventories, from segment `from` on, in
 /// their order. The last one has no end: it is what the server writes.
 ///
@@ -62,4 +80,78 @@ pub fn missing(
         _ => stretches.push(live),
     }
     stretches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::SegmentSize;
+
+    const SIZE: SegmentSize = SegmentSize::DEFAULT;
+
+    fn stretch(timeline: u32, first: u64, until: Option<u64>) -> Stretch {
+        Stretch { timeline: Timeline(timeline), first, until }
+    }
+
+    fn inventory(wal: &[(u32, &[u64])]) -> WalInventory {
+        WalInventory::of(SIZE, wal, &[(2, "1\t0/5800000\tpromoted\n")])
+    }
+
+    #[test]
+    fn what_one_archive_lacks_is_missing() {
+        // Timeline 2 leaves timeline 1 in the midst of segment 5.
+        let one = inventory(&[(1, &[2, 3, 5]), (2, &[5, 6])]);
+        let path = one.path(Timeline(2)).unwrap().clone();
+        let all = |inventories: &[WalInventory], from, held, present| {
+            missing(&path, inventories, from, held, present)
+        };
+        let one_lacks = all(std::slice::from_ref(&one), 2, 7, 8);
+        assert_eq!(one_lacks, [stretch(1, 4, Some(5)), stretch(2, 7, None)]);
+        // What lies before the slot's position comes apart.
+        let apart = all(std::slice::from_ref(&one), 6, 9, 9);
+        assert_eq!(apart, [stretch(2, 7, Some(9)), stretch(2, 9, None)]);
+        let other = inventory(&[(1, &[2, 3, 4]), (2, &[5])]);
+        let both = all(&[one, other], 2, 7, 7);
+        assert_eq!(
+            both,
+            [stretch(1, 4, Some(5)), stretch(2, 6, Some(7)), stretch(2, 7, None)],
+            "each lacks something else"
+        );
+        let empty = inventory(&[]);
+        assert_eq!(
+            missing(&path, &[empty], 3, 3, 7),
+            [stretch(1, 3, Some(5)), stretch(2, 5, None)],
+            "each timeline's files"
+        );
+    }
+
+    #[test]
+    fn the_first_segment_that_is_still_there_is_found_by_halves() {
+        for there in 11..=31 {
+            let mut removed: Option<u64> = None;
+            let mut got = vec![false; 31];
+            let mut asked = 0;
+            loop {
+                // What is missing now: everything from 11 on that hasn't come.
+                let Some(first) = (11..=30).find(|n| !got[*n as usize]) else { break };
+                let until = (first..=30).find(|n| got[*n as usize]).unwrap_or(31);
+                let mut next = stretch(1, first, Some(until));
+                if removed.is_some_and(|n| !next.skip_removed(Timeline(1), n)) {
+                    break;
+                }
+                asked += 1;
+                match next.first < there {
+                    true => removed = Some(next.first),
+                    false => (next.first..until).for_each(|n| got[n as usize] = true),
+                }
+            }
+            let came: Vec<u64> = (11..=30).filter(|n| got[*n as usize]).collect();
+            assert_eq!(came, (there..=30).collect::<Vec<_>>());
+            assert!(asked <= 12, "{there}: {asked} questions");
+        }
+        let mut live = stretch(1, 5, None);
+        assert!(live.skip_removed(Timeline(1), 5) && live == stretch(1, 6, None));
+        let mut other = stretch(2, 5, Some(6));
+        assert!(other.skip_removed(Timeline(1), 5) && other == stretch(2, 5, Some(6)));
+    }
 }

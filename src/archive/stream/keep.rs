@@ -54,8 +54,25 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Content {
     /// What is in memory.
     Chunk(Arc<Chunk>),
-    /// Parts that are stored and follow each other without a gap.
-    Parts(Arc<Vec<Part>>),
+    /// Parts that are stored and together have all of it: of each of them, from this byte on.
+    Parts(Arc<Vec<(Part, usize)>>),
+}
+
+impl Content {
+    /// What parts, sorted by their ranges, have together.
+    pub fn of_parts(parts: Vec<Part>) -> Self {
+        let mut at = 0;
+        let mut taken = Vec::new();
+        for part in parts {
+            if part.range.to <= at || part.range.from > at {
+                continue;
+            }
+            let skip = (at - part.range.from) as usize;
+            at = part.range.to;
+            taken.push((part, skip));
+        }
+        Content::Parts(Arc::new(taken))
+    }
 }
 
 /// What a job came to.
@@ -316,7 +333,7 @@ async fn remove(store: &WalStore, parts: Vec<Part>) -> Result<()> {
 
 /// Stores a segment under its name; where that is taken by something damaged, beside it, as a push
 /// does.
-async fn store_whole(
+pub async fn store_whole(
     store: &WalStore,
     segment: SegmentName,
     content: &Content,
@@ -324,8 +341,11 @@ async fn store_whole(
 ) -> Result<()> {
     let file = WalFile::Segment(segment);
     let name = store.object_of(file, summary);
-    // Where the storage overwrites, what is there is looked for before.
-    let is_taken = store.repository().names() == Names::Content && store.has(file).await?;
+    // Where the storage overwrites, what is there is looked for before; and where there may be no parts
+    // any more, as another receiver has made the segment of them.
+    let may_be_there =
+        store.repository().names() == Names::Content || matches!(content, Content::Parts(_));
+    let is_taken = may_be_there && store.has(file).await?;
     if !is_taken && create(store, &name, content, summary).await? {
         return store.prove_alone(file, &name).await;
     }
@@ -338,8 +358,8 @@ async fn store_whole(
     for attempt in 0..100 {
         let name = store.repair(file, summary, attempt);
         let stored = match exists(store.repository(), &name).await? {
-            true => confirm(store, &name, summary).await,
-            false => create(store, &name, content, summary).await.map(drop),
+            false if create(store, &name, content, summary).await? => Ok(()),
+            _ => confirm(store, &name, summary).await,
         };
         match stored {
             Err(e) if e.kind() == Kind::Damaged => {}
@@ -364,12 +384,13 @@ async fn create(
         match content {
             Content::Chunk(chunk) => seal_pieces(&mut writer, chunk.pieces()).await?,
             Content::Parts(parts) => {
-                for part in parts.iter() {
+                for (part, skip) in parts.iter() {
                     let mut bytes = Vec::new();
                     if store.copy_to(&part.name, &mut bytes).await?.is_none() {
                         return Err(vanished(store, &part.name));
                     }
-                    seal_pieces(&mut writer, &[Bytes::from(bytes)]).await?;
+                    let bytes = Bytes::from(bytes);
+                    seal_pieces(&mut writer, &[bytes.slice((*skip).min(bytes.len())..)]).await?;
                 }
             }
         }

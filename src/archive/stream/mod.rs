@@ -11,6 +11,7 @@
 //! durable. When a connection ends, for whatever reason, the next one begins with the same questions: no
 //! state is kept but in the repositories and the slot.
 
+mod assemble;
 mod durable;
 mod gaps;
 mod incoming;
@@ -71,9 +72,11 @@ pub async fn stream(
         cluster,
         info: &info,
         progress: &progress,
-        removed: Vec::new(),
+        removed: None,
         has_streamed: false,
     };
+    // Whoever waits for the service to be up doesn't wait for the server too.
+    progress.ready();
     let mut pause = FIRST_PAUSE;
     loop {
         let begin = Instant::now();

@@ -41,10 +41,14 @@ impl Progress {
         Progress { notify, state: Mutex::default(), receiving: AtomicBool::new(false) }
     }
 
+    /// The command has begun.
+    pub fn ready(&self) {
+        self.notify.ready();
+    }
+
     /// WAL comes from this server: `from` says which, and on which timeline.
     pub fn begins(&self, from: String) {
         tracing::info!("streaming from {from}");
-        self.notify.ready();
         self.notify.status(&format!("streaming from {from}"));
         self.with(|state| *state = State { from, ..State::default() });
     }

@@ -118,8 +118,15 @@ pub struct Receiver {
     keeper: Keeper,
     pace: Pace,
     incoming: Incoming,
-    /// The parts that were there before, until what comes has been compared with them.
+    /// The parts that were there before and weren't compared yet with what comes, in the order of the
+    /// repositories. Until they are, nothing is reported and nothing is put beside them.
     before: Vec<Vec<Part>>,
+    /// Where the last of them ends.
+    hold: Lsn,
+    /// Whether the chunk that comes in had any of them.
+    had_before: bool,
+    /// Whether it was said that the server's WAL doesn't come as far as them.
+    said_behind: bool,
     /// Everything before this is durable or in a job.
     dispatched: Lsn,
     /// What every repository has that isn't behind.
@@ -164,6 +171,15 @@ impl Receiver {
             looked: Instant::now(),
             looking: false,
             is_back: false,
+            hold: begin
+                .parts
+                .iter()
+                .flatten()
+                .map(|part| Lsn(incoming.start().0 + u64::from(part.range.to)))
+                .max()
+                .unwrap_or(Lsn::INVALID),
+            had_before: false,
+            said_behind: false,
             incoming,
             before: begin.parts,
             reported: None,
@@ -249,6 +265,7 @@ impl Receiver {
                         }
                         StreamEvent::Keepalive { server_end, wants_report } => {
                             progress.server_at(server_end);
+                            self.say_behind(server_end);
                             if wants_report {
                                 self.reported = None;
                             }
@@ -294,8 +311,18 @@ impl Receiver {
 
     /// Everything before it is received, and durable in every repository.
     fn position(&self) -> Lsn {
-        // That nothing is known is what the server takes it for.
-        self.durable.as_ref().map_or(Lsn::INVALID, |d| d.up_to().min(self.incoming.end()))
+        let end = self.incoming.end();
+        match &self.durable {
+            // That nothing is known is what the server takes it for.
+            None => Lsn::INVALID,
+            Some(_) if self.is_to_compare() => self.incoming.start().min(end),
+            Some(durable) => durable.up_to().min(end),
+        }
+    }
+
+    /// Whether parts that were there before weren't compared yet with what comes.
+    fn is_to_compare(&self) -> bool {
+        self.before.iter().any(|parts| !parts.is_empty())
     }
 
     fn look_for_those_behind(&mut self) {
@@ -355,24 +382,47 @@ impl Receiver {
         }
     }
 
-    /// Compares what came with the parts that were there before, once it has come as far as they go.
+    /// Compares the parts that were there before with what came, each as soon as all of it did.
     fn compare_before(&mut self) -> Result<()> {
-        if self.before.is_empty() || self.incoming.end() < self.dispatched {
+        if !self.is_to_compare() {
             return Ok(());
         }
-        let before = std::mem::take(&mut self.before);
         let start = self.chunk_start();
-        if self.incoming.end() == start {
+        let end = self.incoming.end();
+        let offset = |lsn: Lsn| lsn.0 - self.incoming.start().0;
+        let (chunk_from, received) = (offset(start), offset(end));
+        let has_come = |part: &Part| u64::from(part.range.to) <= received;
+        if end == start || !self.before.iter().flatten().any(has_come) {
             return Ok(());
         }
-        let chunk = self.incoming.part(start, self.incoming.end())?;
-        for (store, parts) in self.keeper.archives().zip(&before) {
-            check_parts(store, &chunk, parts)?;
+        self.had_before = true;
+        let chunk = self.incoming.part(start, end)?;
+        for (index, store) in self.keeper.archives().enumerate() {
+            let Some(parts) = self.before.get_mut(index) else { continue };
+            let came: Vec<Part> = parts.iter().filter(|part| has_come(part)).cloned().collect();
+            parts.retain(|part| !has_come(part));
+            check_parts(store, &chunk, &came)?;
+            if index == 0 {
+                let of_chunk = came.into_iter().filter(|p| u64::from(p.range.from) >= chunk_from);
+                match self.levels.first_mut() {
+                    Some(level) => level.extend(of_chunk),
+                    None => self.levels.push(of_chunk.collect()),
+                }
+            }
         }
-        let mut parts = before.into_iter().next().unwrap_or_default();
-        parts.retain(|part| chunk.range.from <= part.range.from && part.range.to <= chunk.range.to);
-        self.levels = vec![parts];
         Ok(())
+    }
+
+    /// Says it when the server's WAL ends before what is stored of it.
+    fn say_behind(&mut self, server_end: Lsn) {
+        if self.is_to_compare() && server_end < self.hold && !self.said_behind {
+            self.said_behind = true;
+            tracing::warn!(
+                "the server's WAL ends at {server_end}, and {} is stored: was it set back to an earlier \
+                 state? Nothing is reported as stored",
+                self.hold
+            );
+        }
     }
 
     fn may_dispatch(&self) -> bool {
@@ -389,7 +439,8 @@ impl Receiver {
         let is_due = self.ending
             || *self.pace.synchronous.borrow()
             || self.pending_since.is_some_and(|since| since.elapsed() >= self.pace.max_lag);
-        if !is_due || self.parts_at_once >= AT_ONCE || !self.may_dispatch() {
+        if !is_due || self.parts_at_once >= AT_ONCE || !self.may_dispatch() || self.is_to_compare()
+        {
             return Ok(());
         }
         let chunk = Arc::new(self.incoming.part(from, to)?);
@@ -412,8 +463,8 @@ impl Receiver {
         }
         let from = self.chunk_start();
         let to = self.incoming.end();
-        let has_parts = self.busy.contains_key(&from)
-            || !self.before.is_empty()
+        let has_parts = std::mem::take(&mut self.had_before)
+            || self.busy.contains_key(&from)
             || self.levels.iter().any(|level| !level.is_empty());
         let (chunk, summary) = self.incoming.take_chunk()?;
         let chunk = Arc::new(chunk);
@@ -576,7 +627,7 @@ async fn store_chunk(
                 return Ok(Done::Chunk { part: Some(part), everywhere });
             };
             chunks.push(part);
-            let content = Content::Parts(Arc::new(chunks.clone()));
+            let content = Content::of_parts(chunks.clone());
             let kept = keeper.whole(segment, content, summary).await?;
             keeper.remove(segment, chunks).await?;
             Ok(Done::Chunk { part: None, everywhere: everywhere && kept.everywhere })

@@ -4,6 +4,7 @@ use tokio::sync::watch;
 
 use super::{
     super::push::open_store,
+    assemble::assemble,
     gaps::{Stretch, missing},
     keep::{Closed, Keeper, is_outage},
     progress::Progress,
@@ -14,11 +15,11 @@ use crate::{
     config::{ClusterSettings, RepositorySettings},
     error::{Error, Kind, Result},
     postgres::{
-        Lsn, SegmentSize, Timeline,
+        Lsn, SegmentSize, Timeline, WalFile,
         client::{Client, ConnInfo, Mode, PgError},
         history::TimelineHistory,
         replication::{SystemIdentity, identify_system, show, timeline_history},
-        streaming::{Started, WalStream, create_slot, read_slot},
+        streaming::{Started, WalStream, create_slot, drop_slot, read_slot},
     },
     repo::{
         SystemId, catalog,
@@ -48,10 +49,21 @@ pub struct Context<'a> {
     pub info: &'a ConnInfo,
     /// Who hears of it.
     pub progress: &'a Progress,
-    /// Segments that the server was asked for and doesn't have any more, by timeline.
-    pub removed: Vec<(Timeline, u64)>,
+    /// The last segment that the server was asked for and doesn't have any more. All before it are gone
+    /// as well.
+    pub removed: Option<Removed>,
     /// Whether WAL has been received.
     pub has_streamed: bool,
+}
+
+/// A segment that a server doesn't have any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// The timeline that the server was on.
+    server: Timeline,
+    /// The segment's own.
+    timeline: Timeline,
+    number: u64,
 }
 
 /// How a connection ended without an error.
@@ -157,8 +169,10 @@ async fn receive(
     for store in keeper.archives() {
         parts.push(store.parts(segment).await?);
     }
+    let known_of = |parts: &Vec<Part>| covered(parts.iter().map(|part| &part.range));
     let begins = size.start_of(stretch.first);
-    let known = parts.iter().map(covered).min().unwrap_or(0).min(size.bytes());
+    prove(keeper, &mut parts).await?;
+    let known = parts.iter().map(known_of).min().unwrap_or(0).min(size.bytes());
     let begin = Begin {
         timeline: stretch.timeline,
         number: stretch.first,
@@ -167,7 +181,7 @@ async fn receive(
         parts,
     };
     let is_live = stretch.until.is_none();
-    // A slot goes forward only, so what lies before its position is asked for without it.
+    // What is reported of an older stretch would set the slot back.
     let slot = is_live.then_some(context.cluster.stream.slot.as_str());
     let started = WalStream::start(&mut server.client, slot, begins, stretch.timeline).await;
     let mut stream = match started.map_err(|e| start_error(context, e))? {
@@ -206,18 +220,73 @@ async fn receive(
         Ok(End::Back) => Ok(Some(SessionEnd::Again)),
         Ok(End::Server) => Ok(Some(SessionEnd::ServerEnd)),
         Ok(End::Stopped) => Ok(Some(SessionEnd::Stopped)),
-        Err(e) if !is_live && e.sqlstate() == Some(REMOVED) => {
+        Err(e) if e.sqlstate() == Some(REMOVED) => {
             let gone = receiver.next_segment();
             tracing::warn!(
                 "{} is missing in the archive, and the server doesn't have it any more: no moment \
                  behind it can be reached from a backup before it",
                 size.name(stretch.timeline, gone)
             );
-            context.removed.push((stretch.timeline, gone));
+            let (server, timeline) = (server.identity.timeline, stretch.timeline);
+            context.removed = Some(Removed { server, timeline, number: gone });
             Ok(Some(SessionEnd::Again))
         }
         Err(e) => Err(e),
     }
+}
+
+/// Makes sure that the parts which are going to count can be read and are durable. Those that can't be
+/// read don't count.
+async fn prove(keeper: &Keeper, parts: &mut [Vec<Part>]) -> Result<()> {
+    for (store, parts) in keeper.archives().zip(parts) {
+        let mut sound = Vec::with_capacity(parts.len());
+        for part in std::mem::take(parts) {
+            match store.prove_part(&part.name).await {
+                Ok(()) => sound.push(part),
+                Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),
+                Err(e) => return Err(e),
+            }
+        }
+        *parts = sound;
+    }
+    Ok(())
+}
+
+/// Makes sure that whole segments which are going to count from the position that the slot holds on are
+/// durable: whoever stores one at this moment may not be done. And makes segments of parts that have all
+/// of one, as a receiver that was killed left them.
+async fn settle(
+    store: &WalStore,
+    inventory: &mut WalInventory,
+    path: &TimelineHistory,
+    (held, present): (u64, u64),
+) -> Result<()> {
+    let size = inventory.segment_size;
+    for number in held..=present {
+        let Some(segment) = inventory.segment(path, number) else { continue };
+        if let Some(name) = store.find(WalFile::Segment(segment)).await? {
+            store.repository().storage().ensure_durable(&name).await?;
+        }
+    }
+    let mut made = false;
+    for (timeline, wal) in inventory.timelines() {
+        for (number, parts) in &wal.parts {
+            if covered(parts) == size.bytes() {
+                assemble(store, size.name(timeline, *number), size).await?;
+                made = true;
+            }
+        }
+    }
+    if made {
+        *inventory = WalInventory::read_with(store, size, &mut warn_only).await?;
+    }
+    Ok(())
+}
+
+/// The server says where its timelines come from; an archive that can't is no reason to wait.
+fn warn_only(_: Timeline, e: Error) -> Result<()> {
+    tracing::warn!("{e}");
+    Ok(())
 }
 
 /// The path to the server's timeline, all of whose history files are stored.
@@ -263,8 +332,17 @@ async fn store_histories(
 async fn slot(client: &mut Client, context: &Context<'_>) -> Result<Lsn> {
     let name = &context.cluster.stream.slot;
     let ask = |e| Error::of_server(format!("read the replication slot {name}"), e);
-    if let Some((held, _)) = read_slot(client, name).await.map_err(ask)? {
-        return Ok(held);
+    match read_slot(client, name).await.map_err(ask)? {
+        None => {}
+        Some((held, _)) if held > Lsn::INVALID => return Ok(held),
+        // It holds nothing: the server has given it up, or it was made without reserving WAL. One that was
+        // given up may look well later, and holds nothing all the same (`slot.c`).
+        Some(_) => {
+            drop_slot(client, name)
+                .await
+                .map_err(|e| Error::of_server(format!("remove the replication slot {name}"), e))?;
+            tracing::warn!("the replication slot {name} held no WAL: it is made anew");
+        }
     }
     create_slot(client, name)
         .await
@@ -300,7 +378,9 @@ async fn stretches(
     let mut from = held;
     let mut inventories = Vec::new();
     for store in keeper.archives() {
-        inventories.push(WalInventory::read(store, size).await?);
+        let mut inventory = WalInventory::read_with(store, size, &mut warn_only).await?;
+        settle(store, &mut inventory, path, (held, present)).await?;
+        inventories.push(inventory);
         let backups = catalog::backups(store.repository(), store.layout()).await?;
         let newest = backups.iter().rev().find(|record| {
             record.system == store.system() && path.includes(record.timeline, record.start_lsn)
@@ -310,14 +390,10 @@ async fn stretches(
         }
     }
     let mut stretches = missing(path, &inventories, from, held, present);
-    for stretch in &mut stretches {
-        let gone = context.removed.iter().filter(|(timeline, _)| *timeline == stretch.timeline);
-        let first = gone.map(|(_, number)| number + 1).max().unwrap_or(0);
-        if stretch.until.is_some() {
-            stretch.first = stretch.first.max(first);
-        }
+    let removed = context.removed.filter(|removed| removed.server == server.identity.timeline);
+    if let Some(removed) = removed {
+        stretches.retain_mut(|stretch| stretch.skip_removed(removed.timeline, removed.number));
     }
-    stretches.retain(|stretch| stretch.until.is_none_or(|until| stretch.first < until));
     Ok(stretches)
 }
 

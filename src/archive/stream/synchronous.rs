@@ -13,6 +13,9 @@ use crate::postgres::client::{Client, ConnInfo, Mode};
 /// How often the setting is asked for: so long may commits be slow after it was changed.
 const EVERY: Duration = Duration::from_secs(2);
 
+/// How long it isn't asked for after it couldn't be: each attempt is a line in the server's log.
+const AFTER_REFUSAL: Duration = Duration::from_secs(60);
+
 /// Whether `synchronous_standby_names` names a receiver (`syncrep.c`: names are compared without case,
 /// and `*` is everybody). A receiver that is named but not among the ones that count at the moment may
 /// be, as soon as another goes.
@@ -58,7 +61,10 @@ pub async fn watch_setting(info: ConnInfo, answer: watch::Sender<bool>) {
                 let now = names(&setting, info.application_name());
                 answer.send_if_modified(|before| std::mem::replace(before, now) != now);
             }
-            Err(e) => tracing::debug!("ask for synchronous_standby_names: {e}"),
+            Err(e) => {
+                tracing::debug!("ask for synchronous_standby_names: {e}");
+                sleep(AFTER_REFUSAL).await;
+            }
         }
     }
 }

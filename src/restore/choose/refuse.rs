@@ -117,6 +117,21 @@ pub(super) fn not_consistent(record: &BackupRecord, reach: &Reach) -> Missed {
     Missed { error, until: None }
 }
 
+/// Nothing was written behind the end of the backup that recovery could stop before.
+pub(super) fn nothing_behind(record: &BackupRecord) -> Missed {
+    let error = Error::new(
+        Kind::Target,
+        format!(
+            "there is no WAL behind the end of backup {} at {}, and without any the server doesn't know \
+             that it has come to its end",
+            record.id, record.stop_lsn
+        ),
+    )
+    .hint("restore without a target: that ends at the same place")
+    .hint("or wait until something was written and has arrived in the repository");
+    Missed { error, until: Some(record.stopped_at) }
+}
+
 /// The WAL ends, or has a gap, before the target.
 pub(super) fn beyond(record: &BackupRecord, target: &Target, reach: &Reach) -> Missed {
     let timeline = reach.missing.timeline;

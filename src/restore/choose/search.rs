@@ -184,6 +184,11 @@ async fn to_the_end(holdings: &Holdings, replay: &Replay<'_>, target: &Target) -
     if reach.end < record.stop_lsn {
         return Ok(Err(refuse::not_consistent(record, &reach)));
     }
+    // The server looks for the end of the backup before it replays a record (`xlogrecovery.c`,
+    // `recoveryStopsBefore`), so there has to be one behind it.
+    if *target == Target::Immediate && reach.end <= record.stop_lsn {
+        return Ok(Err(refuse::nothing_behind(record)));
+    }
     if *target == Target::Latest && reach.gap {
         return Ok(Err(refuse::beyond(record, target, &reach)));
     }

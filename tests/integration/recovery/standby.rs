@@ -118,3 +118,30 @@ fn a_restored_standby_follows_its_primary() {
     standby.promote();
     archive_all(primary);
 }
+
+/// An idle primary closes no segment: the standby's backup ends in an open one.
+#[test]
+fn a_backup_of_a_standby_of_an_idle_primary_ends_and_restores() {
+    for version in [15, 18].into_iter().filter(|v| crate::support::versions().contains(v)) {
+        let site = Site::new(version);
+        let primary = &site.cluster;
+        primary.make_table("t", 500);
+        let standby = Cluster::standby_of(primary);
+        site.archive_all();
+        primary.insert("t", 10);
+        standby.catch_up_with(primary);
+        let last = primary.digest("t");
+        site.pgkeep.edit(|text| text.replace(&primary.conninfo(), &standby.conninfo()));
+        let output = site.pgkeep.ok(["backup"]);
+        assert!(output.stderr.contains("receiving it"), "{output}");
+        site.pgkeep.ok(["verify", "--level", "full"]);
+        assert_eq!(site.pgkeep.restored(version, "latest", &[]).digest("t"), last);
+        // Where the WAL ends with the backup, the server wouldn't know that it has come to its target.
+        let refused =
+            site.pgkeep.fails(site.restore_arguments("immediate", &["--target-immediate"]));
+        assert_eq!(refused.code, 8, "{refused}");
+        assert!(refused.stderr.contains("without a target"), "{refused}");
+        let plan = site.pgkeep.json(["expire", "--dry-run"]).to_string();
+        assert!(!plan.contains("incomplete"), "{plan}");
+    }
+}

@@ -84,3 +84,61 @@ fn another_servers_wal_is_refused() {
     assert!(output.stderr.contains("other content"), "{output}");
     assert_eq!(site.parts(), parts, "what was stored stays");
 }
+
+/// A slot that the server has given up holds nothing, even if it looks well later.
+#[test]
+fn a_slot_that_was_given_up_is_made_anew() {
+    for version in [15, 17, 18].into_iter().filter(|v| crate::support::versions().contains(v)) {
+        let settings = "max_slot_wal_keep_size = 1MB\nwal_keep_size = 0\nmin_wal_size = 2MB\nmax_wal_size = 2MB";
+        let site = Site::archiving(Cluster::builder(version).wal_segsize(1).conf(settings).start());
+        site.cluster.make_table("t", 10);
+        site.pgkeep.ok(["backup"]);
+        let stream = site.stream();
+        stream.signal(Signal::TERM);
+        assert_eq!(stream.wait().code, 0);
+        wait_until("the slot is lost", 60, || {
+            site.cluster.switch_wal();
+            site.cluster.sql("CHECKPOINT");
+            site.cluster.sql("SELECT wal_status FROM pg_replication_slots") == "lost"
+        });
+        let stream = site.stream();
+        site.cluster.insert("t", 1);
+        site.wait_for_stream();
+        let status = site.cluster.sql("SELECT wal_status <> 'lost' FROM pg_replication_slots");
+        assert_eq!(status, "t", "{version}");
+        stream.signal(Signal::TERM);
+        let output = stream.wait();
+        assert_eq!(output.code, 0, "{output}");
+        assert!(output.stderr.contains("made anew"), "{output}");
+    }
+}
+
+/// Set back to an earlier state, its commits aren't acknowledged for what it had written before.
+#[test]
+fn a_server_that_was_set_back_is_told_nothing() {
+    let mut site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.cluster.stop(Stop::Fast);
+    let mut earlier = site.cluster.copy_offline();
+    site.cluster.start();
+    let stream = site.stream();
+    site.cluster.insert("t", 2_000);
+    site.wait_for_stream();
+    stream.signal(Signal::KILL);
+    stream.wait();
+    let stored = site.parts();
+    earlier.conf("archive_command = '/bin/false'");
+    earlier.start();
+    site.pgkeep.replace_cluster(&site.cluster, &earlier);
+    let stream = site.pgkeep.spawn(["stream"]);
+    let flush = "SELECT flush_lsn < pg_current_wal_flush_lsn() FROM pg_stat_replication \
+                 WHERE application_name = 'pgkeep' AND state = 'streaming'";
+    wait_until("it is connected", 60, || earlier.sql(flush) == "t");
+    earlier.insert("t", 1);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(earlier.sql(flush), "t", "nothing of it is acknowledged");
+    assert_eq!(site.parts(), stored);
+    stream.signal(Signal::TERM);
+    stream.wait();
+}

@@ -5,6 +5,7 @@ mod failover;
 mod gaps;
 mod rounds;
 mod segments;
+mod serving;
 mod several;
 
 use std::path::PathBuf;
