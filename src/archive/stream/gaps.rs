@@ -129,11 +129,10 @@ mod tests {
     fn the_first_segment_that_is_still_there_is_found_by_halves() {
         for there in 11..=31 {
             let mut removed: Option<u64> = None;
-            let mut got = vec![false; 31];
+            let mut got = [false; 31];
             let mut asked = 0;
-            loop {
-                // What is missing now: everything from 11 on that hasn't come.
-                let Some(first) = (11..=30).find(|n| !got[*n as usize]) else { break };
+            // What is missing: everything from 11 on that hasn't come.
+            while let Some(first) = (11..=30).find(|n| !got[*n as usize]) {
                 let until = (first..=30).find(|n| got[*n as usize]).unwrap_or(31);
                 let mut next = stretch(1, first, Some(until));
                 if removed.is_some_and(|n| !next.skip_removed(Timeline(1), n)) {
