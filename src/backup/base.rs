@@ -14,17 +14,17 @@ use crate::{
         manifest::Manifest,
         pack::PackReader,
         tree::{
-            BLOCK, BackupTable, Block, Extent, FileDigest, FileKind, FileMap, LEAF_BLOCKS,
-            PackedEntry,
+            BLOCK, BackupTable, Block, Extent, FileDigest, FileKind, FileMap, PackedEntry,
+            first_block, leaf_len, position,
         },
-        tree_reader::{ReadLeaf, TreeReader, leaf_len},
+        tree_reader::{ReadFrames, ReadLeaf, TreeReader},
     },
 };
 
 /// A base backup's tree.
-pub struct Base {
+pub struct Base<F = PackReader> {
     id: BackupId,
-    reader: TreeReader,
+    reader: TreeReader<F>,
     /// All its entries, in order of their paths.
     entries: Vec<BaseEntry>,
     /// The file leaves they are in, in the same order.
@@ -82,15 +82,24 @@ impl Base {
         table: &mut BackupTable,
     ) -> Result<Self> {
         let manifest = Manifest::read(repository, layout, id).await?;
-        // The manifest's own numbers don't matter past its list of leaves.
-        let numbers: Vec<u32> = manifest.table.iter().map(|backup| table.number(backup)).collect();
-        let mut base = Base {
-            id: id.clone(),
-            reader: TreeReader::new(Arc::new(PackReader::new(repository, layout))),
-            entries: Vec::new(),
-            leaves: Vec::new(),
-        };
-        for mut extent in manifest.leaves {
+        let packs = Arc::new(PackReader::new(repository, layout));
+        Base::of(id, packs, (manifest.leaves, &manifest.table), table).await
+    }
+}
+
+impl<F: ReadFrames> Base<F> {
+    /// Reads the tree of the backup `id` with these file leaves. The table beside them is what the
+    /// backup numbers in them mean, and doesn't matter any more then.
+    pub async fn of(
+        id: &BackupId,
+        packs: Arc<F>,
+        (leaves, own): (Vec<Extent>, &BackupTable),
+        table: &mut BackupTable,
+    ) -> Result<Self> {
+        let numbers: Vec<u32> = own.iter().map(|backup| table.number(backup)).collect();
+        let reader = TreeReader::new(packs);
+        let mut base = Base { id: id.clone(), reader, entries: Vec::new(), leaves: Vec::new() };
+        for mut extent in leaves {
             let number = numbers.get(extent.place.backup as usize);
             extent.place.backup = *number.ok_or_else(|| base.broken("a file leaf"))?;
             let leaf = base.reader.file_leaf(table, extent).await?;
@@ -155,8 +164,7 @@ impl Base {
             let FileMap::Inline(blocks) = &file.map else { return Ok(None) };
             return Ok(blocks.get(index as usize).copied());
         };
-        let (number, at) =
-            ((index / LEAF_BLOCKS as u64) as usize, (index % LEAF_BLOCKS as u64) as usize);
+        let (number, at) = position(index);
         if file.leaf.as_ref().is_none_or(|(held, _)| *held != number) {
             let extent = *map.extents.get(number).ok_or_else(|| self.broken("a map"))?;
             let read = self.reader.map_leaf(table, extent, leaf_len(file.size, number)).await?;
@@ -175,7 +183,7 @@ impl Base {
         let FileMap::Leaves(map) = &file.map else { return Ok(None) };
         let Some(extent) = map.extents.get(number).copied() else { return Ok(None) };
         // Reads it unless it is at hand.
-        self.block(file, (number * LEAF_BLOCKS) as u64, table).await?;
+        self.block(file, first_block(number), table).await?;
         Ok(file.leaf.as_ref().map(|(_, leaf)| (extent, leaf)))
     }
 

@@ -18,14 +18,15 @@ use crate::{
     repo::{
         BackupId,
         manifest::Reference,
-        pack::{FIRST_LEAF_PACK, FrameFiller, FullFrame},
+        pack::{FIRST_LEAF_PACK, FrameFiller, FullFrame, PackReader},
         record::{BadPage, BadPages},
         tree::{
             BLOCK, BackupTable, Block, BlockHasher, DigestBuilder, Extent, FileEntry, FileKind,
-            FileMap, INLINE_BLOCKS, LEAF_BLOCKS, LEAF_FILES, LeafMap, PackedChange, PackedEntry,
-            Place, Stored, Use, block_count, encode_file_leaf, encode_map_leaf, overlay_blocks,
+            FileMap, INLINE_BLOCKS, LEAF_FILES, LeafMap, PackedChange, PackedEntry, Place, Stored,
+            Use, block_count, encode_file_leaf, encode_map_leaf, fills_leaf, overlay_blocks,
             overlay_entries,
         },
+        tree_reader::ReadFrames,
     },
 };
 
@@ -92,10 +93,10 @@ pub struct Tree {
 }
 
 /// Builds a tree. Blocks and leaves are put into frames here; whoever drives it stores them.
-pub struct TreeBuilder {
+pub struct TreeBuilder<F = PackReader> {
     hasher: Arc<BlockHasher>,
     table: BackupTable,
-    base: Option<Base>,
+    base: Option<Base<F>>,
     blocks: FrameFiller,
     leaves: FrameFiller,
     full: Vec<FullFrame>,
@@ -111,9 +112,18 @@ pub struct TreeBuilder {
 }
 
 impl TreeBuilder {
+    /// A table in which the new backup is number 0.
+    pub fn table(id: &BackupId) -> BackupTable {
+        let mut table = BackupTable::default();
+        table.number(id);
+        table
+    }
+}
+
+impl<F: ReadFrames> TreeBuilder<F> {
     /// The builder of a tree over `base`'s. `table` is what the base's backup numbers mean; the new
     /// backup is number 0 in it.
-    pub fn new(hasher: Arc<BlockHasher>, base: Option<Base>, table: BackupTable) -> Self {
+    pub fn new(hasher: Arc<BlockHasher>, base: Option<Base<F>>, table: BackupTable) -> Self {
         TreeBuilder {
             hasher,
             table,
@@ -130,13 +140,6 @@ impl TreeBuilder {
             changed: 0,
             suspects: BadPages::default(),
         }
-    }
-
-    /// A table in which the new backup is number 0.
-    pub fn table(id: &BackupId) -> BackupTable {
-        let mut table = BackupTable::default();
-        table.number(id);
-        table
     }
 
     /// Frames that are full, to be stored in order: of blocks, and of leaves, which have packs of
@@ -283,7 +286,7 @@ impl TreeBuilder {
         }
         file.blocks.push(block);
         file.count += 1;
-        if file.blocks.len() == LEAF_BLOCKS {
+        if fills_leaf(file.blocks.len()) {
             self.end_leaf().await?;
         }
         Ok(())
@@ -452,7 +455,7 @@ impl TreeBuilder {
     /// same. `entries` are those that the base doesn't have just so.
     async fn leaves_over(
         &mut self,
-        mut base: Base,
+        mut base: Base<F>,
         entries: &[PackedEntry],
         leaves: &mut Vec<Extent>,
     ) -> Result<()> {

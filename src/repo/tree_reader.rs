@@ -6,11 +6,38 @@ use super::{
     codec::Malformed,
     pack::PackReader,
     tree::{
-        BackupTable, Block, Extent, FileEntry, FileLeaf, LEAF_BLOCKS, MapLeaf, Place, block_count,
-        decode_file_leaf, decode_map_leaf,
+        BackupTable, Block, Extent, FileEntry, FileLeaf, MapLeaf, Place, decode_file_leaf,
+        decode_map_leaf,
     },
 };
 use crate::error::{Error, Kind, Result};
+
+/// Where frames are read from: the packs of a repository ([`PackReader`]), but in tests.
+pub trait ReadFrames: Send + Sync {
+    /// The raw bytes of the frame that a place is in; `table` is what its backup number means.
+    fn frame(
+        &self,
+        table: &BackupTable,
+        place: Place,
+    ) -> impl Future<Output = Result<Vec<u8>>> + Send;
+
+    /// The object that a place is in, as a person finds it.
+    fn object(&self, table: &BackupTable, place: Place) -> String;
+}
+
+impl ReadFrames for PackReader {
+    async fn frame(&self, table: &BackupTable, place: Place) -> Result<Vec<u8>> {
+        PackReader::frame(self, table, place).await
+    }
+
+    fn object(&self, table: &BackupTable, place: Place) -> String {
+        let address = self.repository().storage().address();
+        match table.get(place.backup) {
+            Some(backup) => format!("{} in {address}", self.layout().pack(backup, place.pack)),
+            None => format!("pack {} in {address}", place.pack),
+        }
+    }
+}
 
 /// How many frames of leaves are kept, about 256 KiB each.
 const KEPT_FRAMES: usize = 8;
@@ -35,8 +62,8 @@ impl<T> ReadLeaf<T> {
 }
 
 /// Reads leaves of trees. Quick when they are read in the order in which they were stored.
-pub struct TreeReader {
-    packs: Arc<PackReader>,
+pub struct TreeReader<F = PackReader> {
+    packs: Arc<F>,
     leaves: Frames,
     /// For the whole leaves that patches are over: they are in other packs.
     bases: Frames,
@@ -46,14 +73,14 @@ pub struct TreeReader {
 #[derive(Default)]
 struct Frames(HashMap<(u32, u32, u32), Arc<Vec<u8>>>);
 
-impl TreeReader {
+impl<F: ReadFrames> TreeReader<F> {
     /// A reader of leaves in `packs`.
-    pub fn new(packs: Arc<PackReader>) -> Self {
+    pub fn new(packs: Arc<F>) -> Self {
         TreeReader { packs, leaves: Frames::default(), bases: Frames::default() }
     }
 
     /// The packs it reads.
-    pub fn packs(&self) -> &PackReader {
+    pub fn packs(&self) -> &F {
         &self.packs
     }
 
@@ -63,14 +90,14 @@ impl TreeReader {
         table: &mut BackupTable,
         extent: Extent,
     ) -> Result<ReadLeaf<FileEntry>> {
-        let raw = self.leaves.read(&self.packs, table, extent).await?;
+        let raw = self.leaves.read(self.packs.as_ref(), table, extent).await?;
         let leaf = decode_file_leaf(&raw, table).map_err(|e| self.damaged(table, extent, e))?;
         let patch = match leaf {
             FileLeaf::Whole(items) => return Ok(ReadLeaf { items, over: None }),
             FileLeaf::Patch(patch) => patch,
         };
         let base = patch.base;
-        let raw = self.bases.read(&self.packs, table, base).await?;
+        let raw = self.bases.read(self.packs.as_ref(), table, base).await?;
         match decode_file_leaf(&raw, table) {
             Ok(FileLeaf::Whole(whole)) => {
                 let items = patch.apply(whole.clone());
@@ -88,12 +115,12 @@ impl TreeReader {
         extent: Extent,
         count: usize,
     ) -> Result<ReadLeaf<Block>> {
-        let raw = self.leaves.read(&self.packs, table, extent).await?;
+        let raw = self.leaves.read(self.packs.as_ref(), table, extent).await?;
         let leaf = decode_map_leaf(&raw, table).map_err(|e| self.damaged(table, extent, e))?;
         let read = match leaf {
             MapLeaf::Whole(items) => ReadLeaf { items, over: None },
             MapLeaf::Patch(patch) => {
-                let raw = self.bases.read(&self.packs, table, patch.base).await?;
+                let raw = self.bases.read(self.packs.as_ref(), table, patch.base).await?;
                 let whole = match decode_map_leaf(&raw, table) {
                     Ok(MapLeaf::Whole(whole)) => whole,
                     Ok(MapLeaf::Patch(_)) => {
@@ -120,7 +147,7 @@ impl TreeReader {
         extent: Extent,
         what: impl std::fmt::Display,
     ) -> Error {
-        damaged(&self.packs, table, extent, what)
+        damaged(self.packs.as_ref(), table, extent, what)
     }
 }
 
@@ -128,7 +155,7 @@ impl Frames {
     /// The bytes of a leaf.
     async fn read(
         &mut self,
-        packs: &PackReader,
+        packs: &impl ReadFrames,
         table: &BackupTable,
         extent: Extent,
     ) -> Result<Vec<u8>> {
@@ -153,23 +180,12 @@ impl Frames {
 }
 
 fn damaged(
-    packs: &PackReader,
+    packs: &impl ReadFrames,
     table: &BackupTable,
     extent: Extent,
     what: impl std::fmt::Display,
 ) -> Error {
-    let address = packs.repository().storage().address();
-    let Place { backup, pack, frame, .. } = extent.place;
-    let object = match table.get(backup) {
-        Some(backup) => packs.layout().pack(backup, pack).to_string(),
-        None => format!("pack {pack}"),
-    };
-    let message = format!("{object} in {address} is damaged: frame {frame}: {what}");
+    let object = packs.object(table, extent.place);
+    let message = format!("{object} is damaged: frame {}: {what}", extent.place.frame);
     Error::new(Kind::Damaged, message)
-}
-
-/// How many blocks map leaf `index` of a file of `size` bytes has.
-pub fn leaf_len(size: u64, index: usize) -> usize {
-    let before = (index as u64).saturating_mul(LEAF_BLOCKS as u64);
-    block_count(size).saturating_sub(before).min(LEAF_BLOCKS as u64) as usize
 }

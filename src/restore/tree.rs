@@ -14,8 +14,8 @@ use crate::{
     repo::{
         BackupId,
         manifest::{ClusterFacts, Manifest},
-        tree::{BackupTable, Block, FileKind, FileMap, PackedEntry, Place},
-        tree_reader::{TreeReader, leaf_len},
+        tree::{BackupTable, Block, FileKind, FileMap, PackedEntry, Place, leaf_len},
+        tree_reader::TreeReader,
     },
 };
 

@@ -28,8 +28,8 @@ use crate::{
     postgres::control::CONTROL_FILE,
     repo::{
         BackupId,
-        tree::{BLOCK, Block, BlockHasher, FileKind, FileMap, Place, block_count},
-        tree_reader::{TreeReader, leaf_len},
+        tree::{BLOCK, Block, BlockHasher, FileKind, FileMap, Place, block_count, leaf_len},
+        tree_reader::TreeReader,
     },
 };
 

@@ -32,9 +32,9 @@ use crate::{
         record::BackupRecord,
         tree::{
             BLOCK, BackupTable, Block, BlockHasher, DigestBuilder, Extent, FileEntry, FileKind,
-            FileMap, LEAF_BLOCKS, Place,
+            FileMap, Place, first_block, leaf_len,
         },
-        tree_reader::{TreeReader, leaf_len},
+        tree_reader::TreeReader,
     },
     storage::ObjectName,
 };
@@ -332,7 +332,7 @@ impl Trees {
                     if let Some(place) = places.find(|p| !uses.contains(&(p.backup, p.pack))) {
                         return Ok(Err(self.unnamed(place, "its map")));
                     }
-                    let first = (index * LEAF_BLOCKS) as u64;
+                    let first = first_block(index);
                     self.hash_blocks(&leaf.items, first, *size, &mut found);
                     if seen.leaves.insert(*extent) {
                         self.add_blocks(&leaf.items, first, *size, page, &mut |one, trees| {
@@ -444,7 +444,7 @@ impl Trees {
                             let count = leaf_len(*size, index);
                             let leaf =
                                 self.reader.map_leaf(&mut self.table, *extent, count).await?;
-                            let first = (index * LEAF_BLOCKS) as u64;
+                            let first = first_block(index);
                             self.add_blocks(&leaf.items, first, *size, page, &mut add);
                         }
                     }
@@ -495,7 +495,7 @@ impl Trees {
                                 let count = leaf_len(*size, index);
                                 let leaf =
                                     self.reader.map_leaf(&mut self.table, *extent, count).await?;
-                                add((index * LEAF_BLOCKS) as u64, &leaf.items);
+                                add(first_block(index), &leaf.items);
                             }
                         }
                     }

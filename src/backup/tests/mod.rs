@@ -1,5 +1,6 @@
 //! The pipeline with a made-up source: what went in comes out of the repository again.
 
+mod maps;
 mod over_base;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -13,7 +14,7 @@ use super::{
     base::Base,
     pipeline::{self, Lane, Setup, Stored},
     source::{Fed, FileSink, Source, SourceEnd},
-    tree::TreeBuilder,
+    tree::{Tree, TreeBuilder},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -25,8 +26,11 @@ use crate::{
         layout::ClusterLayout,
         manifest::{ClusterFacts, Manifest},
         pack::{FIRST_LEAF_PACK, PackReader},
-        tree::{BLOCK, Block, BlockHasher, FileKind, FileMap},
-        tree_reader::{TreeReader, leaf_len},
+        tree::{
+            BLOCK, BackupTable, Block, BlockHasher, Extent, FileDigest, FileKind, FileMap,
+            block_count, leaf_len,
+        },
+        tree_reader::{ReadFrames, ReadLeaf, TreeReader},
     },
     storage::local::Local,
 };
@@ -157,19 +161,27 @@ async fn run_over(house: &House, base: Option<&str>, source: &mut dyn Source) ->
     read.lanes.remove(0)
 }
 
-/// Everything in the tree, with the files' digests recomputed. What the tree leads to must be just
-/// what it says it refers to.
-async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Vec<u8>>> {
-    let packs = Arc::new(PackReader::new(&house.repository, &house.setup.layout));
-    let hasher = BlockHasher::new(house.repository.keyring());
-    let mut leaves = TreeReader::new(packs.clone());
-    let mut frame = (None, Vec::new());
-    let mut table = stored.tree.table.clone();
+/// A file as the tree has it.
+struct ReadFile {
+    size: u64,
+    digest: FileDigest,
+    blocks: Vec<Block>,
+}
+
+/// Everything in the tree: a directory is none. What the tree leads to must be just what it says it
+/// refers to. `look` sees each map leaf.
+async fn read_maps<F: ReadFrames>(
+    packs: Arc<F>,
+    tree: &Tree,
+    mut look: impl FnMut(Extent, &ReadLeaf<Block>),
+) -> (BackupTable, BTreeMap<String, Option<ReadFile>>) {
+    let mut leaves = TreeReader::new(packs);
+    let mut table = tree.table.clone();
     let mut found = BTreeMap::new();
     let mut used: BTreeMap<(u32, u32), u64> = BTreeMap::new();
     let mut count =
         |backup: u32, pack: u32, len: u64| *used.entry((backup, pack)).or_default() += len;
-    for extent in &stored.tree.leaves {
+    for extent in &tree.leaves {
         let leaf = leaves.file_leaf(&mut table, *extent).await.unwrap();
         count(extent.place.backup, extent.place.pack, extent.len.into());
         if let Some((whole, _)) = leaf.over {
@@ -188,6 +200,7 @@ async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Ve
                     for (number, extent) in map.extents.into_iter().enumerate() {
                         let expected = leaf_len(size, number);
                         let leaf = leaves.map_leaf(&mut table, extent, expected).await.unwrap();
+                        look(extent, &leaf);
                         count(extent.place.backup, extent.place.pack, extent.len.into());
                         if let Some((whole, _)) = leaf.over {
                             count(whole.place.backup, whole.place.pack, whole.len.into());
@@ -196,39 +209,60 @@ async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Ve
                     }
                 }
             }
-            let mut content = Vec::new();
-            let mut builder = hasher.digest(size);
-            for block in blocks {
-                let len = BLOCK.min(size as usize - content.len());
-                match block {
-                    Block::Zero => {
-                        builder.add(hasher.zero_block());
-                        content.resize(content.len() + len, 0);
-                    }
-                    Block::Stored { place, hash } => {
-                        count(place.backup, place.pack, len as u64);
-                        let key = Some((place.backup, place.pack, place.frame));
-                        if frame.0 != key {
-                            frame = (key, packs.frame(&table, place).await.unwrap());
-                        }
-                        let bytes = &frame.1[place.offset as usize..][..len];
-                        assert_eq!(hasher.block(bytes), hash);
-                        builder.add(hash);
-                        content.extend_from_slice(bytes);
-                    }
+            assert_eq!(blocks.len() as u64, block_count(size), "{path}");
+            for (block, at) in blocks.iter().zip((0..size).step_by(BLOCK)) {
+                if let Block::Stored { place, .. } = block {
+                    count(place.backup, place.pack, (size - at).min(BLOCK as u64));
                 }
             }
-            assert_eq!(builder.finish(), digest, "{path}");
-            assert_eq!(content.len() as u64, size, "{path}");
-            assert!(found.insert(path, Some(content)).is_none());
+            assert!(found.insert(path, Some(ReadFile { size, digest, blocks })).is_none());
         }
     }
     let id = |number| table.get(number).unwrap().clone();
     let mut used: Vec<_> = used.into_iter().map(|((b, pack), live)| (id(b), pack, live)).collect();
     used.sort();
-    let said: Vec<_> =
-        stored.tree.references.iter().map(|r| (r.backup.clone(), r.pack, r.live)).collect();
+    let said: Vec<_> = tree.references.iter().map(|r| (r.backup.clone(), r.pack, r.live)).collect();
     assert_eq!(used, said);
+    (table, found)
+}
+
+/// The content of everything in the tree, with the files' digests recomputed.
+async fn read_back(house: &House, stored: &Stored) -> BTreeMap<String, Option<Vec<u8>>> {
+    let packs = Arc::new(PackReader::new(&house.repository, &house.setup.layout));
+    let hasher = BlockHasher::new(house.repository.keyring());
+    let mut frame = (None, Vec::new());
+    let (table, files) = read_maps(packs.clone(), &stored.tree, |_, _| {}).await;
+    let mut found = BTreeMap::new();
+    for (path, file) in files {
+        let Some(ReadFile { size, digest, blocks }) = file else {
+            found.insert(path, None);
+            continue;
+        };
+        let mut content = Vec::new();
+        let mut builder = hasher.digest(size);
+        for block in blocks {
+            let len = BLOCK.min(size as usize - content.len());
+            match block {
+                Block::Zero => {
+                    builder.add(hasher.zero_block());
+                    content.resize(content.len() + len, 0);
+                }
+                Block::Stored { place, hash } => {
+                    let key = Some((place.backup, place.pack, place.frame));
+                    if frame.0 != key {
+                        frame = (key, packs.frame(&table, place).await.unwrap());
+                    }
+                    let bytes = &frame.1[place.offset as usize..][..len];
+                    assert_eq!(hasher.block(bytes), hash);
+                    builder.add(hash);
+                    content.extend_from_slice(bytes);
+                }
+            }
+        }
+        assert_eq!(builder.finish(), digest, "{path}");
+        assert_eq!(content.len() as u64, size, "{path}");
+        found.insert(path, Some(content));
+    }
     found
 }
 

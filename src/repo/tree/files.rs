@@ -14,7 +14,7 @@
 //! stored form ([`PackedEntry`]), some 100 bytes each, and sorted at the end.
 
 use super::{
-    BackupTable, Block, Extent, FileDigest, INLINE_BLOCKS, LEAF_BLOCKS, block_count,
+    BackupTable, Block, Extent, FileDigest, INLINE_BLOCKS, block_count, leaf_count,
     map::{put_blocks, read_blocks},
     mapped, put_extent, read_extent,
 };
@@ -56,7 +56,7 @@ pub enum FileKind {
 pub enum FileMap {
     /// In the entry: at most [`INLINE_BLOCKS`].
     Inline(Vec<Block>),
-    /// In map leaves of [`LEAF_BLOCKS`] each, the last one with the rest.
+    /// In map leaves of [`LEAF_BLOCKS`](super::LEAF_BLOCKS) each, the last one with the rest.
     Leaves(LeafMap),
 }
 
@@ -343,7 +343,7 @@ fn read_file(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<FileKind, Malfo
     let map = if blocks <= INLINE_BLOCKS as u64 {
         FileMap::Inline(read_blocks(reader, blocks as usize, numbers)?)
     } else {
-        let leaves = blocks.div_ceil(LEAF_BLOCKS as u64);
+        let leaves = leaf_count(blocks);
         if leaves > reader.left() as u64 {
             return Err(reader.malformed("size"));
         }

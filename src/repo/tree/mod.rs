@@ -10,6 +10,7 @@ mod files;
 mod hash;
 mod map;
 mod overlay;
+mod split;
 
 pub use files::{
     FileChange, FileEntry, FileKind, FileLeaf, FileMap, FilePatch, LEAF_FILES, LeafMap,
@@ -18,6 +19,9 @@ pub use files::{
 pub use hash::{BlockHasher, DigestBuilder, FileDigest};
 pub use map::{Block, MapLeaf, Patch, decode_map_leaf, encode_map_leaf, encode_map_patch};
 pub use overlay::{Stored, overlay_blocks, overlay_entries};
+pub use split::{LEAF_BLOCKS, fills_leaf, first_block, leaf_count, leaf_len, position};
+#[cfg(test)]
+pub use split::{leaf_blocks, with_leaves_of};
 
 use super::{
     codec::{Malformed, Reader, put_bytes, put_varint},
@@ -26,9 +30,6 @@ use super::{
 
 /// A block's length in bytes; a file's last one may be shorter.
 pub const BLOCK: usize = 8192;
-
-/// How many blocks a map leaf covers.
-pub const LEAF_BLOCKS: usize = 1024;
 
 /// The largest file, in blocks, whose map is in its entry.
 pub const INLINE_BLOCKS: usize = 4;

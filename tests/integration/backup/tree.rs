@@ -16,8 +16,10 @@ use pgkeep::{
         manifest::Manifest,
         pack::{FIRST_LEAF_PACK, PackReader},
         record::BackupRecord,
-        tree::{BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileMap},
-        tree_reader::{TreeReader, leaf_len},
+        tree::{
+            BLOCK, BackupTable, Block, BlockHasher, Extent, FileEntry, FileKind, FileMap, leaf_len,
+        },
+        tree_reader::TreeReader,
     },
 };
 
