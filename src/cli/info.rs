@@ -216,7 +216,17 @@ fn over_others(backups: &[BackupRecord]) -> String {
             uses.collect::<Vec<_>>().join(", "),
         ]);
     }
-    if any { format!("\n  changes\n{}", table.show(4)) } else { String::new() }
+    if !any {
+        return String::new();
+    }
+    let mut out = format!("\n  changes\n{}", table.show(4));
+    for backup in backups {
+        // Servers before 17 send everything in any case.
+        if let Some(why) = backup.why_compared.as_ref().filter(|_| backup.system.major >= 17) {
+            out += &format!("    {} was compared as a whole: {why}\n", backup.id);
+        }
+    }
+    out
 }
 
 fn window_cells(window: &Window) -> [String; 5] {

@@ -3,6 +3,8 @@
 mod chain;
 mod compare;
 mod cost;
+mod cut_off;
+mod fallbacks;
 mod large;
 mod oracle;
 mod planted;

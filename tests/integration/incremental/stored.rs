@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use super::{Site, assert_over, compare::BLOCK};
-use crate::support::{Cluster, on_each_version};
+use crate::support::{Cluster, on_each_version, pgkeep::start};
 
 /// Of so many pages one is changed: half a percent.
 const EVERY: usize = 200;
@@ -45,7 +47,6 @@ fn scattered_changes_cost_what_changed(version: u32) {
     let compressed = |frame: &[u8]| zstd::bulk::compress(frame, 1).unwrap().len() as u64;
     let compressed: u64 = changed.chunks(256 << 10).map(compressed).sum();
 
-    let size = |of: &serde_json::Value, what: &str| of["sizes"][what].as_u64().unwrap();
     let stored = size(&record, "stored");
     assert!(stored < compressed * 13 / 10 + (1 << 20), "{stored} for {compressed}");
     // And beside what nothing costs, nearly nothing.
@@ -56,4 +57,66 @@ fn scattered_changes_cost_what_changed(version: u32) {
     assert!(more < compressed * 13 / 10 + (16 << 10), "{more} for {compressed}");
     let changed = size(&record, "changed") - size(&idle, "changed");
     assert!(changed <= ((count + 4) * BLOCK) as u64, "{changed} for {count} pages");
+}
+
+fn size(of: &Value, what: &str) -> u64 {
+    of["sizes"][what].as_u64().expect("a size")
+}
+
+/// How many small files a cluster has, and of how many a page is changed.
+const FILES: u64 = 100_000;
+const CHANGED: u64 = 10;
+
+on_each_version!(few_changed_of_very_many_files_cost_little: 15 postgres_15, 17 postgres_17);
+
+fn few_changed_of_very_many_files_cost_little(version: u32) {
+    let site = Site::new(Cluster::builder(version));
+    let cluster = &site.cluster;
+    for table in 0..CHANGED {
+        cluster.sql(&format!("CREATE TABLE t_{table} AS SELECT 1 AS n"));
+    }
+    cluster.sql("VACUUM (FREEZE, ANALYZE)");
+    // Files as tables of one page have them, but that no table knows of them: that is quicker. To the
+    // server a page that is a hole is a new one.
+    let table = cluster.pgdata().join(cluster.sql("SELECT pg_relation_filepath('t_0')"));
+    for number in 0..FILES {
+        let path = table.with_file_name((1_000_000_000 + number).to_string());
+        fs::File::create(path).unwrap().set_len(BLOCK as u64).unwrap();
+    }
+    let measured = |kind: &str| {
+        let command = site.pgkeep.command(["--output", "json", "backup", "--type", kind]);
+        let (output, peak) = start(command).wait_and_measure();
+        assert_eq!(output.code, 0, "{output}");
+        let mut taken: Value = serde_json::from_str(&output.stdout).expect("JSON");
+        (taken["backups"][0]["backup"].take(), peak)
+    };
+    let (full, of_full) = measured("full");
+    assert!(size(&full, "files") > FILES);
+    let (idle, _) = measured("incr");
+    for table in 0..CHANGED {
+        cluster.sql(&format!("UPDATE t_{table} SET n = 2"));
+    }
+    let (record, peak) = measured("incr");
+    assert_over(&record, &idle, version);
+
+    let more = |what: &str| size(&record, what).saturating_sub(size(&idle, what));
+    eprintln!(
+        "{CHANGED} of {FILES} files changed: {} bytes stored, {} more than for no change, \
+         {} sent, {} MiB at the peak; by a full one {}, {}, {} MiB",
+        size(&record, "stored"),
+        more("stored"),
+        size(&record, "sent"),
+        peak >> 20,
+        size(&full, "stored"),
+        size(&full, "sent"),
+        of_full >> 20,
+    );
+    let pages = CHANGED * BLOCK as u64;
+    // Tables of one page have no map of free space; whatever else the updates touch is little.
+    assert!(more("changed") <= pages + 8 * BLOCK as u64, "{record}");
+    assert!(more("stored") < pages + (16 << 10), "{record}");
+    // A file of which nothing changed has two headers on the wire.
+    let unchanged = (FILES * 1024).max(size(&full, "sent") / 4);
+    assert!(version < 17 || size(&record, "sent") < unchanged, "{record}");
+    assert!(peak < 150 << 20, "{} MiB", peak >> 20);
 }

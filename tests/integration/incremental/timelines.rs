@@ -95,8 +95,10 @@ fn a_base_from_a_lost_branch_is_compared_with(version: u32) {
     let [found_at, last_at] =
         [(&found, "found"), (&last, "last")].map(|(record, name)| site.restore(record, name));
     assert_eq!(differences(&found_at, &last_at, version < 18), [""; 0]);
+    verify_backup(&found_at);
     let restored = start(&found_at, version);
     assert_eq!(restored.digests(), rows);
+    check_structures(&restored);
 }
 
 on_each_version!(a_new_system_begins_with_a_full_backup: 15 postgres_15, 17 postgres_17);

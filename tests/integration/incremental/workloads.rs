@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use crate::support::{Cluster, install::run};
+use crate::support::{Cluster, install::run, tables::Digest};
 
 /// A table with an index, and what happens to it.
 struct Workload {
@@ -223,8 +223,8 @@ pub fn release_locks(cluster: &Cluster) {
 }
 
 /// The content of what isn't empty after a crash, by name.
-pub fn digests(cluster: &Cluster) -> Vec<(String, crate::support::tables::Digest)> {
-    let unlogged = ["public.unlogged", "public.became_unlogged"];
+pub fn digests(cluster: &Cluster) -> Vec<(String, Digest)> {
+    let unlogged = ["postgres.public.unlogged", "postgres.public.became_unlogged"];
     let mut digests = cluster.digests();
     digests.retain(|(name, _)| !unlogged.contains(&name.as_str()));
     digests

@@ -104,7 +104,7 @@ fn an_incremental_backup_over_a_full_one_is_a_full_one(version: u32) {
         restored.wait_for_primary(60);
         // An unlogged table comes back empty, as `emptied` is.
         let at = |table: &str| digests.iter().position(|(name, _)| name == table).unwrap();
-        let (unlogged, emptied) = (at("public.unlogged"), at("public.emptied"));
+        let (unlogged, emptied) = (at("postgres.public.unlogged"), at("postgres.public.emptied"));
         digests[unlogged].1 = digests[emptied].1.clone();
         assert_eq!(restored.digests(), digests);
     });

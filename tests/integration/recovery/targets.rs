@@ -71,7 +71,7 @@ fn check_structures(cluster: &mut Cluster) {
             &cluster.socket_dir().display().to_string(),
             "-p",
             &cluster.port().to_string(),
-            "postgres",
+            "--all",
         ]));
     }
     // Reading every table and index checks every page's checksum.

@@ -356,14 +356,16 @@ impl Cluster {
         self.try_sql(sql).unwrap_or_else(|e| panic!("{sql}\n{e}"))
     }
 
+    /// As [`Cluster::sql`], in another database.
+    pub fn sql_in(&self, database: &str, sql: &str) -> String {
+        let mut psql = self.psql();
+        psql.env("PGDATABASE", database);
+        output_of(psql, sql).unwrap_or_else(|e| panic!("in {database}: {sql}\n{e}"))
+    }
+
     /// As [`Cluster::sql`], for what may fail: `Err` has what psql said.
     pub fn try_sql(&self, sql: &str) -> Result<String, String> {
-        let output = self.psql().args(["-c", sql]).output().expect("run psql");
-        if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
+        output_of(self.psql(), sql)
     }
 
     /// psql (of 15, which works with all versions), ready for `-c`, `-f` or another `-d`.
@@ -380,6 +382,16 @@ impl Cluster {
     /// A connection that stays open: transactions, locks, prepared statements.
     pub fn session(&self) -> Session {
         Session::open(self.psql())
+    }
+}
+
+/// What psql printed, or what it said when it failed.
+fn output_of(mut psql: Command, sql: &str) -> Result<String, String> {
+    let output = psql.args(["-c", sql]).output().expect("run psql");
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod child;
 pub mod cluster;
 pub mod faulty;
+pub mod gate;
 pub mod install;
 pub mod memory;
 pub mod moto;

@@ -19,6 +19,21 @@ pub struct Digest {
     pub md5: String,
 }
 
+impl Digest {
+    /// What asks for it.
+    fn query(table: &str) -> String {
+        format!(
+            "SELECT count(*), md5(coalesce(string_agg(row, '' ORDER BY row), '')) \
+             FROM (SELECT md5(t::text) AS row FROM {table} t) rows"
+        )
+    }
+
+    fn parse(row: &str) -> Self {
+        let (rows, md5) = row.split_once('|').expect("two columns");
+        Digest { rows: rows.parse().expect("a count"), md5: md5.to_owned() }
+    }
+}
+
 /// A moment in a cluster's life, between two transactions.
 #[derive(Debug, Clone)]
 pub struct Moment {
@@ -35,21 +50,31 @@ pub struct Moment {
 impl Cluster {
     /// The content of a table.
     pub fn digest(&self, table: &str) -> Digest {
-        let text = self.sql(&format!(
-            "SELECT count(*), md5(coalesce(string_agg(row, '' ORDER BY row), '')) \
-             FROM (SELECT md5(t::text) AS row FROM {table} t) rows"
-        ));
-        let (rows, md5) = text.split_once('|').expect("two columns");
-        Digest { rows: rows.parse().expect("a count"), md5: md5.to_owned() }
+        Digest::parse(&self.sql(&Digest::query(table)))
     }
 
-    /// The content of all the user's tables in the database `postgres`, by name.
+    /// The content of all the user's tables in all databases that one can connect to, by name:
+    /// `database.schema.table`.
     pub fn digests(&self) -> Vec<(String, Digest)> {
-        let tables = self.sql(
+        let databases = self.sql("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1");
+        databases.lines().flat_map(|database| self.digests_in(database)).collect()
+    }
+
+    fn digests_in(&self, database: &str) -> Vec<(String, Digest)> {
+        let tables = self.sql_in(
+            database,
             "SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables \
              WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
         );
-        tables.lines().map(|table| (table.to_owned(), self.digest(table))).collect()
+        if tables.is_empty() {
+            return Vec::new();
+        }
+        // A row a statement.
+        let all: Vec<String> = tables.lines().map(Digest::query).collect();
+        let found = self.sql_in(database, &all.join("; "));
+        assert_eq!(found.lines().count(), all.len(), "{found}");
+        let named = tables.lines().map(|table| format!("{database}.{table}"));
+        named.zip(found.lines().map(Digest::parse)).collect()
     }
 
     /// Makes the table `name` with `rows` rows of some 100 bytes.
