@@ -76,6 +76,13 @@ fn few_changed_of_very_many_files_cost_little(version: u32) {
         cluster.sql(&format!("CREATE TABLE t_{table} AS SELECT 1 AS n"));
     }
     cluster.sql("VACUUM (FREEZE, ANALYZE)");
+    // The first to read a catalog tidies its pages up.
+    let update = |n: u32| {
+        for table in 0..CHANGED {
+            cluster.sql(&format!("UPDATE t_{table} SET n = {n}"));
+        }
+    };
+    update(2);
     // Files as tables of one page have them, but that no table knows of them: that is quicker. To the
     // server a page that is a hole is a new one.
     let table = cluster.pgdata().join(cluster.sql("SELECT pg_relation_filepath('t_0')"));
@@ -93,9 +100,7 @@ fn few_changed_of_very_many_files_cost_little(version: u32) {
     let (full, of_full) = measured("full");
     assert!(size(&full, "files") > FILES);
     let (idle, _) = measured("incr");
-    for table in 0..CHANGED {
-        cluster.sql(&format!("UPDATE t_{table} SET n = 2"));
-    }
+    update(3);
     let (record, peak) = measured("incr");
     assert_over(&record, &idle, version);
 
@@ -112,9 +117,10 @@ fn few_changed_of_very_many_files_cost_little(version: u32) {
         of_full >> 20,
     );
     let pages = CHANGED * BLOCK as u64;
-    // Tables of one page have no map of free space; whatever else the updates touch is little.
+    // Tables of one page have no map of free space; whatever else the updates touch is little. A page
+    // with a row or two is compressed to next to nothing.
     assert!(more("changed") <= pages + 8 * BLOCK as u64, "{record}");
-    assert!(more("stored") < pages + (16 << 10), "{record}");
+    assert!(more("stored") < 8 << 10, "{record}");
     // A file of which nothing changed has two headers on the wire.
     let unchanged = (FILES * 1024).max(size(&full, "sent") / 4);
     assert!(version < 17 || size(&record, "sent") < unchanged, "{record}");
