@@ -9,6 +9,7 @@ use super::{
 use crate::support::{
     Cluster,
     objects::{ObjectKind, objects, objects_of},
+    versions,
 };
 
 /// A cluster and its repository, which archives there by the way that doesn't go wrong.
@@ -23,8 +24,8 @@ struct Origin {
 }
 
 impl Origin {
-    fn new(number: usize, with_base: bool) -> Self {
-        let cluster = small_cluster();
+    fn new(number: usize, version: u32, with_base: bool) -> Self {
+        let cluster = small_cluster(version);
         let pgkeep = Pgkeep::on_server(&cluster, Server::start());
         without_encryption(&pgkeep);
         pgkeep.init();
@@ -82,16 +83,24 @@ fn committed(site: &Site) -> Vec<String> {
 struct Backup {
     origins: Vec<Origin>,
     name: &'static str,
+    /// What it says of how it found what has changed.
+    way: &'static str,
 }
 
 impl Backup {
-    fn new(name: &'static str, with_base: bool, origins: usize) -> Self {
+    fn new(name: &'static str, version: u32, way: &'static str) -> Self {
         let origins = std::thread::scope(|scope| {
-            let new = |number| scope.spawn(move || Origin::new(number, with_base));
-            let making: Vec<_> = (0..origins).map(new).collect();
+            let new = |number| scope.spawn(move || Origin::new(number, version, !way.is_empty()));
+            let making: Vec<_> = (0..3).map(new).collect();
             making.into_iter().map(|origin| origin.join().expect("an origin")).collect()
         });
-        Backup { origins, name }
+        Backup { origins, name, way }
+    }
+
+    /// Runs as many cases as `most` says, of a backup with at least so many requests and cases.
+    fn matrix(&self, most: usize, least: (usize, usize)) {
+        let sites: Vec<_> = self.origins.iter().map(|origin| &origin.site).collect();
+        matrix(self, &sites, most, least);
     }
 
     fn origin(&self, site: &Site) -> &Origin {
@@ -158,6 +167,7 @@ impl Work for Backup {
         let origin = self.origin(site);
         let new = self.new_ones(site);
         if output.code == 0 {
+            assert!(output.stdout.contains(self.way), "{case}: {output}");
             assert_eq!(new.len(), 1, "{case}: {new:?}: {output}");
             return origin.restores(&new[0], case);
         }
@@ -183,6 +193,7 @@ impl Work for Backup {
         }
         let again = run_to_end(&mut site.direct(&["backup"]));
         assert_eq!(again.code, 0, "{case}: the second run: {again}");
+        assert!(again.stdout.contains(self.way), "{case}: the second run: {again}");
         let new = self.new_ones(site);
         assert_eq!(new.len(), 1, "{case}: {new:?}: {again}");
         origin.restores(&new[0], case);
@@ -191,14 +202,20 @@ impl Work for Backup {
 
 #[test]
 fn a_full_backup() {
-    let backup = Backup::new("a full backup", false, 3);
-    let sites: Vec<_> = backup.origins.iter().map(|origin| &origin.site).collect();
-    matrix(&backup, &sites, 40, (24, 1000));
+    Backup::new("a full backup", 15, "").matrix(40, (24, 1000));
 }
 
 #[test]
 fn an_incremental_backup() {
-    let backup = Backup::new("an incremental backup", true, 3);
-    let sites: Vec<_> = backup.origins.iter().map(|origin| &origin.site).collect();
-    matrix(&backup, &sites, 25, (32, 1300));
+    let way = "the server sent everything, and it was compared";
+    Backup::new("an incremental backup", 15, way).matrix(25, (32, 1300));
+}
+
+#[test]
+fn a_native_incremental_backup() {
+    if !versions().contains(&17) {
+        return eprintln!("skipped: PGKEEP_TEST_POSTGRES leaves out 17");
+    }
+    let way = "the server sent what changed";
+    Backup::new("a native incremental backup", 17, way).matrix(25, (32, 1300));
 }

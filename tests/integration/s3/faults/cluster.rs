@@ -4,9 +4,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use crate::support::Cluster;
 
-/// One database, and some MiB in it that don't compress.
-pub fn small_cluster() -> Cluster {
-    let cluster = Cluster::builder(15).wal_segsize(1).conf("autovacuum = off").start();
+/// One database, and some MiB in it that don't compress. Where the server can, it summarizes its WAL.
+pub fn small_cluster(version: u32) -> Cluster {
+    let builder = Cluster::builder(version).wal_segsize(1).conf("autovacuum = off");
+    let builder = if version < 17 { builder } else { builder.conf("summarize_wal = on") };
+    let cluster = builder.start();
     cluster.sql("UPDATE pg_database SET datistemplate = false");
     cluster.sql("DROP DATABASE template0");
     cluster.sql("DROP DATABASE template1");

@@ -6,9 +6,11 @@
 //! the right exit code, and leaves nothing that counts; and when all is well again, it works.
 //!
 //! ```text
-//! PGKEEP_TEST_FAULTS=all        every case of every matrix
-//! PGKEEP_TEST_FAULTS=17         what the seed 17 chooses, where a matrix is too large for each time
-//! PGKEEP_TEST_FAULTS=PutObject  the cases with this in their names
+//! PGKEEP_TEST_FAULTS=all             every case of every matrix
+//! PGKEEP_TEST_FAULTS=all:400..600    of each matrix those from the 400th to the 599th: a part of it, or
+//!                                    the rest (all:400..) of one that was interrupted
+//! PGKEEP_TEST_FAULTS=17              what the seed 17 chooses, where a matrix is too large for each time
+//! PGKEEP_TEST_FAULTS=PutObject       the cases with this in their names
 //! cargo test --test integration -- --nocapture s3::faults      says how many there are, and the seed
 //! ```
 
@@ -19,8 +21,9 @@ mod restore;
 
 use std::{
     borrow::Borrow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     process::Command,
@@ -63,6 +66,9 @@ const FAULTS: [Fault; 17] = [
     Fault::BrokenOff,
     Fault::Shortened,
 ];
+
+/// After how many cases of a whole matrix it is said how far it has got.
+const SAY_EACH: usize = 20;
 
 /// For how long it goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,46 +265,83 @@ enum Expected {
 }
 
 /// Which of the cases are run.
-struct Chosen {
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Chosen {
     /// At most so many, by this seed.
-    sample: Option<(usize, u64)>,
+    Sample(usize, u64),
+    /// These, counted in an order that is the same in each run.
+    All(Range<usize>),
     /// Those whose names have this.
-    with: Option<String>,
+    Named(String),
 }
 
 impl Chosen {
     /// What the environment says; at most `most` where it says nothing.
     fn from_environment(most: usize) -> Self {
         let text = std::env::var("PGKEEP_TEST_FAULTS").unwrap_or_default();
-        let (sample, with) = match text.parse::<u64>() {
-            Ok(seed) => (Some((most, seed)), None),
-            Err(_) if text == "all" => (None, None),
-            Err(_) if text.is_empty() => {
-                let mut seed = [0; 4];
-                getrandom::fill(&mut seed).expect("random bytes");
-                (Some((most, u32::from_le_bytes(seed).into())), None)
-            }
-            Err(_) => (None, Some(text)),
-        };
-        Chosen { sample, with }
+        if text.is_empty() {
+            let mut seed = [0; 4];
+            getrandom::fill(&mut seed).expect("random bytes");
+            return Chosen::Sample(most, u32::from_le_bytes(seed).into());
+        }
+        Chosen::read(&text, most)
     }
 
-    /// In an order in which those that wait for a timeout are spread.
-    fn of(&self, cases: Vec<Case>) -> Vec<Case> {
-        let named = |case: &Case| self.with.as_ref().is_none_or(|w| case.to_string().contains(w));
-        let mut cases: Vec<_> = cases.into_iter().filter(named).collect();
-        let (most, seed) = self.sample.unwrap_or((usize::MAX, 0));
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        for i in 0..cases.len() {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let other = i + (state % (cases.len() - i) as u64) as usize;
-            cases.swap(i, other);
+    fn read(text: &str, most: usize) -> Self {
+        if let Ok(seed) = text.parse() {
+            return Chosen::Sample(most, seed);
         }
-        cases.truncate(most);
+        let Some(range) = text.strip_prefix("all") else { return Chosen::Named(text.to_owned()) };
+        let number = |text: &str, default| match text {
+            "" => default,
+            text => text.parse().unwrap_or_else(|e| panic!("PGKEEP_TEST_FAULTS: {text}: {e}")),
+        };
+        let (from, to) = match range.strip_prefix(':').map(|range| range.split_once("..")) {
+            Some(Some(ends)) => ends,
+            None if range.is_empty() => ("", ""),
+            _ => panic!("PGKEEP_TEST_FAULTS is all, or all:400..600, not {text}"),
+        };
+        Chosen::All(number(from, 0)..number(to, usize::MAX))
+    }
+
+    /// In an order in which those that wait for a timeout are spread. It goes by the cases' names, so
+    /// that it is the same in each run, and hardly another when a command asks for more.
+    fn of(&self, mut cases: Vec<Case>) -> Vec<Case> {
+        let seed = if let Chosen::Sample(_, seed) = self { *seed } else { 0 };
+        cases.sort_by_cached_key(|case| {
+            *blake3::hash(format!("{seed} {case}").as_bytes()).as_bytes()
+        });
+        match self {
+            Chosen::Sample(most, _) => cases.truncate(*most),
+            Chosen::All(range) => {
+                cases.truncate(range.end);
+                cases.drain(..range.start.min(cases.len()));
+            }
+            Chosen::Named(with) => cases.retain(|case| case.to_string().contains(with)),
+        }
         cases
     }
+
+    /// The number of the first of them.
+    fn first(&self) -> usize {
+        if let Chosen::All(range) = self { range.start } else { 0 }
+    }
+}
+
+#[test]
+fn parts_of_a_matrix_are_all_of_it() {
+    let place = |n| Place { operation: "GetObject", key: format!("main/{n}"), before: 0 };
+    let case = |n| Case { place: place(n), fault: Fault::Silence, lasts: Lasts::Once };
+    let cases: Vec<_> = (0..100).map(case).collect();
+    let all = |text: &str| Chosen::read(text, 5).of(cases.clone());
+    assert_eq!(all("all").len(), 100);
+    assert_ne!(all("all"), cases, "they are in another order");
+    let parts = [all("all:..30"), all("all:30..31"), all("all:31..100"), all("all:100..")];
+    assert_eq!(parts.concat(), all("all"));
+    assert_eq!(all("all:31.."), all("all:31..100"));
+    assert_eq!(all("main/17 "), [case(17)]);
+    assert_eq!((all("4711").len(), all("4711")), (5, all("4711")));
+    assert_ne!(all("4711"), all("4712"));
 }
 
 /// The cases of a run with these requests: each request with every fault that it can meet.
@@ -338,16 +381,19 @@ fn matrix<S: Borrow<Site> + Sync>(
     let all: Vec<_> =
         cases(&seen).into_iter().filter(|case| work.is_certain(&case.place)).collect();
     let chosen = Chosen::from_environment(most);
-    let sample = chosen.sample.filter(|(most, _)| *most < all.len());
     let total = all.len();
     let cases = chosen.of(all);
     println!(
-        "{}: {} requests, {total} cases{}",
+        "{}: {} requests, {total} cases, {} of them{}",
         work.name(),
         seen.len(),
-        match sample {
-            Some((most, seed)) => format!(", {most} of them by PGKEEP_TEST_FAULTS={seed}"),
-            None => format!(", {} of them", cases.len()),
+        cases.len(),
+        match &chosen {
+            Chosen::Sample(_, seed) if cases.len() < total => {
+                format!(" by PGKEEP_TEST_FAULTS={seed}")
+            }
+            Chosen::All(_) => format!(", from number {}", chosen.first()),
+            _ => String::new(),
         }
     );
     for Seen { request, answer, .. } in &seen {
@@ -357,15 +403,31 @@ fn matrix<S: Borrow<Site> + Sync>(
     assert!(seen.iter().all(|seen| seen.answer.is_some()), "{seen:?}: {clean}");
 
     let (next, done, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let underway = Mutex::new(BTreeSet::new());
     let began = std::time::Instant::now();
     std::thread::scope(|scope| {
         for site in sites {
             scope.spawn(|| {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                loop {
+                    let number = {
+                        let mut underway = underway.lock().unwrap();
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        underway.insert(number);
+                        number
+                    };
+                    let Some(case) = cases.get(number) else { break };
                     let ran = catch_unwind(AssertUnwindSafe(|| one(work, site.borrow(), case)));
-                    done.fetch_add(1, Ordering::Relaxed);
                     if ran.is_err() {
+                        println!("{}: WRONG: {case}", work.name());
                         wrong.lock().unwrap().push(case.to_string());
+                    }
+                    let mut underway = underway.lock().unwrap();
+                    underway.remove(&number);
+                    let ended = done.fetch_add(1, Ordering::Relaxed) + 1;
+                    if ended % SAY_EACH == 0 && matches!(chosen, Chosen::All(_)) {
+                        let from = underway.first().copied().unwrap_or(number + 1);
+                        let from = chosen.first() + from;
+                        println!("{}: all before number {from} have been run", work.name());
                     }
                 }
             });

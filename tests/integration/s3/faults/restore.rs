@@ -19,7 +19,7 @@ struct Restore {
 impl Restore {
     /// A backup, and WAL after it.
     fn new() -> Self {
-        let cluster = small_cluster();
+        let cluster = small_cluster(15);
         let pgkeep = Pgkeep::on_server(&cluster, Server::start());
         without_encryption(&pgkeep);
         pgkeep.init();
