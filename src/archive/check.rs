@@ -73,7 +73,8 @@ impl StepState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckStep {
     /// What, a stable name: `server`, `data-directory`, `replication`, `wal-level`, `archive-mode`,
-    /// `archive-command`, `archive-timeout`, `repository`, `create-only`, `system`, `switch`, `arrival`.
+    /// `archive-command`, `archive-timeout`, `repository`, `create-only`, `object-lock`, `system`,
+    /// `switch`, `arrival`.
     pub name: &'static str,
     /// The repository that it is about, if it is about one.
     pub repository: Option<String>,
@@ -186,6 +187,7 @@ pub async fn check(
                 );
                 report.step("repository", StepState::Ok, text).of(&settings.name);
                 report_creation(&repository, creation, &mut report);
+                report_lock(&repository, &mut report).await;
                 opened.push(repository);
             }
             Err(e) => {
@@ -245,6 +247,26 @@ fn report_creation(repository: &Repository, creation: CreateOnly, report: &mut C
         )
         .hint("in a new repository on it names hold checksums: `pgkeep init` finds out by itself");
     }
+}
+
+/// Whether it can be seen that object lock holds what is stored. Where it can't, backups go on, and
+/// nobody would notice that what they share isn't held as long as they are.
+async fn report_lock(repository: &Repository, report: &mut CheckReport) {
+    let step = match repository.storage().retained_until(&layout::repository_file()).await {
+        Ok(None) => return,
+        Ok(Some(_)) => {
+            let text = "object lock holds what is stored, and can be asked until when";
+            report.step("object-lock", StepState::Ok, text)
+        }
+        Err(e) => {
+            let e = Error::from(e);
+            let text = format!("it isn't known whether object lock holds what is stored: {e}");
+            let step = report.step("object-lock", StepState::Warning, text);
+            step.hints = e.hints().to_vec();
+            step
+        }
+    };
+    step.of(repository.name());
 }
 
 /// Makes the system known in each repository, unless another one is there.

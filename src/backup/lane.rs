@@ -257,7 +257,9 @@ impl Lane {
             Ok(until) => record.held_until = until,
             // Of use all the same, but who relies on the lock has to know.
             Err(e) => {
-                let warning = format!("the backup isn't protected by object lock: {e}");
+                let hints: String = e.hints().iter().map(|h| format!(" (hint: {h})")).collect();
+                let warning =
+                    format!("the backup isn't known to be protected by object lock: {e}{hints}");
                 progress.warn(&warning);
                 record.warnings.push(warning);
             }

@@ -12,7 +12,8 @@ use crate::{
 };
 
 /// Extends the retention of all older packs in `manifest`, which has been stored, to that of the
-/// manifest. Until when that is; `None` where nothing is held.
+/// manifest. Until when that is; `None` where nothing is held. An error means that it isn't known, or
+/// that some of them could not be extended.
 pub async fn protect(
     repository: &Repository,
     layout: &ClusterLayout,

@@ -141,6 +141,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     async fn ensure_durable(&self, name: &ObjectName) -> Result<()>;
 
     /// Until when the place refuses to remove an object, whoever asks; `None` where nothing is held.
+    /// When the place doesn't tell whether it is, that is an error ([`ErrorKind::Denied`]).
     async fn retained_until(&self, _name: &ObjectName) -> Result<Option<DateTime<Utc>>> {
         Ok(None)
     }

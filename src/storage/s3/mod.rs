@@ -139,9 +139,7 @@ impl Storage for S3 {
 
     async fn retained_until(&self, name: &ObjectName) -> Result<Option<DateTime<Utc>>> {
         let of = name.clone();
-        let ask =
-            |e: Arc<Engine>| async move { Ok(e.retention(&of, None).await?.map(|r| r.until)) };
-        self.run("look at", name.as_str(), ask).await
+        self.run("look at", name.as_str(), |e| async move { e.retained_until(&of).await }).await
     }
 
     async fn extend_retention(&self, name: &ObjectName, until: DateTime<Utc>) -> Result<()> {

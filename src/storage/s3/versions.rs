@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::{
+    operation::head_object::HeadObjectOutput,
     primitives::DateTime as SdkTime,
     types::{ObjectLockRetention, ObjectLockRetentionMode},
 };
@@ -16,6 +17,13 @@ use crate::storage::{ErrorKind, ObjectName, Result, StorageError};
 pub(super) struct Retention {
     mode: ObjectLockRetentionMode,
     pub until: DateTime<Utc>,
+}
+
+fn retention_in(head: &HeadObjectOutput) -> Option<Retention> {
+    let until = head.object_lock_retain_until_date()?;
+    let until = DateTime::from_timestamp(until.secs(), until.subsec_nanos())?;
+    let mode = ObjectLockRetentionMode::from(head.object_lock_mode()?.as_str());
+    Some(Retention { mode, until })
 }
 
 impl Engine {
@@ -126,13 +134,60 @@ impl Engine {
         name: &ObjectName,
         version: Option<&str>,
     ) -> Result<Option<Retention>> {
-        let head = self.head(name, version).await?;
-        let until = head.object_lock_retain_until_date();
-        let until = until.and_then(|t| DateTime::from_timestamp(t.secs(), t.subsec_nanos()));
-        Ok(until.zip(head.object_lock_mode()).map(|(until, mode)| Retention {
-            mode: ObjectLockRetentionMode::from(mode.as_str()),
-            until,
-        }))
+        Ok(retention_in(&self.head(name, version).await?))
+    }
+
+    /// Until when an object is held, as it was stored; `None` only if it surely isn't. A server leaves
+    /// the lock out of what it says of an object when the credentials may not ask for it, so where it
+    /// may be there the bucket is asked whether it locks what is stored.
+    pub async fn retained_until(&self, name: &ObjectName) -> Result<Option<DateTime<Utc>>> {
+        let head = self.head(name, None).await?;
+        if let Some(held) = retention_in(&head) {
+            return Ok(Some(held.until));
+        }
+        // A lock holds versions: without them there is none.
+        if head.version_id().is_none() || !self.locks_what_is_stored().await? {
+            return Ok(None);
+        }
+        let message = "the bucket locks what is stored in it, and doesn't say until when";
+        let error = self.about("look at the lock of", name.as_str());
+        Err(StorageError {
+            hint: Some("s3:GetObjectRetention lets it say so: docs/s3.md".to_owned()),
+            ..error.error(ErrorKind::Denied, message)
+        })
+    }
+
+    /// Whether the bucket has a retention for what is stored in it and says nothing of its own.
+    async fn locks_what_is_stored(&self) -> Result<bool> {
+        let about = self.about("look at the object lock of", "");
+        let client = self.client(&about).await?;
+        let asked = self
+            .attempts(|| async {
+                let request =
+                    client.get_object_lock_configuration().bucket(&self.settings.bucket).send();
+                request.await.map_err(|e| about.failure(&e))
+            })
+            .await;
+        match asked {
+            Ok(answer) => Ok(answer
+                .object_lock_configuration()
+                .and_then(|lock| lock.rule())
+                .is_some_and(|rule| rule.default_retention().is_some())),
+            // There is no lock, or the server knows none.
+            Err(failure)
+                if failure.is("ObjectLockConfigurationNotFoundError")
+                    || failure.is("NotImplemented") =>
+            {
+                Ok(false)
+            }
+            Err(failure) if failure.error.kind == ErrorKind::Denied => Err(StorageError {
+                hint: Some(
+                    "s3:GetBucketObjectLockConfiguration lets it be asked: docs/s3.md".to_owned(),
+                ),
+                ..failure.error
+            }),
+            Err(failure) => Err(failure.error),
+        }
     }
 
     /// Has an object held at least until then, as strictly as it is held now. One that isn't held

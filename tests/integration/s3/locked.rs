@@ -3,7 +3,16 @@
 use chrono::{TimeDelta, Utc};
 use pgkeep::storage::{ErrorKind, Range, Storage, s3::S3};
 
-use crate::support::{Cluster, Pgkeep, moto::Moto, on_each_version};
+use crate::support::{
+    Cluster, Pgkeep,
+    moto::Moto,
+    on_each_version,
+    s3::{
+        Wire,
+        policy::{DENIED, Documented, Policy, action},
+    },
+    wait_until,
+};
 
 fn name(text: &str) -> pgkeep::storage::ObjectName {
     pgkeep::storage::ObjectName::new(text).expect("a good name")
@@ -121,7 +130,7 @@ fn push_backup_and_restore_work_where_everything_is_held(version: u32) {
     pgkeep.ok(["backup"]);
     cluster.sql("INSERT INTO t VALUES (1001)");
     let segment = cluster.switch_wal();
-    crate::support::wait_until("it is archived", 60, || {
+    wait_until("it is archived", 60, || {
         cluster.sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver") >= segment
     });
     // The same again is a success here too, and nothing was overwritten or hidden.
@@ -191,4 +200,135 @@ fn a_backup_that_fails_where_everything_is_held_is_no_backup() {
     let info = pgkeep.json(["info"]);
     let unusable = &info["repositories"][0]["unusable"];
     assert_eq!(unusable[0]["state"], "deleted", "{info:#}");
+}
+
+/// A cluster whose repository lies in a bucket of moto, behind a wire that keeps to policies.
+struct Guarded {
+    cluster: Cluster,
+    pgkeep: Pgkeep,
+    wire: Wire,
+    _moto: Moto,
+}
+
+impl Guarded {
+    /// In a bucket with versions, which holds everything for so many days, if it does.
+    fn new(days: Option<i32>) -> Self {
+        let moto = Moto::start();
+        moto.bucket("my-bucket", days);
+        let wire = Wire::to(moto.address());
+        let cluster = Cluster::builder(15).wal_segsize(1).start();
+        let table = moto.table("main").replace(&moto.endpoint(), &wire.endpoint());
+        let url = "url = \"s3://my-bucket/some/prefix\"";
+        let pgkeep = Pgkeep::with_repository(&cluster, url, &table);
+        pgkeep.init();
+        pgkeep.archive(&cluster);
+        Guarded { cluster, pgkeep, wire, _moto: moto }
+    }
+
+    /// Takes a backup with a policy, and returns its record, and what was refused.
+    fn backup(&self, policy: &Policy) -> (serde_json::Value, Vec<String>) {
+        self.cluster.sql("CHECKPOINT");
+        self.wire.plan(policy.plan());
+        let record = self.pgkeep.json(["backup"])["backups"][0]["backup"].clone();
+        (record, self.refused())
+    }
+
+    fn refused(&self) -> Vec<String> {
+        let seen = self.wire.seen().into_iter().filter(|seen| seen.fault == Some(DENIED));
+        let mut refused: Vec<_> = seen.map(|seen| action(&seen.request)).collect();
+        refused.sort();
+        refused.dedup();
+        refused
+    }
+
+    /// What `check` says of object lock: the step's state, and its text with the hints.
+    fn check(&self, policy: &Policy) -> Option<(String, String)> {
+        self.wire.plan(policy.plan());
+        let checked = self.pgkeep.json(["check"]);
+        let steps = checked["steps"].as_array().expect("steps");
+        let step = steps.iter().find(|step| step["name"] == "object-lock")?;
+        Some((step["state"].as_str()?.to_owned(), format!("{} {}", step["text"], step["hints"])))
+    }
+}
+
+/// The one warning of a backup.
+fn warning(record: &serde_json::Value) -> &str {
+    let warnings = record["warnings"].as_array().unwrap_or_else(|| panic!("{record:#}"));
+    assert_eq!(warnings.len(), 1, "{record:#}");
+    warnings[0].as_str().expect("a warning")
+}
+
+#[test]
+fn who_may_not_ask_about_the_lock_is_told_so() {
+    let Documented { add, versions, .. } = Documented::read();
+    let asks = add.and(&versions);
+    let only_the_bucket = add.and(&Policy::allowing(&["GetBucketObjectLockConfiguration".into()]));
+    let unknown = "the backup isn't known to be protected by object lock: ";
+
+    let locked = Guarded::new(Some(3));
+    let (record, refused) = locked.backup(&asks);
+    assert!(record["held-until"].is_string(), "{record:#}");
+    assert_eq!(record.get("warnings"), None, "{record:#}");
+    assert!(refused.iter().all(|action| action.contains("List")), "for its lease: {refused:?}");
+    let (state, text) = locked.check(&asks).expect("a step");
+    assert_eq!(state, "ok", "{text}");
+
+    for (policy, missing) in
+        [(&add, "s3:GetBucketObjectLockConfiguration"), (&only_the_bucket, "s3:GetObjectRetention")]
+    {
+        let (record, _) = locked.backup(policy);
+        assert_eq!(record.get("held-until"), None, "{record:#}");
+        let said = warning(&record);
+        assert!(said.starts_with(unknown) && said.contains(missing), "{said}");
+        let (state, text) = locked.check(policy).expect("a step");
+        assert_eq!(state, "warning", "{text}");
+        assert!(text.contains("it isn't known whether object lock holds what is stored"), "{text}");
+        assert!(text.contains(missing), "{text}");
+    }
+
+    // Where nothing is locked, who may ask knows it, and who may not can't.
+    let free = Guarded::new(None);
+    for policy in [&asks, &only_the_bucket] {
+        let (record, _) = free.backup(policy);
+        assert_eq!(record.get("warnings"), None, "{record:#}");
+        assert_eq!(record.get("held-until"), None, "{record:#}");
+        assert_eq!(free.check(policy), None);
+    }
+    let (record, _) = free.backup(&add);
+    assert!(warning(&record).contains("s3:GetBucketObjectLockConfiguration"), "{record:#}");
+    assert_eq!(free.check(&add).expect("a step").0, "warning");
+}
+
+#[test]
+fn the_policies_for_buckets_with_versions_are_enough() {
+    let Documented { add, conditional, remove, versions, remove_versions } = Documented::read();
+    let adds = add.and(&conditional).and(&versions);
+    let removes = adds.and(&remove).and(&remove_versions);
+
+    // Everything is held: what may not go yet is said, and is no failure.
+    for days in [Some(3), None] {
+        let site = Guarded::new(days);
+        site.backup(&adds);
+        let (second, _) = site.backup(&adds);
+        assert_eq!(second["kind"], "incr", "{second:#}");
+        let id = second["id"].as_str().expect("an id");
+        let denied = site.pgkeep.fails(["delete", id]);
+        assert!(denied.stderr.contains("AccessDenied"), "{denied}");
+        assert!(denied.stderr.contains("docs/s3.md says which permissions"), "{denied}");
+        assert_eq!(
+            site.pgkeep.json(["info"])["repositories"][0]["unusable"],
+            serde_json::json!([])
+        );
+
+        site.wire.plan(removes.plan());
+        let deleted = site.pgkeep.ok(["delete", id]);
+        assert_eq!(deleted.stdout.contains("object lock holds it"), days.is_some(), "{deleted}");
+        site.pgkeep.add("[repository.main.retention]\nminimum = 1");
+        let expired = site.pgkeep.ok(["expire"]);
+        let held = expired.stdout.contains("object lock holds it");
+        assert_eq!(held, days.is_some(), "{expired}");
+        let refused: Vec<_> =
+            site.wire.seen().into_iter().filter(|seen| seen.fault == Some(DENIED)).collect();
+        assert!(refused.is_empty(), "{refused:?}");
+    }
 }

@@ -133,7 +133,7 @@ impl Moto {
     /// What a client needs.
     pub fn settings(&self, bucket: &str, prefix: &str) -> S3Settings {
         S3Settings {
-            endpoint: Some(format!("http://127.0.0.1:{}", self.port)),
+            endpoint: Some(self.endpoint()),
             credentials_file: Some(self.credentials.clone()),
             attempts: 3,
             stall: Duration::from_secs(20),
@@ -141,11 +141,21 @@ impl Moto {
         }
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// Where it listens, as a URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
     /// A repository's table in the configuration.
     pub fn table(&self, name: &str) -> String {
         format!(
-            "[repository.{name}.s3]\nendpoint = \"http://127.0.0.1:{}\"\ncredentials-file = \"{}\"",
-            self.port,
+            "[repository.{name}.s3]\nendpoint = \"{}\"\ncredentials-file = \"{}\"",
+            self.endpoint(),
             self.credentials.display()
         )
     }

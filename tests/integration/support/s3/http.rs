@@ -49,6 +49,14 @@ impl Message {
         lines.collect::<String>().into_bytes()
     }
 
+    /// Its head without the headers whose names begin so.
+    pub fn without(&self, beginning: &str) -> Vec<u8> {
+        let head = String::from_utf8_lossy(&self.head).into_owned();
+        let stays = |line: &&str| !line.to_ascii_lowercase().starts_with(beginning);
+        let lines = head.split_terminator("\r\n").filter(stays);
+        lines.flat_map(|line| [line, "\r\n"]).collect::<String>().into_bytes()
+    }
+
     /// The status of an answer.
     pub fn status(&self) -> u16 {
         let start = self.start();

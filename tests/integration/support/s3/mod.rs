@@ -5,6 +5,7 @@
 
 pub mod front;
 mod http;
+pub mod policy;
 pub mod tls;
 pub mod wire;
 
