@@ -189,6 +189,7 @@ fn expire(
         let one = runtime::alone(runtime::until_signal(async {
             let (rules, progress) = (&repository.retention, progress.as_ref());
             let repository = repo::open::open(repository).await?;
+            retention::may_remove(&repository, &layout).await?;
             retention::expire(&repository, &layout, rules, false, progress).await
         }));
         match one {

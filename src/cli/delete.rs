@@ -43,6 +43,9 @@ impl Delete {
         let layout = ClusterLayout::new(&cluster.name)?;
         let progress = global.progress();
         let done = each(&selected, async |repository| {
+            if !self.dry_run {
+                retention::may_remove(repository, &layout).await?;
+            }
             retention::delete(repository, &layout, &self.id, self.dry_run, progress.as_ref()).await
         })?
         .or_missing(&self.id, &cluster.name)?;

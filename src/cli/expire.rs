@@ -55,6 +55,9 @@ impl Expire {
         let done = each(&selected, async |repository| {
             let rules = settings.repository(Some(repository.name()))?.retention;
             let progress = progress.as_ref();
+            if !self.dry_run {
+                retention::may_remove(repository, &layout).await?;
+            }
             retention::expire(repository, &layout, &rules, self.dry_run, progress).await.map(Some)
         })?;
         if !done.results.is_empty() {

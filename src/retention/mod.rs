@@ -6,6 +6,7 @@
 //! has to stay. The marks themselves, and the other half of the protocol, which a running backup follows, are in
 //! [`crate::repo::tombstone`].
 
+mod allowed;
 pub mod amount;
 mod clean;
 mod cut;
@@ -17,6 +18,7 @@ pub mod plan;
 pub mod references;
 pub mod sweep;
 
+pub use allowed::may_remove;
 pub use clean::clean_up;
 pub use delete::{Deletion, delete};
 pub use expire::{Expiry, WalCut, expire};
