@@ -3,9 +3,9 @@
 # Compiled by `make test` where cargo has no `deny` yet.
 DENY_VERSION := 0.20.2
 # What touches a repository, and so runs a second time with the repositories in S3.
-ON_S3 := archive:: backup:: recovery:: restore_write::real retention::server verify::program
-# What has these names and isn't meant: faults of S3, which run with it anyway, and directories taken away.
-NOT_ON_S3 := --skip s3:: --skip backup::several
+ON_S3 := archive:: backup:: fixture:: recovery:: restore_write::real retention::command retention::server verify::program
+# What has these names and isn't meant: faults of S3, which run with it anyway.
+NOT_ON_S3 := --skip s3::
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .PHONY: help demo test check bench build install-demo install-test install-bench
@@ -48,3 +48,4 @@ check:
 
 bench: install-bench build
 	@tools/bench.sh $(RELEASE)/pgkeep
+	PGKEEP_TEST_PROGRAM=$(RELEASE)/pgkeep cargo test --quiet --locked --test integration -- --nocapture s3::memory

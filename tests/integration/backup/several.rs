@@ -34,13 +34,19 @@ fn taken(output: &Output) -> Vec<(String, Value)> {
     taken.into_iter().map(one).collect()
 }
 
-/// Takes the repository's directory away, as a disk that isn't mounted any more.
+/// Takes the repository's directory away, as a disk that isn't mounted any more. In S3 the server fails.
 fn away(pgkeep: &Pgkeep, repository: &str) {
+    if let Some(server) = pgkeep.server() {
+        return server.front().fail(repository);
+    }
     let path = pgkeep.repository_of(repository);
     fs::rename(&path, path.with_extension("away")).expect("take it away");
 }
 
 fn back(pgkeep: &Pgkeep, repository: &str) {
+    if let Some(server) = pgkeep.server() {
+        return server.front().mend(repository);
+    }
     let path = pgkeep.repository_of(repository);
     fs::rename(path.with_extension("away"), &path).expect("bring it back");
 }

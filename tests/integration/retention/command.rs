@@ -17,7 +17,12 @@ use pgkeep::{
 use serde_json::{Value, json};
 
 use super::{BASE, Chain, FIRST, SECOND, THIRD, id, layout, open};
-use crate::support::{Pgkeep, scratch::write};
+use crate::support::{
+    Pgkeep,
+    objects::objects,
+    places::{on_s3, skipped_on_s3},
+    scratch::write,
+};
 
 /// The program, with repositories of these names that all hold the chain.
 fn program(chain: &Chain, repositories: &[&str]) -> Pgkeep {
@@ -30,14 +35,12 @@ fn program(chain: &Chain, repositories: &[&str]) -> Pgkeep {
         pgkeep.edit(|text| text.replace(&line, "encryption = \"none\""));
         for (object, bytes) in &chain.objects {
             let path = pgkeep.repository_of(name).join(object);
-            pgkeep.scratch().folder(
-                path.parent()
-                    .unwrap()
-                    .strip_prefix(pgkeep.scratch().path())
-                    .unwrap()
-                    .to_str()
-                    .unwrap(),
-            );
+            let folder = path.parent().unwrap();
+            match folder.strip_prefix(pgkeep.scratch().path()) {
+                Ok(below) => drop(pgkeep.scratch().folder(below.to_str().unwrap())),
+                // It is the server's.
+                Err(_) => fs::create_dir_all(folder).unwrap(),
+            }
             write(&path, bytes);
         }
     }
@@ -138,6 +141,9 @@ async fn a_pin_that_is_over_holds_no_more_and_a_damaged_one_does() {
 
 #[tokio::test]
 async fn all_repositories_that_have_it_are_asked() {
+    if skipped_on_s3("a prefix that was taken away is a repository that isn't there") {
+        return;
+    }
     let chain = Chain::make().await;
     let pgkeep = program(&chain, &["main", "second", "third"]);
     pgkeep.ok(["--repo", "third", "delete", THIRD]);
@@ -209,7 +215,10 @@ async fn a_deletion_that_is_killed_is_run_again() {
             pgkeep.ok(["delete", backup]);
             assert_eq!(backups(&pgkeep, "main").len(), 2 - number);
         }
-        assert!(!pgkeep.repository().join("clusters/main/backups").exists());
+        let left = objects(&pgkeep.repository()).into_iter().map(|object| object.name);
+        let left: Vec<_> = left.filter(|name| name.contains("/backups/")).collect();
+        assert_eq!(left, Vec::<String>::new());
+        assert!(on_s3() || !pgkeep.repository().join("clusters/main/backups").exists());
     }
 }
 

@@ -3,6 +3,7 @@
 //! With `PGKEEP_TEST_REPOSITORY=s3` the other modules run on S3 too; here is what that doesn't show.
 
 mod cost;
+mod credentials;
 mod faults;
 mod headers;
 mod locked;

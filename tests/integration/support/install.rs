@@ -103,10 +103,21 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The pgkeep binary under test, at a path that [`user`] can reach.
+/// The pgkeep binary under test, at a path that [`user`] can reach: the one that was built with the
+/// tests, or the one that `PGKEEP_TEST_PROGRAM` names.
 pub fn pgkeep_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| reachable(Path::new(env!("CARGO_BIN_EXE_pgkeep")), "--version"))
+    BINARY.get_or_init(|| match other_program() {
+        Some(other) => reachable(&other, "--version"),
+        None => reachable(Path::new(env!("CARGO_BIN_EXE_pgkeep")), "--version"),
+    })
+}
+
+/// The build that is tested in the place of the tests' own, if one is.
+pub fn other_program() -> Option<PathBuf> {
+    let named = std::env::var_os("PGKEEP_TEST_PROGRAM")?;
+    let path = fs::canonicalize(&named);
+    Some(path.unwrap_or_else(|e| panic!("PGKEEP_TEST_PROGRAM names {named:?}: {e}")))
 }
 
 /// A program at a path that [`user`] can reach, tried with `argument`: the build directory may lie

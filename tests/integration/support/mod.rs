@@ -1,6 +1,7 @@
 //! What the tests stand on: real PostgreSQL clusters, the program under test, and ways to break
 //! things.
 
+pub mod answers;
 pub mod child;
 pub mod cluster;
 pub mod faulty;

@@ -323,19 +323,21 @@ impl Running {
         this.wait()
     }
 
-    /// Waits for its end, and says how much memory of its own it had at its peak, in bytes, as seen
-    /// each millisecond. Code isn't counted: it is mapped from the file, and of a debug build it is the
-    /// greater part.
-    pub fn wait_and_measure(self) -> (Output, u64) {
+    /// Waits for its end, and says how much memory it had at its peak, as seen each millisecond.
+    pub fn wait_and_measure(self) -> (Output, Peak) {
         let status = format!("/proc/{}/status", self.pid());
         let mut this = self;
-        let mut peak = 0;
+        let mut peak = Peak::default();
         let child = this.child.as_mut().expect("it wasn't waited for");
         while child.try_wait().expect("wait").is_none() {
             let status = fs::read_to_string(&status).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-            peak = kib.map_or(peak, |kib| peak.max(kib << 10));
+            let bytes = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+                    .map_or(0, |kib| kib << 10)
+            };
+            peak.own = peak.own.max(bytes("RssAnon:"));
+            peak.all = peak.all.max(bytes("VmHWM:"));
             std::thread::sleep(Duration::from_millis(1));
         }
         (this.wait(), peak)
@@ -346,6 +348,16 @@ impl Running {
         let child = self.child.take().expect("it wasn't waited for");
         output_of(child.wait_with_output().expect("wait for pgkeep"))
     }
+}
+
+/// The most memory that a process had, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Peak {
+    /// Its own. Code isn't counted: it is mapped from the file, and of a debug build it is the greater
+    /// part.
+    pub own: u64,
+    /// All that was resident.
+    pub all: u64,
 }
 
 impl Drop for Running {

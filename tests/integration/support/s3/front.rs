@@ -1,7 +1,7 @@
 //! The layer before the server: atomic creations, counts, and faults.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     path::{Path, PathBuf},
     pin::Pin,
@@ -64,6 +64,7 @@ pub struct Front {
     plan: Mutex<Plan>,
     creating: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     uploads: Mutex<BTreeMap<String, (String, Timestamp)>>,
+    failing: Mutex<BTreeSet<String>>,
 }
 
 impl fmt::Debug for Front {
@@ -83,6 +84,7 @@ impl Front {
             plan: Mutex::new(Box::new(|_| Go::On)),
             creating: Mutex::default(),
             uploads: Mutex::default(),
+            failing: Mutex::default(),
         }
     }
 
@@ -111,6 +113,16 @@ impl Front {
         self.plan(|_| Go::On);
     }
 
+    /// From now on every request below this folder fails, whatever the plan says of it.
+    pub fn fail(&self, folder: &str) {
+        self.failing.lock().unwrap().insert(format!("{folder}/"));
+    }
+
+    /// Requests below this folder are answered again.
+    pub fn mend(&self, folder: &str) {
+        self.failing.lock().unwrap().remove(&format!("{folder}/"));
+    }
+
     /// How many requests there were since the plan was made, by operation.
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.counts.lock().unwrap().clone()
@@ -133,6 +145,9 @@ impl Front {
             *count += 1;
             *count - 1
         };
+        if self.failing.lock().unwrap().iter().any(|folder| key.starts_with(folder)) {
+            return Err(error(S3ErrorCode::InternalError));
+        }
         let call = Call { operation, key: key.to_owned(), before };
         match (*self.plan.lock().unwrap())(&call) {
             Go::Refuse(code) => Err(error(code)),

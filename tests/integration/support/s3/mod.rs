@@ -115,6 +115,11 @@ impl Server {
         }
     }
 
+    /// The key and the secret that it knows.
+    pub fn credentials(&self) -> (&'static str, &'static str) {
+        (ACCESS_KEY, SECRET_KEY)
+    }
+
     /// A repository's lines in the configuration, without its key.
     pub fn configuration(&self, name: &str, prefix: &str) -> (String, String) {
         let url = format!("url = \"s3://{BUCKET}/{prefix}\"");
