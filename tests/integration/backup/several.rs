@@ -157,3 +157,28 @@ fn when_all_fail_there_is_no_backup() {
         assert!(backups(&pgkeep, repository).is_empty());
     }
 }
+
+#[test]
+fn a_restore_goes_on_past_one_that_cant_be_reached() {
+    let (cluster, pgkeep) = two_repositories(15);
+    pgkeep.ok(["backup"]);
+    // The server stops at the first record after its target, so there has to be one.
+    cluster.sql("DELETE FROM t");
+    let segment = cluster.switch_wal();
+    wait_until("it is archived", 60, || {
+        cluster.sql("SELECT last_archived_wal FROM pg_stat_archiver") >= segment
+    });
+    away(&pgkeep, "main");
+    let place = pgkeep.scratch().path().join("restored");
+    let path = place.to_string_lossy().into_owned();
+    let arguments = ["restore", "--archive-mode", "off", "--target-immediate", "--pgdata", &path];
+    let output = pgkeep.ok(arguments);
+    assert!(output.stderr.contains("trying the other repositories"), "{output}");
+    // It pauses at its target, and every segment up to there comes from the other one.
+    let mut restored = Cluster::at(&place, 15);
+    restored.start();
+    wait_until("the target is reached", 60, || {
+        restored.sql("SELECT pg_get_wal_replay_pause_state()") == "paused"
+    });
+    assert_eq!(restored.sql("SELECT count(*) FROM t"), "10000");
+}
