@@ -167,7 +167,10 @@ impl Work for Backup {
         let origin = self.origin(site);
         let new = self.new_ones(site);
         if output.code == 0 {
-            assert!(output.stdout.contains(self.way), "{case}: {output}");
+            // What is believed to be the base's record, and isn't, makes the base a damaged one.
+            let damaged = matches!(case.fault, Fault::Page(200) | Fault::Shortened)
+                && output.stderr.contains("warning: this is going to be a full backup");
+            assert!(output.stdout.contains(self.way) || damaged, "{case}: {output}");
             assert_eq!(new.len(), 1, "{case}: {new:?}: {output}");
             return origin.restores(&new[0], case);
         }
