@@ -5,13 +5,13 @@
 //!
 //! - [`cli`]: one file a command: its arguments, and what it prints. No logic.
 //! - [`demo`]: the whole story on a throwaway cluster, told by calling the operations below.
-//! - The operations. They don't import each other; what two of them share belongs in `repo` or
-//!   `postgres`.
+//! - The operations. They don't import each other, but that a drill, in [`verify`], restores; what two
+//!   of them share belongs in `repo` or `postgres`.
 //!   - [`backup`]: the pipeline from a source of files to a committed backup.
 //!   - [`archive`]: pushing WAL into the repositories, getting it back, proving that it works.
 //!   - [`restore`]: choosing a backup and a timeline, planning, writing the data directory.
 //!   - [`retention`]: deleting backups, pinning them, removing what nobody refers to any more.
-//!   - [`verify`]: whether the repositories hold what they promise.
+//!   - [`verify`]: whether the repositories hold what they promise, and whether it can be restored.
 //!   - [`info`]: what the repositories hold, and from when until when one can restore.
 //! - [`repo`]: the repository format: sealed objects, keys, packs, the tree, catalog, leases.
 //! - [`config`]: file, environment and flags made into typed settings.

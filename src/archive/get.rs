@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     data_directory::DataDirectory, destination::Destination, partial, source::check_header,
+    tablespaces,
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
@@ -56,12 +57,33 @@ pub async fn get(
     file: WalFile,
     destination: &Path,
 ) -> Result<Got> {
+    get_with(repositories, cluster, file, destination, false).await
+}
+
+/// As [`get`], for a copy that is to leave everything alone that isn't its own: a segment in which a
+/// tablespace is made is an error ([`Kind::Conflict`]).
+pub async fn get_for_a_copy(
+    repositories: &[&RepositorySettings],
+    cluster: &ClusterSettings,
+    file: WalFile,
+    destination: &Path,
+) -> Result<Got> {
+    get_with(repositories, cluster, file, destination, true).await
+}
+
+async fn get_with(
+    repositories: &[&RepositorySettings],
+    cluster: &ClusterSettings,
+    file: WalFile,
+    destination: &Path,
+    refuse_tablespaces: bool,
+) -> Result<Got> {
     if repositories.is_empty() {
         return Err(Error::new(Kind::Usage, "no repository is configured"));
     }
     let directory = DataDirectory::of_wal_path(destination, cluster)?;
     let layout = ClusterLayout::new(&cluster.name)?;
-    let request = Request { file, destination, directory: &directory };
+    let request = Request { file, destination, directory: &directory, refuse_tablespaces };
     let mut opened: Vec<Option<Repository>> = vec![None; repositories.len()];
     let deadline = Instant::now() + cluster.outage_wait;
     let mut pause = FIRST_PAUSE;
@@ -85,6 +107,8 @@ pub(super) struct Request<'a> {
     pub file: WalFile,
     pub destination: &'a Path,
     pub directory: &'a DataDirectory,
+    /// Whether a segment in which a tablespace is made is refused.
+    pub refuse_tablespaces: bool,
 }
 
 /// Not all repositories could tell.
@@ -276,6 +300,7 @@ impl Request<'_> {
         if let WalFile::Segment(segment) = self.file {
             let is_partial = name.file_name().contains(".partial.");
             self.check_segment(&mut destination, segment, name.as_str(), summary.size, is_partial)?;
+            self.check_tablespaces(&mut destination, segment)?;
         }
         destination.finish()?;
         Ok(true)
@@ -301,7 +326,21 @@ impl Request<'_> {
         if store.has(self.file).await? {
             return Err(Error::new(Kind::Repository, format!("{segment} became whole just now")));
         }
+        self.check_tablespaces(&mut destination, segment)?;
         destination.finish()
+    }
+
+    /// Refuses a segment in which a tablespace is made, where that is asked for.
+    fn check_tablespaces(
+        &self,
+        destination: &mut Destination,
+        segment: SegmentName,
+    ) -> Result<()> {
+        if !self.refuse_tablespaces {
+            return Ok(());
+        }
+        let (size, wal) = (self.directory.control.segment_size, &self.directory.path);
+        tablespaces::refuse(destination.file(), segment, size, &wal.join("pg_wal"))
     }
 
     /// Checks that what was fetched is this segment of this system, and fills up a partial one that

@@ -20,8 +20,9 @@ mod settings;
 mod source;
 mod store;
 pub mod stream;
+mod tablespaces;
 
 pub use check::{CheckOptions, CheckReport, CheckStep, StepState, check};
-pub use get::{Got, get};
+pub use get::{Got, get, get_for_a_copy};
 pub use push::{PushOutcome, Stored, push};
 pub use stream::stream;

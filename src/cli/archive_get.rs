@@ -41,6 +41,10 @@ pub(super) struct ArchiveGet {
     name: String,
     /// Where to write it, as PostgreSQL gives it for %p
     path: PathBuf,
+    /// Stop before WAL that makes a tablespace, since replay would write to the original's; for a copy
+    /// beside the original, as drill makes one
+    #[arg(long)]
+    refuse_new_tablespaces: bool,
 }
 
 #[derive(Serialize)]
@@ -74,7 +78,11 @@ impl ArchiveGet {
         let settings = global.settings()?;
         let repositories = settings.selected_repositories(global.repo.as_deref())?;
         let cluster = wal_path::cluster(global, &settings, &self.path)?;
-        match archive::get(&repositories, cluster, file, &self.path).await {
+        let got = match self.refuse_new_tablespaces {
+            true => archive::get_for_a_copy(&repositories, cluster, file, &self.path).await,
+            false => archive::get(&repositories, cluster, file, &self.path).await,
+        };
+        match got {
             Err(e) if outage_is_absence(&e, cluster, &self.path) => {
                 tracing::warn!(
                     "{e}; this is a standby and standby-outage is continue, so {} is said to be \

@@ -135,7 +135,8 @@ fn row(expiry: &Expiry, verdict: &Verdict) -> [String; 4] {
     [verdict.backup.to_string(), time, kept_by, wal.to_owned()]
 }
 
-/// What goes of backups that aren't in the list: crashed ones, and ones that were deleted before.
+/// What goes of backups that aren't in the list (crashed ones, and ones that were deleted before), and of
+/// drills.
 fn leftovers(expiry: &Expiry, goes: &str) -> String {
     let others = expiry.swept.iter().filter(|swept| {
         swept.freed.objects > 0
@@ -148,7 +149,11 @@ fn leftovers(expiry: &Expiry, goes: &str) -> String {
             swept.backup
         )
     };
-    others.map(line).collect()
+    let mut out: String = others.map(line).collect();
+    if expiry.drills.objects > 0 {
+        out += &format!("  {} of old drills' results {goes}\n", amount(&expiry.drills));
+    }
+    out
 }
 
 fn amount(amount: &Amount) -> String {

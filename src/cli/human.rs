@@ -32,6 +32,11 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
+/// As [`duration`], of seconds. What can't be one, as a clock that differs gives it, is none.
+pub fn seconds(seconds: f64) -> String {
+    duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
 /// A count with its thousands apart: `1,204,331`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();

@@ -99,6 +99,26 @@ fn text(info: &ClusterInfo) -> String {
         }
         out += &table.show(4);
     }
+    if !info.drills.is_empty() {
+        out += "\n  last drills\n";
+        let mut table = Table::new(&[
+            ("backup", Align::Left),
+            ("when", Align::Left),
+            ("verdict", Align::Left),
+            ("RTO", Align::Right),
+            ("RPO", Align::Right),
+        ]);
+        for drill in &info.drills {
+            let verdict = match drill.passed {
+                true => "passed".to_owned(),
+                false => format!("FAILED: {}", drill.failed.join(", ")),
+            };
+            let rto = drill.rto.total.map_or("-".to_owned(), human::seconds);
+            let rpo = drill.rpo.and_then(|rpo| rpo.age).map_or("-".to_owned(), human::seconds);
+            table.row([drill.backup.to_string(), human::time(drill.began), verdict, rto, rpo]);
+        }
+        out += &table.show(4);
+    }
     out
 }
 

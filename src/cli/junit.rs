@@ -1,5 +1,6 @@
-//! A verification as JUnit XML, which CI systems read: a suite for each repository, a test case for
-//! each backup, each timeline, and the repository itself. A problem fails the cases that it is about.
+//! A verification or a drill as JUnit XML, which CI systems read. Of a verification it has a suite for each
+//! repository, with a test case for each backup, each timeline, and the repository itself; a problem
+//! fails the cases that it is about. Of a drill it has a case for each check.
 
 use std::{fmt::Write, path::Path};
 
@@ -7,79 +8,172 @@ use chrono::Utc;
 
 use super::verify::{Outcome, costs};
 use crate::{
-    error::{Context, Kind, Result},
+    error::{Context, Error, Kind, Result},
+    repo::drill::{Check, CheckOutcome, DrillRecord},
     verify::report::{Problem, Report},
 };
 
-/// Writes the outcomes to a file.
+/// Writes what came of verifying to a file.
 pub fn write(path: &Path, cluster: &str, outcomes: &[Outcome<'_>]) -> Result<()> {
     let now = Utc::now().format("%FT%T").to_string();
-    std::fs::write(path, document(cluster, outcomes, &now))
+    write_text(path, &document(cluster, outcomes, &now))
+}
+
+/// Writes what came of a drill to a file: a suite with a case for each check.
+pub fn write_drill(
+    path: &Path,
+    (repository, cluster): (&str, &str),
+    result: Result<&DrillRecord, &Error>,
+    seconds: f64,
+) -> Result<()> {
+    let now = match result {
+        Ok(record) => record.began,
+        Err(_) => Utc::now(),
+    };
+    let class = format!("pgkeep.drill.{repository}.{cluster}");
+    let cases = match result {
+        Ok(record) => record.checks.iter().map(of_check).collect(),
+        Err(e) => vec![of_error("drill", e)],
+    };
+    let now = now.format("%FT%T").to_string();
+    let suite = Suite { class, seconds, cases, aside: None };
+    write_text(path, &xml("pgkeep drill", &[suite], &now))
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text)
         .context(Kind::Local, || format!("write {}", path.display()))
         .map_err(|e| e.if_denied(path))
 }
 
-/// A test case: its name, and what is wrong.
+/// A test suite.
+struct Suite {
+    class: String,
+    seconds: f64,
+    cases: Vec<TestCase>,
+    /// What is worth telling and no case.
+    aside: Option<String>,
+}
+
+/// A test case: its name, how long it took if that is known, and what came of it.
+struct TestCase {
+    name: String,
+    seconds: Option<f64>,
+    outcome: TestOutcome,
+}
+
+enum TestOutcome {
+    Passed,
+    Skipped(String),
+    Failure { kind: String, message: String, text: String },
+    Error { kind: String, message: String, text: String },
+}
+
+fn xml(title: &str, suites: &[Suite], now: &str) -> String {
+    let suites: String = suites.iter().map(|suite| suite.xml(now)).collect();
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"{title}\">\n{suites}</testsuites>\n"
+    )
+}
+
+impl Suite {
+    fn xml(&self, now: &str) -> String {
+        let count = |is: fn(&TestOutcome) -> bool| {
+            self.cases.iter().filter(|case| is(&case.outcome)).count()
+        };
+        let failures = count(|outcome| matches!(outcome, TestOutcome::Failure { .. }));
+        let errors = count(|outcome| matches!(outcome, TestOutcome::Error { .. }));
+        let skipped = count(|outcome| matches!(outcome, TestOutcome::Skipped(_)));
+        let (class, tests) = (escaped(&self.class), self.cases.len());
+        let mut out = format!(
+            "  <testsuite name=\"{class}\" tests=\"{tests}\" failures=\"{failures}\" \
+             errors=\"{errors}\" skipped=\"{skipped}\" time=\"{:.3}\" timestamp=\"{now}\">\n",
+            self.seconds
+        );
+        for case in &self.cases {
+            let name = escaped(&case.name);
+            let time = case.seconds.map(|time| format!(" time=\"{time:.3}\"")).unwrap_or_default();
+            let inside = case.outcome.xml();
+            let _ = match inside.as_str() {
+                "" => writeln!(out, "    <testcase classname=\"{class}\" name=\"{name}\"{time}/>"),
+                _ => writeln!(
+                    out,
+                    "    <testcase classname=\"{class}\" name=\"{name}\"{time}>\n{inside}    </testcase>"
+                ),
+            };
+        }
+        if let Some(aside) = &self.aside {
+            let _ = writeln!(out, "    <system-out>{}</system-out>", escaped(aside));
+        }
+        out + "  </testsuite>\n"
+    }
+}
+
+impl TestOutcome {
+    fn xml(&self) -> String {
+        let element = |name: &str, kind: &str, message: &str, text: &str| {
+            let (message, text) = (escaped(message), escaped(text));
+            format!("      <{name} type=\"{kind}\" message=\"{message}\">{text}</{name}>\n")
+        };
+        match self {
+            TestOutcome::Passed => String::new(),
+            TestOutcome::Skipped(why) => format!("      <skipped message=\"{}\"/>\n", escaped(why)),
+            TestOutcome::Failure { kind, message, text } => element("failure", kind, message, text),
+            TestOutcome::Error { kind, message, text } => element("error", kind, message, text),
+        }
+    }
+}
+
+fn of_error(name: &str, e: &Error) -> TestCase {
+    let hints: String = e.hints().iter().map(|hint| format!("\nhint: {hint}")).collect();
+    let (kind, message) = (e.kind().name().to_owned(), e.to_string());
+    let text = format!("{message}{hints}");
+    let outcome = TestOutcome::Error { kind, message, text };
+    TestCase { name: name.to_owned(), seconds: None, outcome }
+}
+
+fn of_check(check: &Check) -> TestCase {
+    let outcome = match check.outcome {
+        CheckOutcome::Passed => TestOutcome::Passed,
+        CheckOutcome::Skipped => TestOutcome::Skipped(check.text.clone()),
+        CheckOutcome::Failed => {
+            let mut text = format!("{}\n", check.text);
+            check.details.iter().for_each(|line| text += &format!("  {line}\n"));
+            check.hints.iter().for_each(|hint| text += &format!("  hint: {hint}\n"));
+            let (kind, message) = (check.name.clone(), check.text.clone());
+            TestOutcome::Failure { kind, message, text }
+        }
+    };
+    TestCase { name: check.name.clone(), seconds: Some(check.seconds), outcome }
+}
+
+/// What one object or another is about: its name, and what is wrong.
 struct Case<'a> {
     name: String,
     problems: Vec<&'a Problem>,
 }
 
 fn document(cluster: &str, outcomes: &[Outcome<'_>], now: &str) -> String {
-    let suites: Vec<String> = outcomes.iter().map(|outcome| suite(cluster, outcome, now)).collect();
-    format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"pgkeep verify\">\n{}</testsuites>\n",
-        suites.concat()
-    )
+    let suites: Vec<Suite> = outcomes.iter().map(|outcome| suite(cluster, outcome)).collect();
+    xml("pgkeep verify", &suites, now)
 }
 
-fn suite(cluster: &str, outcome: &Outcome<'_>, now: &str) -> String {
+fn suite(cluster: &str, outcome: &Outcome<'_>) -> Suite {
     let class = format!("pgkeep.verify.{}.{cluster}", outcome.repository);
-    let cases = outcome.result.as_ref().map(cases);
-    let (tests, failures, errors) = match &cases {
-        Ok(cases) => {
-            let failed = cases.iter().filter(|case| !case.problems.is_empty());
-            (cases.len(), failed.count(), 0)
+    let (cases, aside) = match &outcome.result {
+        Err(e) => (vec![of_error("repository", e)], None),
+        Ok(report) => {
+            let cases = cases(report).into_iter().map(|case| TestCase {
+                outcome: failure(&case.problems),
+                name: case.name,
+                seconds: None,
+            });
+            let lines = report.notices.iter().map(|n| format!("{}: {}\n", n.object, n.text));
+            let notices: String = lines.collect();
+            (cases.collect(), (!notices.is_empty()).then_some(notices))
         }
-        Err(_) => (1, 0, 1),
     };
-    let mut out = format!(
-        "  <testsuite name=\"{}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\" \
-         skipped=\"0\" time=\"{:.3}\" timestamp=\"{now}\">\n",
-        escaped(&class),
-        outcome.seconds
-    );
-    let mut case = |name: &str, inside: &str| {
-        let (class, name) = (escaped(&class), escaped(name));
-        let _ = match inside {
-            "" => writeln!(out, "    <testcase classname=\"{class}\" name=\"{name}\"/>"),
-            _ => writeln!(
-                out,
-                "    <testcase classname=\"{class}\" name=\"{name}\">\n{inside}    </testcase>"
-            ),
-        };
-    };
-    match (&cases, &outcome.result) {
-        (Ok(cases), Ok(report)) => {
-            cases.iter().for_each(|c| case(&c.name, &failure(&c.problems)));
-            if !report.notices.is_empty() {
-                let lines = report.notices.iter().map(|n| format!("{}: {}\n", n.object, n.text));
-                let lines = escaped(&lines.collect::<String>());
-                let _ = writeln!(out, "    <system-out>{lines}</system-out>");
-            }
-        }
-        (_, Err(e)) => {
-            let hints: String = e.hints().iter().map(|hint| format!("\nhint: {hint}")).collect();
-            let (kind, message) = (e.kind().name(), escaped(&e.to_string()));
-            let inside = format!(
-                "      <error type=\"{kind}\" message=\"{message}\">{message}{}</error>\n",
-                escaped(&hints)
-            );
-            case("repository", &inside);
-        }
-        _ => {}
-    }
-    out + "  </testsuite>\n"
+    Suite { class, seconds: outcome.seconds, cases, aside }
 }
 
 fn cases(report: &Report) -> Vec<Case<'_>> {
@@ -111,8 +205,8 @@ fn cases(report: &Report) -> Vec<Case<'_>> {
 }
 
 /// One failure for all problems of a case: some readers take the first one only.
-fn failure(problems: &[&Problem]) -> String {
-    let Some(first) = problems.first() else { return String::new() };
+fn failure(problems: &[&Problem]) -> TestOutcome {
+    let Some(first) = problems.first() else { return TestOutcome::Passed };
     let mut text = String::new();
     for problem in problems {
         let _ = writeln!(text, "{}: {}", problem.object, problem.text);
@@ -127,12 +221,7 @@ fn failure(problems: &[&Problem]) -> String {
         1 => format!("{}: {}", first.object, first.text),
         n => format!("{n} problems, the first is {}: {}", first.object, first.text),
     };
-    format!(
-        "      <failure type=\"{}\" message=\"{}\">{}</failure>\n",
-        first.kind.as_str(),
-        escaped(&message),
-        escaped(&text)
-    )
+    TestOutcome::Failure { kind: first.kind.as_str().to_owned(), message, text }
 }
 
 /// Text as XML has it, in an attribute too. What XML can't have at all is replaced.
@@ -155,7 +244,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::verify::tests::report, error::Error};
+    use crate::cli::verify::tests::report;
 
     #[test]
     fn problems_fail_the_cases_they_are_about_and_an_outage_is_an_error() {

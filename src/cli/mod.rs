@@ -10,6 +10,7 @@ mod backup;
 mod check;
 mod delete;
 mod demo;
+mod drill;
 mod each;
 mod exit;
 mod expire;
@@ -147,6 +148,7 @@ enum Command {
     Restore(restore::Restore),
     Info(info::Info),
     Verify(verify::Verify),
+    Drill(drill::Drill),
     Expire(expire::Expire),
     Delete(delete::Delete),
     Pin(pin::Pin),
@@ -178,6 +180,7 @@ impl Command {
             Command::Restore(command) => command.run(global),
             Command::Info(command) => command.run(global),
             Command::Verify(command) => command.run(global),
+            Command::Drill(command) => command.run(global),
             Command::Expire(command) => command.run(global),
             Command::Delete(command) => command.run(global),
             Command::Pin(command) => command.run(global),

@@ -67,7 +67,7 @@ pub(super) struct Restore {
 /// At most one of these.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
-struct TargetArgs {
+pub(super) struct TargetArgs {
     /// Up to a time, with its zone: '2026-11-20 20:12:27+00'
     #[arg(long, value_name = "T", value_parser = time::parse)]
     target_time: Option<DateTime<Utc>>,
@@ -83,6 +83,28 @@ struct TargetArgs {
     /// Only until the backup is consistent
     #[arg(long)]
     target_immediate: bool,
+}
+
+impl TargetArgs {
+    /// The target; `exclusive` says whether it is to be stopped before it.
+    pub fn target(&self, exclusive: bool) -> Result<Target> {
+        let target = match self {
+            TargetArgs { target_time: Some(time), .. } => Target::Time(*time),
+            TargetArgs { target_lsn: Some(lsn), .. } => Target::Lsn(*lsn),
+            TargetArgs { target_xid: Some(xid), .. } => Target::Xid(*xid),
+            TargetArgs { target_name: Some(name), .. } => Target::Name(name.clone()),
+            TargetArgs { target_immediate: true, .. } => Target::Immediate,
+            _ => Target::Latest,
+        };
+        if exclusive && !matches!(target, Target::Time(_) | Target::Lsn(_) | Target::Xid(_)) {
+            return Err(Error::new(
+                Kind::Usage,
+                "--target-exclusive needs --target-time, --target-lsn or --target-xid: nothing \
+                 else can be stopped before",
+            ));
+        }
+        Ok(target)
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -120,7 +142,9 @@ impl Restore {
             standby: self.standby,
             keep_archive_mode: self.archive_mode == ArchiveMode::Keep,
             tablespace_map: self.tablespace_map.clone(),
+            tablespaces_below: None,
             set: self.set.clone(),
+            forget_alter_system: false,
             threads: settings.threads,
             restore_command: restore_command::for_server(global, &settings, &cluster.name)?,
         };
@@ -158,24 +182,8 @@ impl Restore {
     }
 
     fn target(&self) -> Result<Target> {
-        let given = &self.target;
-        let target = match given {
-            TargetArgs { target_time: Some(time), .. } => Target::Time(*time),
-            TargetArgs { target_lsn: Some(lsn), .. } => Target::Lsn(*lsn),
-            TargetArgs { target_xid: Some(xid), .. } => Target::Xid(*xid),
-            TargetArgs { target_name: Some(name), .. } => Target::Name(name.clone()),
-            TargetArgs { target_immediate: true, .. } => Target::Immediate,
-            _ => Target::Latest,
-        };
+        let target = self.target.target(self.target_exclusive)?;
         let usage = |message| Err(Error::new(Kind::Usage, message));
-        if self.target_exclusive
-            && !matches!(target, Target::Time(_) | Target::Lsn(_) | Target::Xid(_))
-        {
-            return usage(
-                "--target-exclusive needs --target-time, --target-lsn or --target-xid: nothing \
-                 else can be stopped before",
-            );
-        }
         if self.target_action.is_some() && target == Target::Latest {
             return usage("--target-action needs a target: without one the server just starts");
         }
@@ -185,7 +193,7 @@ impl Restore {
 
 /// `latest`, `current`, or an id in decimal, or in hexadecimal with 0x. Leading zeros are refused:
 /// file names have hexadecimal ids with leading zeros.
-fn timeline(text: &str) -> Result<TargetTimeline, String> {
+pub(super) fn timeline(text: &str) -> Result<TargetTimeline, String> {
     let id = match text {
         "latest" => return Ok(TargetTimeline::Latest),
         "current" => return Ok(TargetTimeline::Current),

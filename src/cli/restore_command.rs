@@ -10,6 +10,21 @@ use crate::{
 
 /// The command, ready for `restore_command`: quoted for the shell, `%` doubled for PostgreSQL.
 pub(super) fn for_server(global: &Global, settings: &Settings, cluster: &str) -> Result<String> {
+    written(settings, cluster, global.repo.as_deref(), &[])
+}
+
+/// As [`for_server`], for a copy that is to leave everything alone that isn't its own, and gets its WAL
+/// from this repository.
+pub(super) fn for_copy(settings: &Settings, cluster: &str, repository: &str) -> Result<String> {
+    written(settings, cluster, Some(repository), &["--refuse-new-tablespaces"])
+}
+
+fn written(
+    settings: &Settings,
+    cluster: &str,
+    repository: Option<&str>,
+    options: &[&str],
+) -> Result<String> {
     // Where /proc isn't mounted, the way it was called has to do.
     let called = std::env::args_os().next().map(PathBuf::from).filter(|path| path.is_absolute());
     let program = std::env::current_exe()
@@ -20,10 +35,11 @@ pub(super) fn for_server(global: &Global, settings: &Settings, cluster: &str) ->
         words.extend(["--config".into(), file.display().to_string()]);
     }
     words.extend(["--cluster".into(), cluster.to_owned()]);
-    if let Some(repository) = &global.repo {
-        words.extend(["--repo".into(), repository.clone()]);
+    if let Some(repository) = repository {
+        words.extend(["--repo".into(), repository.to_owned()]);
     }
     words.push("archive-get".into());
+    words.extend(options.iter().map(|option| (*option).to_owned()));
     Ok(command(&words))
 }
 

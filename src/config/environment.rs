@@ -2,13 +2,15 @@
 //! joined by `__`, with `_` for `-`. So `cluster.main.archive-timeout` is
 //! `PGKEEP_CLUSTER__MAIN__ARCHIVE_TIMEOUT`. The environment goes over the file.
 //!
+//! A list or a table is written as in the file: `PGKEEP_DRILL__SETTINGS='{ work_mem = "64MB" }'`.
+//!
 //! A variable that begins with `PGKEEP_` and isn't a key is refused: a misspelt key that is
 //! ignored is worse than a command that doesn't run.
 
 use std::ffi::OsString;
 
 use super::{
-    file::PATH_VARIABLE,
+    file::{self, PATH_VARIABLE},
     keys::Scope,
     source::{Entry, Origin, Raw, Value},
 };
@@ -54,6 +56,7 @@ fn set(raw: &mut Raw, variable: &str, value: OsString) -> Result<()> {
     let (scope, section, name) = match parts.as_slice() {
         [name] => (Scope::Top, None, *name),
         ["repository", section, name] => (Scope::Repository, Some(*section), *name),
+        ["drill", name] => (Scope::Drill, None, *name),
         ["cluster", section, name] => (Scope::Cluster, Some(*section), *name),
         ["repository", section, table, name] => {
             let within = Scope::Repository.within(table).ok_or_else(unknown)?;
@@ -63,7 +66,15 @@ fn set(raw: &mut Raw, variable: &str, value: OsString) -> Result<()> {
     };
     let key = scope.key(name).ok_or_else(|| unknown().hint(scope.takes()))?;
     let path = parts.join(".");
-    let entry = Entry { path, key, value: Value::Text(text), origin: origin.clone() };
+    let value = if key.is_structured() {
+        file::value(&text).ok_or_else(|| {
+            Error::new(Kind::Usage, format!("{path} ({variable}): it isn't a value in TOML"))
+                .hint(format!("{name} takes {}", key.takes))
+        })?
+    } else {
+        Value::Text(text)
+    };
+    let entry = Entry { path, key, value, origin: origin.clone() };
     match section {
         None => raw.set(entry),
         Some(section) => raw.section(scope, section, &origin)?.set(entry),

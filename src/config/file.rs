@@ -15,7 +15,7 @@ use toml::{
 
 use super::{
     keys::Scope,
-    source::{Entry, Origin, Raw, Section, Value},
+    source::{Entry, Nested, Origin, Raw, Section, Value},
 };
 use crate::error::{Context, Error, Kind, Result};
 
@@ -122,10 +122,28 @@ impl Reader<'_> {
             match name {
                 "repository" => self.sections(Scope::Repository, key, value, &mut raw)?,
                 "cluster" => self.sections(Scope::Cluster, key, value, &mut raw)?,
+                "drill" => self.drill(key, value, &mut raw)?,
                 _ => raw.set(self.entry(Scope::Top, name.to_owned(), key, value)?),
             }
         }
         Ok(raw)
+    }
+
+    /// `[drill]`, which has no name.
+    fn drill(
+        &self,
+        key: &Spanned<DeString<'_>>,
+        value: &Spanned<DeValue<'_>>,
+        raw: &mut Raw,
+    ) -> Result<()> {
+        let Some(table) = value.get_ref().as_table() else {
+            let message = format!("drill ({}): it has to be a table", self.origin(key));
+            return Err(Error::new(Kind::Usage, message).hint("write it as [drill]"));
+        };
+        for (key, value) in in_order(table) {
+            raw.set(self.entry(Scope::Drill, format!("drill.{}", key.get_ref()), key, value)?);
+        }
+        Ok(())
     }
 
     /// `[repository.NAME]` or `[cluster.NAME]`, in the order in which they stand in the file.
@@ -199,15 +217,40 @@ impl Reader<'_> {
         let known = scope.key(key.get_ref()).ok_or_else(|| {
             Error::new(Kind::Usage, format!("unknown key {path} ({origin})")).hint(scope.takes())
         })?;
-        let value = match value.get_ref() {
+        let value = match (known.is_structured(), self.value(value.get_ref())) {
+            (false, Value::List(_)) => Value::Other("array"),
+            (false, Value::Table(_)) => Value::Other("table"),
+            (_, value) => value,
+        };
+        Ok(Entry { path, key: known, value, origin })
+    }
+
+    fn value(&self, value: &DeValue<'_>) -> Value {
+        let nested = |value: &Spanned<DeValue<'_>>| Nested {
+            line: self.position(value.span().start).0,
+            value: self.value(value.get_ref()),
+        };
+        match value {
             DeValue::String(text) => Value::Text(text.clone().into_owned()),
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_or(Value::Other("integer"), Value::Number),
             DeValue::Boolean(truth) => Value::Truth(*truth),
+            DeValue::Array(values) => Value::List(values.iter().map(nested).collect()),
+            DeValue::Table(table) => {
+                let pairs = in_order(table).into_iter();
+                Value::Table(
+                    pairs.map(|(key, v)| (key.get_ref().clone().into_owned(), nested(v))).collect(),
+                )
+            }
             other => Value::Other(other.type_str()),
-        };
-        Ok(Entry { path, key: known, value, origin })
+        }
     }
+}
+
+/// Reads a value alone, as the environment has one.
+pub(super) fn value(text: &str) -> Option<Value> {
+    let reader = Reader { path: Path::new("").into(), text };
+    DeValue::parse(text).ok().map(|value| reader.value(value.get_ref()))
 }
 
 /// A table's pairs in the order of the file, which decides the order of the repositories.

@@ -19,6 +19,8 @@ pub enum Scope {
     Cluster,
     /// In a table `[cluster.NAME.stream]`.
     Stream,
+    /// In the table `[drill]`.
+    Drill,
 }
 
 impl Scope {
@@ -28,6 +30,7 @@ impl Scope {
             Scope::Top => None,
             Scope::Repository | Scope::S3 | Scope::Retention => Some("repository"),
             Scope::Cluster | Scope::Stream => Some("cluster"),
+            Scope::Drill => Some("drill"),
         }
     }
 
@@ -37,7 +40,7 @@ impl Scope {
             Scope::S3 => Some("s3"),
             Scope::Retention => Some("retention"),
             Scope::Stream => Some("stream"),
-            Scope::Top | Scope::Repository | Scope::Cluster => None,
+            Scope::Top | Scope::Repository | Scope::Cluster | Scope::Drill => None,
         }
     }
 
@@ -53,6 +56,9 @@ impl Scope {
 
     /// As in `[repository.NAME.s3]`; none at the top.
     fn header(self) -> Option<String> {
+        if self == Scope::Drill {
+            return Some("drill".to_owned());
+        }
         let table = self.table().map(|table| format!(".{table}")).unwrap_or_default();
         self.word().map(|word| format!("{word}.NAME{table}"))
     }
@@ -79,7 +85,8 @@ impl Scope {
         };
         match self.header() {
             None => format!(
-                "the top of the file takes {} and the tables [repository.NAME] and [cluster.NAME]",
+                "the top of the file takes {} and the tables [repository.NAME], [cluster.NAME] and \
+                 [drill]",
                 names.join(", ")
             ),
             Some(header) => format!("[{header}] takes {}{and}", names.join(", ")),
@@ -119,12 +126,21 @@ impl Key {
         }
     }
 
+    /// Whether it takes a list or a table, and no text or number.
+    pub(super) fn is_structured(&self) -> bool {
+        self.scope == Scope::Drill && matches!(self.name, "queries" | "settings")
+    }
+
     /// The environment variable that sets it, with `NAME` for the name.
     pub fn variable(&self) -> String {
         let path = self.path().to_ascii_uppercase().replace('-', "_").replace('.', "__");
         format!("{}{path}", super::environment::PREFIX)
     }
 }
+
+/// What the entries of `queries` have, for messages.
+pub(super) const QUERIES: &str = "a list as in [{ database = \"app\", sql = \"select count(*) > 0 from \
+     public.orders\", expect = \"t\" }]; an entry may have cluster = \"NAME\" too";
 
 /// The most threads that may be asked for.
 pub(super) const MAX_THREADS: i64 = 256;
@@ -409,5 +425,59 @@ pub const KEYS: &[Key] = &[
         default: "that of the cluster",
         meaning: "where the stream comes from, where backups are taken from elsewhere: as a role with \
                   REPLICATION. Several hosts and target_session_attrs=primary let it follow the primary",
+    },
+    Key {
+        scope: Scope::Drill,
+        name: "queries",
+        takes: QUERIES,
+        default: "none",
+        meaning: "what a restored cluster has to answer: each sql is run in its database, and what \
+                  comes has to be what is expected, as psql -At prints it (columns joined by |, rows \
+                  one a line, NULL as nothing). With cluster, only in drills of that one",
+    },
+    Key {
+        scope: Scope::Drill,
+        name: "user",
+        takes: "a role of the cluster",
+        default: "the user of the cluster's conninfo",
+        meaning: "as whom a drill connects to the restored server; a superuser, if pg_amcheck shall \
+                  be run",
+    },
+    Key {
+        scope: Scope::Drill,
+        name: "bin-dir",
+        takes: "an absolute path",
+        default: "/usr/lib/postgresql/N/bin, /usr/pgsql-N/bin, then PATH",
+        meaning: "where the server's programs are, which have to be of the backup's major version",
+    },
+    Key {
+        scope: Scope::Drill,
+        name: "directory",
+        takes: "an absolute path",
+        default: "the system's directory for temporary files",
+        meaning: "in which directory a drill makes its own, where the whole cluster has to find room",
+    },
+    Key {
+        scope: Scope::Drill,
+        name: "timeout",
+        takes: "a duration from 10s to 1d, as in \"10min\"",
+        default: "\"10min\"",
+        meaning: "after how long without a sign of progress the restored server is given up. How long \
+                  it takes as a whole doesn't matter",
+    },
+    Key {
+        scope: Scope::Drill,
+        name: "amcheck",
+        takes: "true or false",
+        default: "true",
+        meaning: "whether pg_amcheck is run where it is installed; it reads all tables and indexes",
+    },
+    Key {
+        scope: Scope::Drill,
+        name: "settings",
+        takes: "a table as in { shared_buffers = \"4GB\", shared_preload_libraries = \"timescaledb\" }",
+        default: "none",
+        meaning: "settings of the restored server. Of the original's it has none: what it preloads, \
+                  archives or connects to isn't meant for a drill",
     },
 ];

@@ -5,6 +5,7 @@
 //! impossible is refused with the key's name, its file and line or its variable, and what is
 //! allowed. Nothing is guessed: no relative paths, no numbers without a unit.
 
+mod drill;
 mod environment;
 mod file;
 mod keys;
@@ -22,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+pub use drill::{DrillQuery, DrillSettings};
 pub use file::{DEFAULT_PATH, PATH_VARIABLE};
 pub use keys::{KEYS, Key, Scope};
 pub use retention::RetentionSettings;
@@ -51,6 +53,8 @@ pub struct Settings {
     pub clusters: Vec<ClusterSettings>,
     /// How many threads a backup or a restore works with, at least 1.
     pub threads: usize,
+    /// The keys of `[drill]`.
+    pub drill: DrillSettings,
     /// The configuration file that was read, absolute.
     pub file: Option<PathBuf>,
     /// The file that was looked for, for messages.

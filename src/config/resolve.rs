@@ -30,6 +30,7 @@ pub(super) fn settings(raw: &Raw, file: Option<&ConfigFile>) -> Result<Settings>
         repositories,
         clusters,
         threads,
+        drill: super::drill::settings(raw)?,
         file: file.map(|file| file.path.clone()),
         looked_for: PathBuf::new(),
     };

@@ -34,8 +34,32 @@ pub(super) enum Value {
     Text(String),
     Number(i64),
     Truth(bool),
+    List(Vec<Nested>),
+    Table(Vec<(String, Nested)>),
     /// Of a type that no key takes: its name in TOML.
     Other(&'static str),
+}
+
+/// A value within a list or a table.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Nested {
+    /// The line it is on in the file; of no meaning in the environment.
+    pub line: usize,
+    pub value: Value,
+}
+
+impl Value {
+    /// What it is, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Value::Text(_) => "string",
+            Value::Number(_) => "integer",
+            Value::Truth(_) => "boolean",
+            Value::List(_) => "array",
+            Value::Table(_) => "table",
+            Value::Other(kind) => kind,
+        }
+    }
 }
 
 /// A key that was set.
@@ -56,6 +80,16 @@ impl Entry {
             .hint(format!("{} takes {}", self.key.name, self.key.takes))
     }
 
+    /// As [`Entry::refuse`], for a value within it: `path` goes on the entry's own, as in
+    /// `[2].sql`.
+    pub fn refuse_within(&self, path: &str, line: usize, why: impl fmt::Display) -> Error {
+        let origin = match &self.origin {
+            Origin::File { path, .. } => Origin::File { path: path.clone(), line },
+            other => other.clone(),
+        };
+        Entry { path: format!("{}{path}", self.path), origin, ..self.clone() }.refuse(why)
+    }
+
     /// The value as text.
     pub fn text(&self) -> Result<&str, Error> {
         match &self.value {
@@ -64,7 +98,8 @@ impl Entry {
             Value::Text(text) => Ok(text),
             Value::Number(_) => Err(self.refuse("a number where a text in quotes is expected")),
             Value::Truth(_) => Err(self.refuse("true or false where a text is expected")),
-            Value::Other(kind) => {
+            other => {
+                let kind = other.kind();
                 Err(self.refuse(format!("a value of type {kind} where a text is expected")))
             }
         }
@@ -83,7 +118,8 @@ impl Entry {
             (Value::Truth(_), _) => {
                 return Err(self.refuse("true or false where a number is expected"));
             }
-            (Value::Other(kind), _) => {
+            (other, _) => {
+                let kind = other.kind();
                 return Err(
                     self.refuse(format!("a value of type {kind} where a number is expected"))
                 );
@@ -152,6 +188,7 @@ pub(super) struct Raw {
     top: BTreeMap<&'static str, Entry>,
     pub repositories: Vec<Section>,
     pub clusters: Vec<Section>,
+    drill: BTreeMap<&'static str, Entry>,
 }
 
 impl Raw {
@@ -160,9 +197,18 @@ impl Raw {
         self.top.get(key)
     }
 
-    /// Sets a key at the top, over what it was.
+    /// What a key of `[drill]` is set to, if it is.
+    pub fn drill(&self, key: &str) -> Option<&Entry> {
+        self.drill.get(key)
+    }
+
+    /// Sets a key at the top or of `[drill]`, over what it was.
     pub fn set(&mut self, entry: Entry) {
-        self.top.insert(entry.key.name, entry);
+        let keys = match entry.key.scope {
+            Scope::Drill => &mut self.drill,
+            _ => &mut self.top,
+        };
+        keys.insert(entry.key.name, entry);
     }
 
     /// The section of this name, made when it isn't there.

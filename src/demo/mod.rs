@@ -21,7 +21,7 @@ use crate::{
     backup::{BackupOptions, backup},
     config::{Overrides, Settings},
     error::{Context, Error, Kind, Result},
-    postgres::{SegmentName, client::Client},
+    postgres::{SegmentName, client::Client, server::Binaries},
     progress::Progress,
     repo::{
         self, Repository, SystemId, layout::ClusterLayout, wal::WalStore,
@@ -31,7 +31,7 @@ use crate::{
 };
 use home::Home;
 pub use home::{as_server_user, is_root};
-use server::{Binaries, Server};
+use server::Server;
 use writers::Writers;
 
 /// How the demo is to be told.
@@ -69,9 +69,9 @@ impl Story<'_> {
 
 /// Tells the story, line by line, to `tell`.
 pub async fn demo(options: &DemoOptions, tell: &(dyn Fn(&str) + Sync)) -> Result<()> {
-    let binaries = Binaries::find()?;
+    let binaries = server::binaries()?;
     let home = Home::make(options)?;
-    tell(&format!("PostgreSQL {}, everything below {}", binaries.version, home.path().display()));
+    tell(&format!("PostgreSQL {}, everything below {}", binaries.version(), home.path().display()));
     tell("");
     let mut story = Story { tell, since: Instant::now() };
     let told = tell_it(&home, &binaries, &mut story).await;
@@ -159,7 +159,9 @@ async fn tell_it(home: &Home, binaries: &Binaries, story: &mut Story<'_>) -> Res
         standby: false,
         keep_archive_mode: false,
         tablespace_map: Vec::new(),
+        tablespaces_below: None,
         set: Vec::new(),
+        forget_alter_system: false,
         threads: settings.threads,
         restore_command: home.restore_command(),
     };

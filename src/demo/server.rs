@@ -1,18 +1,17 @@
 //! The throwaway servers of the demo.
 
 use std::{
-    ffi::OsStr,
     fs,
-    path::{Path, PathBuf},
-    process::Command,
+    process::Stdio,
+    time::{Duration, Instant},
 };
 
 use super::home::Home;
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
-        SUPPORTED,
         client::{Client, ConnInfo, Mode},
+        server::{self, Binaries, ServerState, Stop},
     },
 };
 
@@ -25,72 +24,37 @@ const RESTORED_PORT: u16 = 5433;
 /// The clusters' superuser.
 pub(super) const ROLE: &str = "demo";
 
-/// Where Debian and others put the servers of each major version.
-const DEBIAN: &str = "/usr/lib/postgresql";
+/// How long a server may take to start or stop.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// PostgreSQL's programs.
-pub(super) struct Binaries {
-    folder: PathBuf,
-    /// As `postgres --version` says it.
-    pub version: String,
-}
-
-impl Binaries {
-    /// The newest supported server on this host: below `/usr/lib/postgresql`, or in PATH.
-    pub fn find() -> Result<Self> {
-        let mut majors: Vec<u32> = fs::read_dir(DEBIAN)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|major| SUPPORTED.contains(major))
-            .collect();
-        majors.sort_unstable_by(|a, b| b.cmp(a));
-        let debian = majors.into_iter().map(|major| Path::new(DEBIAN).join(format!("{major}/bin")));
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = debian.chain(std::env::split_paths(&path));
-        for folder in folders.filter(|f| f.join("initdb").is_file() && f.join("pg_ctl").is_file()) {
-            let Ok(output) = Command::new(folder.join("postgres")).arg("--version").output() else {
-                continue;
-            };
-            let text = String::from_utf8_lossy(&output.stdout);
-            let version = text.split_whitespace().nth(2).unwrap_or_default().to_owned();
-            let major = version.split('.').next().and_then(|major| major.parse().ok());
-            if major.is_some_and(|major: u32| SUPPORTED.contains(&major)) {
-                return Ok(Binaries { folder, version });
-            }
-        }
-        Err(Error::new(Kind::Local, "no PostgreSQL server of a supported version is installed")
-            .hint("on Debian: apt-get install postgresql"))
-    }
-
-    fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.folder.join(name));
-        // A server that speaks of other databases, or another language, is not the demo's.
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_str().is_some_and(|v| v.starts_with("PG")) {
-                command.env_remove(variable);
-            }
-        }
-        command.env("LC_ALL", "C");
-        command
-    }
+/// PostgreSQL's programs: the newest that this host has.
+pub(super) fn binaries() -> Result<Binaries> {
+    Binaries::newest().map_err(|e| {
+        Error::new(Kind::Local, e.to_string()).hint("on Debian: apt-get install postgresql")
+    })
 }
 
 /// A server of the demo. It is stopped at once when this is dropped.
 pub(super) struct Server {
-    pg_ctl: PathBuf,
-    data: PathBuf,
+    server: server::Server,
     conninfo: String,
-    stopped: bool,
 }
 
 impl Server {
     /// Makes a cluster that archives, and starts it.
     pub async fn create(binaries: &Binaries, home: &Home, name: &str) -> Result<Self> {
         let data = home.path().join(name);
-        let mut initdb = binaries.program("initdb");
+        let mut initdb = binaries.command("initdb");
         initdb.args(["--auth=trust", "--no-sync", "--data-checksums", "--username", ROLE, "-D"]);
-        run(initdb.arg(&data)).await?;
+        initdb.arg(&data).stdout(Stdio::null()).stderr(Stdio::null());
+        // On another thread, so that a signal meanwhile is heard.
+        let status = tokio::task::spawn_blocking(move || initdb.status())
+            .await
+            .context(Kind::Internal, || "wait for initdb")?
+            .context(Kind::Local, || "run initdb")?;
+        if !status.success() {
+            return Err(Error::new(Kind::Postgres, format!("initdb of the demo failed: {status}")));
+        }
         let settings = format!(
             "\nwal_level = replica\narchive_mode = on\narchive_command = '{}'\n",
             home.archive_command().replace('\'', "''")
@@ -106,20 +70,33 @@ impl Server {
     pub async fn start(binaries: &Binaries, home: &Home, name: &str) -> Result<Self> {
         let data = home.path().join(name);
         let port = if name == "original" { PORT } else { RESTORED_PORT };
-        let options = format!(
-            "-c listen_addresses= -c unix_socket_directories={} -c port={port} -c shared_buffers=32MB \
-             -c cluster_name=pgkeep-demo-{name}",
-            home.path().display()
-        );
         let log = home.path().join(format!("{name}.log"));
-        let mut start = binaries.program("pg_ctl");
-        start.arg("-D").arg(&data).arg("-l").arg(&log).args(["-w", "-o", &options, "start"]);
-        let conninfo =
-            format!("host={} port={port} user={ROLE} dbname=postgres", home.path().display());
-        let pg_ctl = binaries.folder.join("pg_ctl");
-        let server = Server { pg_ctl, data, conninfo, stopped: false };
-        let log_hint = || format!("its log: {}", tail(&log));
-        run(&mut start).await.map_err(|e| e.hint(log_hint()))?;
+        let (folder, port) = (home.path().display().to_string(), port.to_string());
+        let settings = [
+            ("listen_addresses", ""),
+            ("unix_socket_directories", folder.as_str()),
+            ("port", port.as_str()),
+            ("shared_buffers", "32MB"),
+            ("cluster_name", &format!("pgkeep-demo-{name}")),
+        ];
+        let server = server::Server::start(binaries, &data, &settings, &log)
+            .context(Kind::Local, || "start a server of the demo")?;
+        let conninfo = format!("host={folder} port={port} user={ROLE} dbname=postgres");
+        let mut server = Server { server, conninfo };
+        let deadline = Instant::now() + PATIENCE;
+        while !matches!(server.server.state(), Some(ServerState::Ready | ServerState::Standby)) {
+            let ended = server.server.ended().context(Kind::Local, || "wait for a server")?;
+            let message = match ended {
+                Some(status) => format!("a server of the demo ended while it started: {status}"),
+                None if Instant::now() > deadline => "a server of the demo didn't start".to_owned(),
+                None => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+            };
+            let log = server.server.last_words(5).join(" | ");
+            return Err(Error::new(Kind::Postgres, message).hint(format!("its log: {log}")));
+        }
         Ok(server)
     }
 
@@ -133,61 +110,8 @@ impl Server {
     }
 
     /// Stops it in good order.
-    pub async fn stop(mut self) -> Result<()> {
-        self.stopped = true;
-        self.stop_now("fast")
+    pub async fn stop(self) -> Result<()> {
+        let stopped = self.server.stop(Stop::Fast, PATIENCE).await;
+        stopped.context(Kind::Postgres, || "stop a server of the demo")
     }
-
-    fn stop_now(&self, mode: &str) -> Result<()> {
-        let mut command = Command::new(&self.pg_ctl);
-        finish(command.arg("-D").arg(&self.data).args(["-w", "-m", mode, "stop"]))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if !self.stopped {
-            // It may not have come up, or be gone already: then there is nothing to stop.
-            let _ = self.stop_now("immediate");
-        }
-    }
-}
-
-/// Runs a program on another thread, so that a signal meanwhile is heard.
-async fn run(command: &mut Command) -> Result<()> {
-    let mut own = Command::new(command.get_program());
-    own.args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => own.env(name, value),
-            None => own.env_remove(name),
-        };
-    }
-    tokio::task::spawn_blocking(move || finish(&mut own))
-        .await
-        .context(Kind::Internal, || "wait for a program")?
-}
-
-/// Runs a program to its end; what it printed is told when it fails.
-fn finish(command: &mut Command) -> Result<()> {
-    let name = Path::new(command.get_program()).file_name().and_then(OsStr::to_str);
-    let name = name.unwrap_or_default().to_owned();
-    // A server that pg_ctl starts would keep a pipe open for ever.
-    let output = command
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .status()
-        .context(Kind::Local, || format!("run {name}"))?;
-    if output.success() {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Postgres, format!("{name} of the demo failed: {output}")))
-}
-
-/// The last lines of a server's log.
-fn tail(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<_> = text.lines().rev().take(5).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }

@@ -10,6 +10,7 @@ use crate::{
     repo::{
         BackupId, Repository, SystemId,
         catalog::{self, BackupState},
+        drill::{CheckOutcome, Rpo, Rto, drills},
         layout::ClusterLayout,
         lease::{self, Lease},
         pin::pins,
@@ -42,6 +43,9 @@ pub struct ClusterInfo {
     /// Backups that are pinned.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pinned: Vec<PinnedBackup>,
+    /// Of each backup that was restored in a drill, the last one; the newest last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub drills: Vec<DrillInfo>,
 }
 
 /// One system's backups and WAL.
@@ -148,6 +152,25 @@ pub struct PinnedBackup {
     pub until: Option<DateTime<Utc>>,
 }
 
+/// What came of the last drill of a backup.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DrillInfo {
+    /// The backup.
+    pub backup: BackupId,
+    /// When the drill began.
+    pub began: DateTime<Utc>,
+    /// Whether the backup passed.
+    pub passed: bool,
+    /// What failed, by the checks' names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<String>,
+    /// How long the restore took until the server answered.
+    pub rto: Rto,
+    /// What came back.
+    pub rpo: Option<Rpo>,
+}
+
 /// Looks at what a repository holds of a cluster.
 pub async fn info(repository: &Repository, cluster: &ClusterSettings) -> Result<ClusterInfo> {
     let layout = ClusterLayout::new(&cluster.name)?;
@@ -170,7 +193,26 @@ pub async fn info(repository: &Repository, cluster: &ClusterSettings) -> Result<
         systems,
         unusable,
         pinned: pinned(repository, &layout).await?,
+        drills: last_drills(repository, &layout).await?,
     })
+}
+
+/// The last drill of each backup.
+async fn last_drills(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<DrillInfo>> {
+    let mut last: Vec<DrillInfo> = Vec::new();
+    for drill in drills(repository, layout).await? {
+        last.retain(|older| older.backup != drill.backup);
+        let failed = drill.checks.into_iter().filter(|c| c.outcome == CheckOutcome::Failed);
+        last.push(DrillInfo {
+            backup: drill.backup,
+            began: drill.began,
+            passed: drill.passed,
+            failed: failed.map(|check| check.name).collect(),
+            rto: drill.rto,
+            rpo: drill.rpo,
+        });
+    }
+    Ok(last)
 }
 
 /// The backups that are pinned now, each with the pin that holds it longest.

@@ -58,7 +58,29 @@ pub struct ControlFile {
     pub segment_size: SegmentSize,
     /// Whether pages carry checksums that may be verified.
     pub data_checksums: bool,
+    /// What a server that recovers this has to allow at least.
+    pub limits: Limits,
 }
+
+/// The settings that a standby has to have as high as its primary (documentation, "Administrator's
+/// Overview" of "Hot Standby"); whoever recovers prepared transactions needs room for them too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// `max_connections`.
+    pub max_connections: u32,
+    /// `max_worker_processes`.
+    pub max_worker_processes: u32,
+    /// `max_wal_senders`.
+    pub max_wal_senders: u32,
+    /// `max_prepared_transactions`.
+    pub max_prepared_transactions: u32,
+    /// `max_locks_per_transaction`.
+    pub max_locks_per_transaction: u32,
+}
+
+/// Where the limits begin, before the size of a page: five numbers, then whether commits carry
+/// times, the alignment and a floating-point number.
+const LIMITS_BEFORE_BLOCK_SIZE: usize = 36;
 
 /// `DBState`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +180,7 @@ impl ControlFile {
             6 => ClusterState::InProduction,
             _ => return Err(ControlError::Field("state")),
         };
+        let limit = |i: usize| word(offsets.block_size - LIMITS_BEFORE_BLOCK_SIZE + 4 * i);
         let nonzero = |n, field| if n == 0 { Err(ControlError::Field(field)) } else { Ok(n) };
         Ok(ControlFile {
             system_identifier: long(0)?,
@@ -178,6 +201,13 @@ impl ControlFile {
                 .ok_or(ControlError::Field("WAL segment size"))?,
             // 19 has 2 and 3 for being switched off and on: not every page has one then.
             data_checksums: word(offsets.checksums)? == 1,
+            limits: Limits {
+                max_connections: limit(0)?,
+                max_worker_processes: limit(1)?,
+                max_wal_senders: limit(2)?,
+                max_prepared_transactions: limit(3)?,
+                max_locks_per_transaction: limit(4)?,
+            },
         })
     }
 
@@ -261,6 +291,9 @@ mod tests {
         put(o.wal_block_size, 8192);
         put(o.wal_block_size + 4, 64 << 20);
         put(o.checksums, 1);
+        for i in 0..5 {
+            put(o.block_size - LIMITS_BEFORE_BLOCK_SIZE + 4 * i, 100 + i as u32);
+        }
         seal(&mut bytes);
         bytes
     }
@@ -294,6 +327,8 @@ mod tests {
             assert_eq!((control.block_size, control.segment_blocks), (8192, 131_072));
             assert_eq!(control.segment_size.bytes(), 64 << 20);
             assert!(control.data_checksums);
+            assert_eq!(control.limits.max_connections, 100);
+            assert_eq!(control.limits.max_locks_per_transaction, 104);
         }
     }
 

@@ -10,6 +10,7 @@ pub mod lsn;
 pub mod page;
 pub mod replication;
 pub mod segment;
+pub mod server;
 pub mod streaming;
 pub mod tar;
 pub mod wal;

@@ -1,6 +1,11 @@
 //! The names of everything in a repository, and back from names to what they are.
 
-use super::id::{BackupId, RandomId, SystemId};
+use chrono::{DateTime, Utc};
+
+use super::{
+    drill,
+    id::{BackupId, RandomId, SystemId},
+};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{Timeline, WalFile},
@@ -128,6 +133,16 @@ impl ClusterLayout {
     /// The folder of the pins, with its slash.
     pub fn pins_folder(&self) -> String {
         format!("clusters/{}/pins/", self.cluster)
+    }
+
+    /// The result of a drill that began then.
+    pub fn drill(&self, began: DateTime<Utc>, id: RandomId) -> ObjectName {
+        name(format!("clusters/{}/drills/{}", self.cluster, drill::file_name(began, id)))
+    }
+
+    /// The folder of the drills' results, with its slash.
+    pub fn drills_folder(&self) -> String {
+        format!("clusters/{}/drills/", self.cluster)
     }
 
     /// A lease.

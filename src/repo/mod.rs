@@ -7,10 +7,12 @@
 //! ([`tree`], read by [`tree_reader`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
 //! the archive, [`wal_parts`] what isn't a whole segment yet, [`timelines`] says what can be reached
 //! with it, [`replay`] follows recovery through it before it happens, [`lease`] tells running from
-//! crashed, on one host by [`holder`], [`tombstone`] ends backups, [`pin`] keeps them from it.
+//! crashed, on one host by [`holder`], [`tombstone`] ends backups, [`pin`] keeps them from it, and
+//! [`drill`] says what restoring one has come to.
 
 pub mod catalog;
 pub mod codec;
+pub mod drill;
 pub mod holder;
 pub mod id;
 pub mod keys;

@@ -5,6 +5,7 @@
 //! verification takes it for one.
 
 use super::{
+    drill,
     id::{BackupId, RandomId, SystemId},
     layout::{self, ClusterLayout},
     repository::Names,
@@ -38,6 +39,8 @@ pub enum Named {
     Pack(BackupId, u32),
     /// A pin of a backup.
     Pin(BackupId),
+    /// The result of a drill.
+    Drill(RandomId),
     /// A lease.
     Lease(RandomId),
 }
@@ -121,6 +124,10 @@ pub fn named(layout: &ClusterLayout, names: Names, name: &ObjectName) -> Option<
             let again = layout.pin(&backup, random);
             (Named::Pin(backup), again)
         }
+        ["clusters", _, "drills", file] => {
+            let (began, id) = drill::parts_of_name(file)?;
+            (Named::Drill(id), layout.drill(began, id))
+        }
         ["clusters", _, "leases", id] => {
             let id = id.parse().ok()?;
             (Named::Lease(id), layout.lease(id))
@@ -177,6 +184,8 @@ mod tests {
         assert_eq!(known(layout.system(system)), Some(Named::System(system)));
         assert_eq!(known(layout.lease(id)), Some(Named::Lease(id)));
         assert_eq!(known(layout.pin(&backup, id)), Some(Named::Pin(backup.clone())));
+        let began = "2026-11-20T19:58:12Z".parse().unwrap();
+        assert_eq!(known(layout.drill(began, id)), Some(Named::Drill(id)));
         assert_eq!(known(layout.pack(&backup, 9)), Some(Named::Pack(backup.clone(), 9)));
         for part in Part::ALL {
             let name = layout.of_backup(&backup, part.as_str());
@@ -206,6 +215,9 @@ mod tests {
             "clusters/main/backups/20261120T195812Z-full/packs/000007.old",
             "clusters/main/pins/20261120T195812Z-full",
             "clusters/main/leases/x",
+            "clusters/main/drills/20261120T195812Z",
+            "clusters/main/drills/20261120T195812Z-AB",
+            "clusters/main/drills/20261132T195800Z-abababababababababababababababab",
             "clusters/main/systems/15",
             "clusters/main/wal-floor/0",
             "clusters/main/wal-floor/01",

@@ -32,6 +32,10 @@ use crate::{
 /// How many raw bytes of a WAL file a frame has.
 pub const WAL_FRAME: usize = 1 << 20;
 
+/// What `archive-get` says when it refuses a segment that makes a tablespace; whoever asked it to finds
+/// this in the server's log.
+pub const REFUSES_TABLESPACE: &str = "which replay would make in a directory that isn't its own";
+
 /// What the object of a WAL file says at its end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -118,8 +118,14 @@ pub struct RestoreRequest {
     pub keep_archive_mode: bool,
     /// Tablespaces by object id or original path, and where they go.
     pub tablespace_map: Vec<(String, PathBuf)>,
+    /// Where tablespaces go that the map doesn't name: below this directory, each in a folder called
+    /// by its object id. Without it, to where they were.
+    pub tablespaces_below: Option<PathBuf>,
     /// More settings for `postgresql.auto.conf`.
     pub set: Vec<(String, String)>,
+    /// Leave out what `ALTER SYSTEM` has set in the original: `postgresql.auto.conf` has what this
+    /// restore sets, and nothing else.
+    pub forget_alter_system: bool,
     /// How many frames are read and opened at a time.
     pub threads: usize,
     /// The `restore_command` to write.

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     config::ClusterSettings,
     error::{Error, Kind, Result},
+    postgres::Timeline,
     progress::Progress,
     repo::{
         Repository,
@@ -114,8 +115,11 @@ fn place_tablespaces(
         t.oid.to_string() == which
             || t.location.trim_end_matches('/') == which.trim_end_matches('/')
     };
-    let mut places: BTreeMap<u32, PathBuf> =
-        outside().map(|t| (t.oid, PathBuf::from(&t.location))).collect();
+    let place = |t: &Tablespace| match &request.tablespaces_below {
+        Some(folder) => folder.join(t.oid.to_string()),
+        None => PathBuf::from(&t.location),
+    };
+    let mut places: BTreeMap<u32, PathBuf> = outside().map(|t| (t.oid, place(t))).collect();
     for (which, new) in &request.tablespace_map {
         let Some(tablespace) = outside().find(|t| named(which, t)) else {
             let known: Vec<_> = outside().map(|t| format!("{} ({})", t.oid, t.location)).collect();
@@ -194,13 +198,37 @@ fn recovery_settings(choice: &Choice, request: &RestoreRequest) -> RecoverySetti
     for (name, value) in &request.set {
         set(name, value);
     }
-    RecoverySettings { signal, lines }
+    RecoverySettings { signal, lines, alone: request.forget_alter_system }
 }
 
 impl Plan {
-    /// Writes the data directory.
+    /// The backup that it begins with.
+    pub fn record(&self) -> &BackupRecord {
+        &self.choice.record
+    }
+
+    /// The timeline that recovery follows.
+    pub fn timeline(&self) -> Timeline {
+        self.choice.timeline
+    }
+
+    /// Writes the data directory, with a lease while it does.
     pub(super) async fn carry_out(
         self,
+        request: &RestoreRequest,
+        progress: Arc<dyn Progress>,
+    ) -> Result<RestoreReport> {
+        let lease = self.lease().await;
+        let done = self.write(request, progress).await;
+        if let Some(lease) = lease {
+            lease.release().await;
+        }
+        done
+    }
+
+    /// Writes the data directory. Who calls this has a lease.
+    pub async fn write(
+        &self,
         request: &RestoreRequest,
         progress: Arc<dyn Progress>,
     ) -> Result<RestoreReport> {
@@ -217,7 +245,6 @@ impl Plan {
                  restore with --archive-mode off",
             );
         }
-        let lease = self.lease().await;
         let written = write(
             WriteRequest {
                 repository: &self.repository,
@@ -230,11 +257,7 @@ impl Plan {
             },
             progress,
         )
-        .await;
-        if let Some(lease) = lease {
-            lease.release().await;
-        }
-        let written = written?;
+        .await?;
         Ok(RestoreReport {
             repository: self.repository.name().to_owned(),
             backup: record.id.clone(),

@@ -45,6 +45,8 @@ pub struct RecoverySettings {
     /// Names and values for `postgresql.auto.conf`. They replace lines of the same name that are
     /// there, and whatever is left of another recovery is removed.
     pub lines: Vec<(String, String)>,
+    /// Whether all other lines are left out, whatever they set.
+    pub alone: bool,
 }
 
 /// Settings of a recovery or a standby beside all that begin with `recovery_target`
@@ -97,6 +99,7 @@ impl RecoverySettings {
                         || self.lines.iter().any(|(ours, _)| ours.eq_ignore_ascii_case(&name))
                 })
         };
+        let old = if self.alone { &[] } else { old };
         for line in old.split_inclusive(|b| *b == b'\n').filter(|line| !stale(line)) {
             out.extend_from_slice(line);
         }
@@ -145,7 +148,7 @@ mod tests {
 
     fn settings(lines: &[(&str, &str)]) -> RecoverySettings {
         let lines = lines.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
-        RecoverySettings { signal: Signal::Recovery, lines }
+        RecoverySettings { signal: Signal::Recovery, lines, alone: false }
     }
 
     #[test]
@@ -180,6 +183,14 @@ mod tests {
         let again = new.apply(text.as_bytes(), "20261120T195812Z-full");
         assert_eq!(String::from_utf8(again).unwrap(), text, "nothing piles up");
         assert_eq!(settings(&[]).apply(b"", "x"), b"");
+    }
+
+    #[test]
+    fn what_alter_system_has_set_may_be_left_out() {
+        let alone = RecoverySettings { alone: true, ..settings(&[("restore_command", "get")]) };
+        let new = alone.apply(b"archive_command = 'x'\nshared_preload_libraries = 'y'\n", "b");
+        let text = String::from_utf8(new).unwrap();
+        assert_eq!(text, "# Written by pgkeep, restoring backup b\nrestore_command = 'get'\n");
     }
 
     #[test]

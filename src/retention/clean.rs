@@ -15,15 +15,29 @@ use crate::{
     error::Result,
     progress::Progress,
     repo::{
-        Repository,
+        BackupId, Repository,
         catalog::{self, BackupState},
         layout::ClusterLayout,
-        lease::leases,
+        lease::{Lease, leases},
         leftovers,
         tombstone::{abandon, mark_deleted},
     },
     storage::ErrorKind,
 };
+
+/// The backups that seem to have crashed, and all leases.
+pub(super) async fn crashed(
+    repository: &Repository,
+    layout: &ClusterLayout,
+) -> Result<(Vec<BackupId>, Vec<Lease>)> {
+    // The leases afterwards: a backup that begins in between is seen to be running.
+    let entries = catalog::entries(repository, layout).await?;
+    let leases = leases(repository, layout).await?;
+    let crashed = entries.into_iter().filter(|entry| {
+        matches!(entry.state, BackupState::Unfinished) && live_lease(&leases, &entry.id).is_none()
+    });
+    Ok((crashed.map(|entry| entry.id).collect(), leases))
+}
 
 /// Removes what crashed backups have left, and what nobody refers to of deleted ones.
 pub async fn clean_up(
@@ -31,16 +45,11 @@ pub async fn clean_up(
     layout: &ClusterLayout,
     progress: &dyn Progress,
 ) -> Result<Vec<Swept>> {
-    // The leases afterwards: a backup that begins in between is seen to be running.
-    let entries = catalog::entries(repository, layout).await?;
-    let leases = leases(repository, layout).await?;
-    for entry in entries {
-        if matches!(entry.state, BackupState::Unfinished)
-            && live_lease(&leases, &entry.id).is_none()
-            && abandon(repository, layout, &entry.id).await?
-        {
-            tracing::info!("backup {} has crashed: removing what it has stored", entry.id);
-            mark_deleted(repository, layout, &entry.id).await?;
+    let (crashed, leases) = crashed(repository, layout).await?;
+    for id in crashed {
+        if abandon(repository, layout, &id).await? {
+            tracing::info!("backup {id} has crashed: removing what it has stored");
+            mark_deleted(repository, layout, &id).await?;
         }
     }
     let mut swept = sweep(repository, layout, progress).await?;

@@ -5,14 +5,17 @@
 //! once more, WAL goes, and packs that nobody refers to. Whoever runs it next finds the marks and the
 //! floor, comes to the same plan for the rest, and finishes.
 
+use std::collections::BTreeSet;
+
 use chrono::Utc;
 use serde::Serialize;
 
 use super::{
     amount::Amount,
-    clean::clean_up,
+    clean::{clean_up, crashed},
     cut,
     delete::remove_pins,
+    drills,
     facts::Facts,
     plan::{Cut, Plan, RemainingWindow, Verdict, harmless_cuts, plan},
     references::References,
@@ -51,6 +54,8 @@ pub struct Expiry {
     pub swept: Vec<Swept>,
     /// What goes of the WAL.
     pub wal: Vec<WalCut>,
+    /// What goes of the results of drills.
+    pub drills: Amount,
     /// From where on all WAL stays.
     pub windows: Vec<RemainingWindow>,
     /// All that goes.
@@ -102,6 +107,7 @@ pub async fn expire(
         damaged: facts.damaged.iter().cloned().collect(),
         swept: Vec::new(),
         wal: Vec::new(),
+        drills: Amount::default(),
         windows: planned.windows.clone(),
         freed: Amount::default(),
         held: Amount::default(),
@@ -112,7 +118,10 @@ pub async fn expire(
         expiry.mark(repository, layout, progress).await?;
         expiry.cut_wal(repository, layout, &facts, &planned, progress).await?;
         expiry.swept = clean_up(repository, layout, progress).await?;
+        let removed = drills::remove(repository, layout).await?;
+        (expiry.drills, expiry.held) = (removed.freed, removed.held);
     }
+    expiry.freed = expiry.drills;
     let swept = expiry.swept.iter().map(|swept| (swept.freed, swept.held));
     for (freed, held) in swept.chain(expiry.wal.iter().map(|cut| (cut.freed, cut.held))) {
         expiry.freed += freed;
@@ -130,11 +139,15 @@ impl Expiry {
         facts: &Facts,
         planned: &Plan,
     ) -> Result<()> {
-        let goes: Vec<&BackupId> = goes(&self.backups).collect();
+        // A claimed one may turn out not to have crashed; that can't be tried here.
+        let (crashed, _) = crashed(repository, layout).await?;
+        let goes: Vec<&BackupId> = goes(&self.backups).chain(&crashed).collect();
         let references = References::read(repository, layout, &goes).await?;
-        for id in goes.into_iter().chain(references.deleted()) {
+        let all: BTreeSet<&BackupId> = goes.into_iter().chain(references.deleted()).collect();
+        for id in all {
             self.swept.push(preview(repository, layout, &references, id).await?);
         }
+        self.drills = drills::preview(repository, layout).await?;
         self.swept.retain(|swept| swept.freed.objects > 0);
         for cut in &planned.cuts {
             let size = facts.systems[&cut.system].segment_size;

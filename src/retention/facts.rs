@@ -123,7 +123,8 @@ impl Facts {
             .map(|record| BackupFacts { usable: usable.contains(&record.id), record });
         let pins = pins(repository, layout).await?.into_iter().filter(|pin| pin.holds(now));
         let running: Vec<_> = leases.iter().filter(|lease| lease.is_alive(now)).collect();
-        let restoring = running.iter().filter(|lease| lease.operation == "restore");
+        let restores = ["restore", "drill"];
+        let restoring = running.iter().filter(|lease| restores.contains(&&*lease.operation));
         Ok(Facts {
             now,
             backups: backups.collect(),

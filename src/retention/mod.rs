@@ -11,6 +11,7 @@ pub mod amount;
 mod clean;
 mod cut;
 mod delete;
+mod drills;
 mod expire;
 pub mod facts;
 mod pins;

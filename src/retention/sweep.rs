@@ -62,7 +62,8 @@ pub async fn sweep(
     Ok(swept)
 }
 
-/// Says what stays and goes of a backup by these references. Changes nothing.
+/// Says what stays and goes of a backup by these references, the marks of its removal left out. Changes
+/// nothing.
 pub async fn preview(
     repository: &Repository,
     layout: &ClusterLayout,
@@ -71,14 +72,14 @@ pub async fn preview(
 ) -> Result<Swept> {
     let mut pages = Pages::of(layout.backup_folder(id));
     let mut swept = Swept::nothing(references, id);
-    let tombstone = layout.of_backup(id, "deleted");
+    let marks = ["abandoned", "deleted"].map(|mark| layout.of_backup(id, mark));
     let mut others = Amount::default();
     while let Some(page) = pages.next(repository).await? {
         for object in page {
             match pack_number(layout, id, &object.name) {
                 Some(pack) if references.needs(id, pack) => swept.kept.add(&object),
                 Some(_) => swept.freed.add(&object),
-                None if object.name == tombstone => {}
+                None if marks.contains(&object.name) => {}
                 None => others.add(&object),
             }
         }
@@ -95,9 +96,9 @@ async fn sweep_folder(
 ) -> Result<Swept> {
     let mut swept = preview(repository, layout, references, id).await?;
     if swept.kept.objects == 0 {
-        let tombstone = layout.of_backup(id, "deleted");
+        let marks = ["abandoned", "deleted"].map(|mark| layout.of_backup(id, mark));
         let stayed = remove_folder(repository, layout, id).await?;
-        for object in stayed.iter().filter(|object| object.name != tombstone) {
+        for object in stayed.iter().filter(|object| !marks.contains(&object.name)) {
             swept.hold(object);
         }
         return Ok(swept);

@@ -13,11 +13,14 @@
 //! - [`findings`] are looked at once more before they are told, and [`cost`] says what they cost.
 //!
 //! An outage is an error and never a finding: what couldn't be read may be sound.
+//!
+//! What none of this shows is that a server starts from it: that is what a [`drill`] is for.
 
 mod archive;
 mod backups;
 mod content;
 mod cost;
+pub mod drill;
 mod findings;
 mod objects;
 mod packs;
@@ -393,6 +396,7 @@ async fn sealed_object(
             "backups and expiry fail as long as it can't be read; restore it from a copy of the \
              repository",
         ),
+        Named::Drill(_) => finding.hint("nothing rests on it: remove it, and run another drill"),
         Named::System(_) => finding.hint(
             "remove it, and register the system again with `pgkeep check --new-system` on its server",
         ),

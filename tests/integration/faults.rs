@@ -88,7 +88,9 @@ impl Site {
             standby: false,
             keep_archive_mode: false,
             tablespace_map: Vec::new(),
+            tablespaces_below: None,
             set: Vec::new(),
+            forget_alter_system: false,
             threads: 2,
             restore_command: "false".to_owned(),
         };

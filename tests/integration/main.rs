@@ -6,6 +6,7 @@ mod authentication;
 mod backup;
 mod command_line;
 mod configuration;
+mod drill;
 mod durability;
 mod faults;
 mod fixture;

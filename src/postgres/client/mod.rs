@@ -60,7 +60,7 @@ pub struct ServerVersion {
 
 impl ServerVersion {
     /// Reads `server_version`. Only the numbers at the beginning count, so `19beta1` is 190000.
-    fn parse(text: &str) -> Option<Self> {
+    pub(in crate::postgres) fn parse(text: &str) -> Option<Self> {
         let digits = |s: &str| -> Option<u32> {
             let end = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
             s.get(..end)?.parse().ok()

@@ -5,14 +5,14 @@
 //! whether they lie in one page, over many, or over two segments. It trusts nothing but a record
 //! whose checksum is right and whose back link fits. Of those it looks into the few that matter
 //! for choosing where a recovery ends: commits and aborts, restore points, ends of backups, and
-//! changes of timeline. They come out as [`Event`]s, and summed up as a [`SegmentSummary`], which
+//! changes of timeline; and new tablespaces, which replay makes outside. They come out as [`Event`]s, and summed up as a [`SegmentSummary`], which
 //! is what an archive keeps of each segment. Memory is a few kilobytes, whatever the size of
 //! segments and records.
 //!
 //! - `header`: the headers of pages and segments;
 //! - `assembler`: pages in, whole records out; knows the state at the end of a segment;
 //! - `record`: one record being put together, and its checksum;
-//! - `xact`, `xlog`: what the records of those two resource managers say;
+//! - `xact`, `xlog`, `tablespace`: what the records of those resource managers say;
 //! - `time`: PostgreSQL's clock;
 //! - `summary`: what is kept of a segment;
 //! - `scanner`: the front: segments in, events and summaries out;
@@ -28,6 +28,7 @@ mod header;
 mod record;
 mod scanner;
 mod summary;
+mod tablespace;
 mod time;
 mod xact;
 mod xlog;

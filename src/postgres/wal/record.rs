@@ -9,6 +9,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 
 use super::{
     header::{u32_at, u64_at},
+    tablespace::{self, NewTablespace},
     xact::{Outcome, XactDecoder},
     xlog::{self, Xlog},
 };
@@ -22,6 +23,7 @@ const LONGEST: u32 = 1 << 30;
 
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
+const RM_TABLESPACE: u8 = 5;
 
 /// What the fragments of a record begin with, beside the numbers of blocks (0 to 32).
 pub(super) mod fragment {
@@ -42,6 +44,8 @@ enum Content {
     Xact(XactDecoder),
     /// The beginning is collected in [`Record::collected`].
     Xlog,
+    /// So is this one's.
+    Tablespace,
 }
 
 /// A record that has begun, and perhaps ended.
@@ -128,6 +132,7 @@ impl Record {
                         XactDecoder::new(self.info(), major).map_or(Content::Ignored, Content::Xact)
                     }
                     RM_XLOG if xlog::matters(self.info()) => Content::Xlog,
+                    RM_TABLESPACE if tablespace::matters(self.info()) => Content::Tablespace,
                     _ => Content::Ignored,
                 };
             }
@@ -139,13 +144,16 @@ impl Record {
         match &mut self.content {
             Content::Ignored => {}
             Content::Xact(decoder) => decoder.feed(content),
-            Content::Xlog => {
-                let room = xlog::LOOKED_AT.saturating_sub(self.collected.len());
-                self.collected.extend_from_slice(&content[..n.min(room)]);
-            }
+            Content::Xlog => self.collect(content, xlog::LOOKED_AT),
+            Content::Tablespace => self.collect(content, tablespace::LOOKED_AT),
         }
         self.have += n as u32;
         Ok(n)
+    }
+
+    fn collect(&mut self, content: &[u8], most: usize) {
+        let room = most.saturating_sub(self.collected.len());
+        self.collected.extend_from_slice(&content[..content.len().min(room)]);
     }
 
     /// Whether the header fits the record before it. When that one isn't known the link must at
@@ -204,6 +212,15 @@ impl Record {
     pub fn xlog(&self) -> Option<Xlog> {
         match &self.content {
             Content::Xlog => xlog::decode(self.info(), &self.collected),
+            _ => None,
+        }
+    }
+
+    /// The tablespace that a complete record makes, if it does and that lies outside the data
+    /// directory.
+    pub fn tablespace(&self) -> Option<NewTablespace> {
+        match &self.content {
+            Content::Tablespace => tablespace::decode(&self.collected),
             _ => None,
         }
     }

@@ -7,6 +7,7 @@ use super::{
     head::{RecordHead, Trailing},
     record::Record,
     summary::SegmentSummary,
+    tablespace::NewTablespace,
     xlog::Xlog,
 };
 use crate::postgres::{Lsn, SegmentName, SegmentSize, Timeline};
@@ -79,6 +80,17 @@ pub enum Event {
         timeline: Timeline,
         /// The timeline before it.
         previous: Timeline,
+    },
+    /// A tablespace is made, in a directory outside the data directory.
+    NewTablespace {
+        /// The record's first byte.
+        start: Lsn,
+        /// The position after it.
+        end: Lsn,
+        /// Its object id.
+        oid: u32,
+        /// The directory, on the host that wrote the record.
+        path: String,
     },
 }
 
@@ -189,6 +201,9 @@ fn event_of(record: &Record, end: Lsn) -> Option<Event> {
             committed: outcome.committed,
             prepared: outcome.prepared,
         });
+    }
+    if let Some(NewTablespace { oid, path }) = record.tablespace() {
+        return Some(Event::NewTablespace { start, end, oid, path });
     }
     Some(match record.xlog()? {
         Xlog::RestorePoint { time, name } => Event::RestorePoint { start, end, time, name },

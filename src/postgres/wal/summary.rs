@@ -141,7 +141,7 @@ impl SegmentSummary {
     /// Adds what an event says.
     pub(super) fn add(&mut self, event: &Event) {
         match event {
-            Event::Record { .. } => {}
+            Event::Record { .. } | Event::NewTablespace { .. } => {}
             Event::Transaction { end, time, xid, .. } => match &mut self.transactions {
                 Some(range) => range.add(*end, *time, *xid),
                 none => *none = Some(TransactionRange::of(*end, *time, *xid)),

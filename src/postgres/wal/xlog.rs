@@ -71,7 +71,7 @@ pub(super) fn decode(info: u8, content: &[u8]) -> Option<Xlog> {
 }
 
 /// The main data of a record without block references: what comes after its fragment headers.
-fn main_data(content: &[u8]) -> Option<&[u8]> {
+pub(super) fn main_data(content: &[u8]) -> Option<&[u8]> {
     use super::record::fragment;
     let mut rest = content;
     loop {

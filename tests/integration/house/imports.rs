@@ -38,7 +38,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("archive", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("restore", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("retention", &["repo", "storage", "postgres", "config", "progress", "error"]),
-    ("verify", &["repo", "storage", "postgres", "config", "progress", "error"]),
+    // A drill restores.
+    ("verify", &["restore", "repo", "storage", "postgres", "config", "progress", "error"]),
     ("info", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("repo", &["storage", "postgres", "config", "progress", "error"]),
     ("config", &["storage", "postgres", "error"]),

@@ -262,7 +262,11 @@ impl Reads {
                 record: &record,
                 pgdata: &scratch.path().join("data"),
                 tablespaces: &BTreeMap::new(),
-                settings: RecoverySettings { signal: Signal::Recovery, lines: Vec::new() },
+                settings: RecoverySettings {
+                    signal: Signal::Recovery,
+                    lines: Vec::new(),
+                    alone: false,
+                },
                 threads: 1,
             };
             write(request, Arc::new(Silent)).await.unwrap();

@@ -151,6 +151,7 @@ impl House {
             pgdata,
             tablespaces,
             settings: RecoverySettings {
+                alone: false,
                 signal: Signal::Recovery,
                 lines: vec![("restore_command".into(), "it's 'new' %f %p".into())],
             },
@@ -358,6 +359,7 @@ fn a_cluster_restored_from_its_files_starts_and_has_its_rows() {
         pgdata: &house.pgdata(),
         tablespaces: &tablespaces,
         settings: RecoverySettings {
+            alone: false,
             signal: Signal::None,
             lines: vec![("work_mem".into(), "3MB".into())],
         },

@@ -10,7 +10,9 @@ use pgkeep::{
     progress::Silent,
     repo::{
         catalog,
+        drill::{DrillRecord, KEPT, put_drill},
         lease::{HeldLease, Lease},
+        sealed::put_sealed,
         wal_floor::Floors,
     },
     retention::{Expiry, expire},
@@ -129,6 +131,15 @@ async fn a_dry_run_says_what_is_then_done() {
     let chain = Chain::make().await;
     let storage = chain.storage();
     let repository = open(Arc::new(storage.clone())).await;
+    // A backup that crashed after its first pack, and more drills than are kept.
+    let crashed = id("20990101T000000Z-full");
+    for name in [layout().of_backup(&crashed, "begin"), layout().pack(&crashed, 0)] {
+        put_sealed(&repository, &name, b"x").await.unwrap();
+    }
+    let drills: Vec<_> = (0..KEPT as i64 + 3).map(drill_at).collect();
+    for drill in &drills {
+        put_drill(&repository, &layout(), drill).await.unwrap();
+    }
     let before = storage.objects().clone();
     let planned = expire(&repository, &layout(), &TWO, true, &Silent).await.unwrap();
     assert_eq!(*storage.objects(), before, "a dry run changes nothing");
@@ -139,6 +150,11 @@ async fn a_dry_run_says_what_is_then_done() {
         json
     };
     assert_eq!(json(&planned), json(&done));
+    let swept = done.swept.iter().find(|swept| swept.backup == crashed).expect("it is told");
+    assert_eq!(swept.freed.objects, 2, "the mark of its removal isn't counted: {swept:?}");
+    assert_eq!(done.drills.objects, 3);
+    let kept = pgkeep::repo::drill::drills(&repository, &layout()).await.unwrap();
+    assert_eq!(kept, drills[3..], "the newest stay");
     let (was, is) = (before.len(), storage.objects().len());
     // Two marks and the floor are new, and no mark of a folder that is gone altogether.
     let marks = folders(&storage).len() - 2;
@@ -316,4 +332,16 @@ async fn what_is_held_is_told_and_goes_later() {
     let rest = expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
     assert_eq!(rest.held.objects, 0, "{rest:?}");
     assert_eq!(segments(&storage, 1), (8..=SEGMENTS).collect());
+}
+
+/// The result of a drill at this minute.
+fn drill_at(minute: i64) -> DrillRecord {
+    let json = serde_json::json!({
+        "format": 1, "repository": "main", "cluster": "main", "backup": SECOND, "system": null,
+        "host": "db1", "began": "2026-11-20T20:00:00Z", "passed": true, "target": "the end",
+        "timeline": 1, "restored": null, "rto": {}, "rpo": null,
+        "versions": { "pgkeep": "0.1.0" }, "checks": [],
+    });
+    let drill: DrillRecord = serde_json::from_value(json).unwrap();
+    DrillRecord { began: drill.began + chrono::Duration::minutes(minute), ..drill }
 }

@@ -194,7 +194,7 @@ async fn restores(chain: &Chain, storage: &Memory, backup: &str) -> Result<()> {
         record: &record,
         pgdata: &pgdata,
         tablespaces: &BTreeMap::new(),
-        settings: RecoverySettings { signal: Signal::Recovery, lines: Vec::new() },
+        settings: RecoverySettings { signal: Signal::Recovery, lines: Vec::new(), alone: false },
         threads: 1,
     };
     write(request, Arc::new(Silent)).await?;

@@ -26,6 +26,7 @@ pub enum ObjectKind {
     Abandoned,
     Deleted,
     Pin,
+    Drill,
     Lease,
     Other,
 }
@@ -91,6 +92,7 @@ fn kind(name: &str) -> ObjectKind {
         ["clusters", _, "backups", _, "abandoned"] => ObjectKind::Abandoned,
         ["clusters", _, "backups", _, "deleted"] => ObjectKind::Deleted,
         ["clusters", _, "pins", _] => ObjectKind::Pin,
+        ["clusters", _, "drills", _] => ObjectKind::Drill,
         ["clusters", _, "leases", _] => ObjectKind::Lease,
         _ => ObjectKind::Other,
     }

@@ -197,6 +197,10 @@ fn duplicate_names(object: &Object, ids: &[String]) -> Vec<String> {
             let (backup, _) = file.rsplit_once('-').unwrap();
             vec![beside(format!("{backup}-{other_id}"))]
         }
+        ObjectKind::Drill => {
+            let (time, _) = file.split_once('-').unwrap();
+            vec![beside(format!("{time}-{other_id}"))]
+        }
         ObjectKind::Lease => vec![beside(other_id)],
     }
 }
