@@ -3,7 +3,7 @@
 # Compiled by `make test` where cargo has no `deny` yet.
 DENY_VERSION := 0.20.2
 # What touches a repository, and so runs a second time with the repositories in S3.
-ON_S3 := archive:: backup:: fixture:: incremental:: recovery:: restore_write::real retention::command retention::server verify::program
+ON_S3 := archive:: backup:: fixture:: incremental:: recovery:: restore_write::real retention::command retention::server verify::program drill::passes
 # What has these names and isn't meant: faults of S3, which run with it anyway.
 NOT_ON_S3 := --skip s3::
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release

@@ -432,8 +432,8 @@ pub const KEYS: &[Key] = &[
         takes: QUERIES,
         default: "none",
         meaning: "what a restored cluster has to answer: each sql is run in its database, and what \
-                  comes has to be what is expected, as psql -At prints it (columns joined by |, rows \
-                  one a line, NULL as nothing). With cluster, only in drills of that one",
+                  comes has to be what is expected, as psql -At prints it (columns joined by a \
+                  vertical bar, rows one a line, NULL as nothing). With cluster, only in drills of that one",
     },
     Key {
         scope: Scope::Drill,

@@ -68,6 +68,16 @@ fn the_control_file_says_what_the_server_says(version: u32) {
         u32::from(control.data_checksums).to_string(),
     ];
     assert_eq!(ours.join("|"), said);
+    let limits = [
+        ("max_connections", control.limits.max_connections),
+        ("max_worker_processes", control.limits.max_worker_processes),
+        ("max_wal_senders", control.limits.max_wal_senders),
+        ("max_prepared_transactions", control.limits.max_prepared_transactions),
+        ("max_locks_per_transaction", control.limits.max_locks_per_transaction),
+    ];
+    for (name, limit) in limits {
+        assert_eq!(cluster.sql(&format!("SHOW {name}")), limit.to_string(), "{name}");
+    }
     assert_eq!(control.state, ClusterState::InProduction);
     assert_eq!(control.major(), Some(version));
     assert_eq!(read_major(cluster.pgdata()).unwrap(), version);

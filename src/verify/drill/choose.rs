@@ -15,6 +15,7 @@ use crate::{
         replay::Replay,
         timelines::WalInventory,
         wal::WalStore,
+        wal_floor::Floors,
     },
     restore::{Target, plan::Plan},
 };
@@ -115,6 +116,16 @@ pub async fn choose(
 fn random_below(n: usize) -> Result<usize> {
     let random = u128::from_le_bytes(RandomId::random()?.0);
     Ok((random % n.max(1) as u128) as usize)
+}
+
+/// Whether expiry keeps a backup only as a point: of WAL behind it nothing is promised any more.
+pub async fn is_point(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    record: &BackupRecord,
+) -> Result<bool> {
+    let floors = Floors::read(repository, layout, record.system).await?;
+    Ok(record.stop_lsn < floors.of(record.timeline))
 }
 
 /// Where the WAL ends that a repository has behind a backup.

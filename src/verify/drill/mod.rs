@@ -38,10 +38,11 @@ use crate::{
     },
     progress::Progress,
     repo::{
-        BackupId, Repository,
+        Repository,
         drill::{DrillRecord, put_drill},
         layout::ClusterLayout,
         lease::{HeldLease, Lease},
+        record::BackupRecord,
         wal::REFUSES_TABLESPACE,
     },
     restore::{
@@ -105,7 +106,6 @@ pub async fn drill(
         chosen = choose::choose(repository, &layout, request) => chosen?,
         e = &mut stopped => return Err(e),
     };
-    let lease = lease(repository, &layout, chosen.as_ref().map(|chosen| chosen.id.clone())).await;
     let mut drill = Drill {
         repository,
         layout: &layout,
@@ -113,14 +113,16 @@ pub async fn drill(
         request,
         progress,
         result: Growing::new(repository, cluster, &request.target, began),
+        target: request.target.clone(),
         kept: None,
+        lease: None,
     };
     let done = tokio::select! {
         biased;
         done = drill.run(chosen) => done,
         e = &mut stopped => Err(e),
     };
-    if let Some(lease) = lease {
+    if let Some(lease) = drill.lease.take() {
         lease.release().await;
     }
     done?;
@@ -138,9 +140,10 @@ pub async fn drill(
 async fn lease(
     repository: &Repository,
     layout: &ClusterLayout,
-    backup: Option<BackupId>,
+    record: &BackupRecord,
 ) -> Option<HeldLease> {
-    let lease = Lease::new("drill", backup).ok()?;
+    let mut lease = Lease::new("drill", Some(record.id.clone())).ok()?;
+    lease.start_lsn = Some(record.start_lsn);
     match HeldLease::take(repository, layout, lease).await {
         Ok(lease) => Some(lease),
         Err(e) => {
@@ -158,8 +161,11 @@ struct Drill<'a> {
     request: &'a DrillRequest,
     progress: Arc<dyn Progress>,
     result: Growing,
+    /// Up to where: as it was asked for, or to the end of a backup behind which WAL has expired.
+    target: Target,
     /// Where everything is left, if it is to be.
     kept: Option<PathBuf>,
+    lease: Option<HeldLease>,
 }
 
 /// Files that were restored, and where to.
@@ -212,6 +218,13 @@ impl Drill<'_> {
         if let Some(chosen) = chosen {
             self.result.backup(&chosen.id, chosen.record.as_deref());
             broken = chosen.broken;
+            if let Some(record) = chosen.record
+                && self.target == Target::Latest
+                && choose::is_point(self.repository, self.layout, &record).await?
+            {
+                self.progress.step("the backup is kept as a point: it is replayed to its own end");
+                self.target = Target::Immediate;
+            }
         }
         let above = self.request.settings.directory.clone().unwrap_or_else(std::env::temp_dir);
         let home = Home::make(&above, self.request.keep)?;
@@ -228,6 +241,7 @@ impl Drill<'_> {
         let record = plan.record();
         self.result.backup(&record.id, Some(record));
         self.result.timeline(plan.timeline());
+        self.lease = lease(self.repository, self.layout, record).await;
         if !record.tablespaces.is_empty() {
             home.make_tablespaces()?;
         }
@@ -260,7 +274,7 @@ impl Drill<'_> {
     }
 
     fn restore_request(&self, home: &Home) -> RestoreRequest {
-        let target = self.request.target.clone();
+        let target = self.target.clone();
         RestoreRequest {
             pgdata: home.data(),
             backup: self.result.chosen().cloned(),
@@ -297,7 +311,7 @@ impl Drill<'_> {
         let is_fault = match e.kind() {
             Kind::Damaged | Kind::Wal => true,
             // A target that somebody named may be out of reach for many reasons.
-            Kind::Target => self.request.target == Target::Latest,
+            Kind::Target => self.target == Target::Latest,
             _ => false,
         };
         if !is_fault || self.result.chosen().is_none() {
@@ -348,7 +362,7 @@ impl Drill<'_> {
         self.result.opened(client.server_version().text.clone(), done - started, now - done);
         self.result.came_back(lsn, time);
         let seconds = begun.elapsed().as_secs_f64();
-        match self.result.short_of_archive(&self.request.target) {
+        match self.result.short_of_archive(&self.target) {
             Some(text) => self.result.failed("recovery", text, seconds, Vec::new(), Vec::new()),
             None => {
                 let to = &restored.report.target;

@@ -88,8 +88,8 @@ fn missing_and_damaged_wal_and_a_damaged_pack_are_noticed() {
     }
     let root = site.pgkeep.repository();
     let of = |name: &str| {
-        let all = objects_of(&root, ObjectKind::Segment).into_iter();
-        all.filter(|object| object.name.contains(name)).next_back().expect("it is there")
+        let mut all = objects_of(&root, ObjectKind::Segment).into_iter();
+        all.rfind(|object| object.name.contains(name)).expect("it is there")
     };
     // Its own WAL, and WAL behind it.
     for missing in [&own, &later[1]] {

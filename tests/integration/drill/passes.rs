@@ -110,6 +110,29 @@ fn a_backup_and_a_target_can_be_named() {
     site.drill(&["--backup", &second, "--target-immediate"]).passed();
 }
 
+/// Behind a backup that is kept as a point WAL has expired: it is tried up to its own end.
+#[test]
+fn a_backup_that_is_kept_as_a_point_passes() {
+    let site = Site::new(17);
+    site.cluster.sql("CREATE TABLE t AS SELECT 1 AS n");
+    let point = site.backup("full");
+    site.pgkeep.ok(["pin", &point]);
+    for n in 2..5 {
+        site.cluster.sql(&format!("INSERT INTO t VALUES ({n})"));
+        site.archive_all();
+    }
+    site.backup("full");
+    site.cluster.sql("INSERT INTO t VALUES (5)");
+    site.archive_all();
+    site.pgkeep.add("[repository.main.retention]\nfull = 1");
+    site.pgkeep.ok(["expire"]);
+    site.queries(&[("postgres", "SELECT max(n) FROM t", "1")]);
+    let document = site.drill(&["--backup", &point]).passed();
+    assert_eq!(document["target"], "the end of the backup on timeline 1");
+    site.pgkeep.edit(|text| text.replace("expect = \"1\"", "expect = \"5\""));
+    site.drill(&[]).passed();
+}
+
 /// The original's limits were raised in the midst of the WAL, and a prepared transaction needs that.
 #[test]
 fn limits_that_are_raised_in_the_wal_are_no_hindrance() {
