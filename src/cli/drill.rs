@@ -16,7 +16,7 @@ use crate::{
         self, BackupId,
         drill::{Check, CheckOutcome, DrillRecord, Rpo, Rto},
     },
-    restore::TargetTimeline,
+    restore::{TargetTimeline, guard},
     verify::drill::{DrillRequest, Drilled, Which, drill},
 };
 
@@ -76,6 +76,8 @@ struct Document<'a> {
 
 impl Drill {
     pub fn run(&self, global: &Global) -> Result<u8> {
+        // Before the repository, which is mostly another user's than root's.
+        guard::refuse_root("drill")?;
         let target = self.target.target(self.target_exclusive)?;
         let settings = global.settings()?;
         let cluster = settings.cluster(global.cluster.as_deref())?;

@@ -106,7 +106,11 @@ fn queries(entry: &Entry) -> Result<Vec<DrillQuery>> {
 fn query(entry: &Entry, path: &str, one: &Nested) -> Result<DrillQuery> {
     let Value::Table(pairs) = &one.value else {
         let kind = one.value.kind();
-        return Err(entry.refuse_within(path, one.line, format!("a {kind}, not a table")));
+        return Err(entry.refuse_within(
+            path,
+            one.line,
+            format!("it is of type {kind}, not a table"),
+        ));
     };
     let known = ["cluster", "database", "sql", "expect"];
     if let Some((name, value)) = pairs.iter().find(|(name, _)| !known.contains(&name.as_str())) {

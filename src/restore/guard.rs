@@ -26,13 +26,16 @@ use crate::{
     postgres::control::{CONTROL_FILE, ControlFile},
 };
 
-/// Refuses to restore as root: PostgreSQL doesn't start as root, nor in a directory of root's.
-pub fn refuse_root() -> Result<()> {
+/// Refuses to restore as root, by this command: PostgreSQL doesn't start as root, nor in a directory of
+/// root's.
+pub fn refuse_root(command: &str) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(Error::new(Kind::Usage, "a restore can't run as root, who can't own a cluster")
-        .hint("run it as the user that runs PostgreSQL, as in `sudo -u postgres pgkeep restore …`"))
+    let message = format!("a {command} can't run as root, who can't own a cluster");
+    Err(Error::new(Kind::Usage, message).hint(format!(
+        "run it as the user that runs PostgreSQL, as in `sudo -u postgres pgkeep {command} …`"
+    )))
 }
 
 /// The directories of one restore, absolute and without symbolic links in them.

@@ -170,7 +170,7 @@ pub async fn restore(
     request: &RestoreRequest,
     progress: Arc<dyn Progress>,
 ) -> Result<RestoreReport> {
-    guard::refuse_root()?;
+    guard::refuse_root("restore")?;
     let mut failures: Vec<Error> = Vec::new();
     for repository in repositories {
         match plan::plan(repository, cluster, request).await {

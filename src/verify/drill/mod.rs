@@ -97,7 +97,7 @@ pub async fn drill(
     progress: Arc<dyn Progress>,
     stopped: impl Future<Output = Error>,
 ) -> Result<Drilled> {
-    guard::refuse_root()?;
+    guard::refuse_root("drill")?;
     let layout = ClusterLayout::new(&cluster.name)?;
     let began = Utc::now();
     tokio::pin!(stopped);

@@ -84,7 +84,7 @@ fn what_is_wrong_is_named_with_key_file_and_line() {
         ("[drill]\nqueries = 'x'", "drill.queries (FILE, line 2): it isn't a list"),
         (
             "[drill]\nqueries = [\n  5,\n]",
-            "drill.queries[0] (FILE, line 3): a integer, not a table",
+            "drill.queries[0] (FILE, line 3): it is of type integer, not a table",
         ),
         (
             "[drill]\nqueries = [\n { database = 'a', sql = 'b', expect = 'c' },\n { database = 'a', sql = 'b' },\n]",

@@ -107,6 +107,27 @@ fn a_record_belongs_to_the_segment_it_ends_in() {
 }
 
 #[test]
+fn a_new_tablespace_is_told_also_where_its_record_straddles_two_segments() {
+    let mut content = 16_401u32.to_le_bytes().to_vec();
+    content.extend(b"/mnt/new\0");
+    for before in [8, 24, 32] {
+        let mut wal = Writer::new(mib(1), 3);
+        let pages = (1 << 20) / BLOCK as usize;
+        let room = (1 << 20) - (pages - 1) * 24 - 40 - before;
+        wal.record(10, 0, 700, &vec![7; room - 24]);
+        let written = wal.record(5, 0, 700, &main_data(&content));
+        let segments = wal.segments();
+        let trailing = trailing_head(&mut Cursor::new(&segments[0].1), mib(1)).unwrap();
+        let mut scanner = SegmentScanner::new(segments[1].0, mib(1), trailing.into_head());
+        let mut told = Vec::new();
+        scanner.feed(&segments[1].1, &mut |event| told.push(event.clone()));
+        let path = "/mnt/new".to_owned();
+        let Written { start, end, .. } = written;
+        assert_eq!(told, [Event::NewTablespace { start, end, oid: 16_401, path }]);
+    }
+}
+
+#[test]
 fn a_commit_that_straddles_is_found_with_its_head_only() {
     // The record's header ends with the segment, or lies across its end.
     for before in [24, 16, 8, 32] {
