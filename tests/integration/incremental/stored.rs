@@ -95,7 +95,7 @@ fn few_changed_of_very_many_files_cost_little(version: u32) {
         let (output, peak) = start(command).wait_and_measure();
         assert_eq!(output.code, 0, "{output}");
         let mut taken: Value = serde_json::from_str(&output.stdout).expect("JSON");
-        (taken["backups"][0]["backup"].take(), peak)
+        (taken["backups"][0]["backup"].take(), peak.own)
     };
     let (full, of_full) = measured("full");
     assert!(size(&full, "files") > FILES);
