@@ -331,11 +331,7 @@ impl Request<'_> {
     }
 
     /// Refuses a segment in which a tablespace is made, where that is asked for.
-    fn check_tablespaces(
-        &self,
-        destination: &mut Destination,
-        segment: SegmentName,
-    ) -> Result<()> {
+    fn check_tablespaces(&self, destination: &mut Destination, segment: SegmentName) -> Result<()> {
         if !self.refuse_tablespaces {
             return Ok(());
         }
