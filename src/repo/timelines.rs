@@ -341,27 +341,6 @@ async fn is_closed(store: &WalStore, segment: SegmentName, size: SegmentSize) ->
     Ok(streamed.is_some_and(|summary| summary.parsed && summary.whole))
 }
 
-#[cfg(test)]
-impl WalInventory {
-    /// One that has these segments, by timeline, and these histories.
-    pub fn of(size: SegmentSize, wal: &[(u32, &[u64])], histories: &[(u32, &str)]) -> Self {
-        let timelines = wal
-            .iter()
-            .map(|(timeline, numbers)| {
-                let mut wal = TimelineWal::default();
-                numbers.iter().for_each(|n| wal.add(*n, 1));
-                (Timeline(*timeline), wal)
-            })
-            .collect();
-        let mut known = BTreeMap::from([(Timeline(1), TimelineHistory::first())]);
-        for (timeline, text) in histories {
-            let timeline = Timeline(*timeline);
-            known.insert(timeline, TimelineHistory::parse(timeline, text.as_bytes()).unwrap());
-        }
-        WalInventory { segment_size: size, timelines, histories: known }
-    }
-}
-
 /// The history of a timeline, from its file; `None` when that isn't there, as for timeline 1.
 pub(super) async fn read_history(
     store: &WalStore,
@@ -383,6 +362,26 @@ mod tests {
     use super::*;
 
     const SIZE: SegmentSize = SegmentSize::DEFAULT;
+
+    impl WalInventory {
+        /// One that has these segments, by timeline, and these histories.
+        pub fn of(size: SegmentSize, wal: &[(u32, &[u64])], histories: &[(u32, &str)]) -> Self {
+            let timelines = wal
+                .iter()
+                .map(|(timeline, numbers)| {
+                    let mut wal = TimelineWal::default();
+                    numbers.iter().for_each(|n| wal.add(*n, 1));
+                    (Timeline(*timeline), wal)
+                })
+                .collect();
+            let mut known = BTreeMap::from([(Timeline(1), TimelineHistory::first())]);
+            for (timeline, text) in histories {
+                let timeline = Timeline(*timeline);
+                known.insert(timeline, TimelineHistory::parse(timeline, text.as_bytes()).unwrap());
+            }
+            WalInventory { segment_size: size, timelines, histories: known }
+        }
+    }
 
     fn inventory(wal: &[(u32, &[u64])], histories: &[(u32, &str)]) -> WalInventory {
         WalInventory::of(SIZE, wal, histories)

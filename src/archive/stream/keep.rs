@@ -178,6 +178,34 @@ impl Keeper {
         self.in_all(&format!("store {segment}"), store).await
     }
 
+    /// Stores a chunk in its last form: as the segment, if it is one. Otherwise as a part, which is
+    /// returned, and if the segment is complete with it, then the segment from all its `chunks`.
+    pub async fn chunk(
+        &self,
+        chunk: Arc<Chunk>,
+        summary: Option<StoredSummary>,
+        mut chunks: Vec<Part>,
+    ) -> Result<Kept<Option<Part>>> {
+        let segment = chunk.segment;
+        match summary {
+            Some(summary) if chunk.range.from == 0 => {
+                let kept = self.whole(segment, Content::Chunk(chunk), summary).await?;
+                Ok(Kept { what: None, everywhere: kept.everywhere })
+            }
+            summary => {
+                let Kept { what: part, everywhere } = self.part(chunk).await?;
+                let Some(summary) = summary else {
+                    return Ok(Kept { what: Some(part), everywhere });
+                };
+                chunks.push(part);
+                let content = Content::of_parts(chunks.clone());
+                let kept = self.whole(segment, content, summary).await?;
+                self.remove(segment, chunks).await?;
+                Ok(Kept { what: None, everywhere: everywhere && kept.everywhere })
+            }
+        }
+    }
+
     /// Removes the parts of a chunk that is stored otherwise by now, all but `kept`. A part with other
     /// bytes than the chunk has is somebody else's: an error, and it stays.
     pub async fn clean(&self, chunk: Arc<Chunk>, kept: Option<Part>) -> Result<()> {

@@ -16,6 +16,7 @@ mod durable;
 mod gaps;
 mod incoming;
 mod keep;
+mod levels;
 mod notify;
 mod progress;
 mod receiver;

@@ -6,7 +6,7 @@
 //!   whenever fewer than [`AT_ONCE`] are on their way, so that a commit waits for one of them and for
 //!   no timer; else when its first byte is `max-lag` old. A segment that is complete by then has no parts.
 //! - *segments*: a complete one is stored under its own name, and its parts go.
-//! - *merges*: every [`MERGED`] parts become one, and every so many of those, so that a slow segment
+//! - *merges*: many small parts become one, and many of those ([`super::levels`]), so that a slow segment
 //!   with a commit now and then doesn't end up as a hundred thousand objects.
 //!
 //! Nothing of a segment becomes a part before all of the one before it is durable. So whoever reads
@@ -28,7 +28,8 @@ use tokio::{
 use super::{
     durable::Durable,
     incoming::{Chunk, Incoming},
-    keep::{Content, Keeper, Kept, check_parts},
+    keep::{Keeper, Kept, check_parts},
+    levels::{Levels, Row},
     progress::Progress,
 };
 use crate::{
@@ -37,14 +38,11 @@ use crate::{
         Lsn, SegmentSize, Timeline,
         streaming::{StreamEvent, WalStream},
     },
-    repo::{wal::StoredSummary, wal_parts::Part},
+    repo::wal_parts::Part,
 };
 
 /// How many parts are on their way at a time.
 const AT_ONCE: usize = 4;
-
-/// How many parts become one.
-const MERGED: usize = 64;
 
 /// How often the server hears from here when there is nothing to say: it gives up a client that it
 /// doesn't hear for `wal_sender_timeout`, a minute by default.
@@ -142,9 +140,8 @@ pub struct Receiver {
     parts_at_once: usize,
     /// How many parts and merges are on their way, by where their chunk begins.
     busy: BTreeMap<Lsn, usize>,
-    /// The parts of the chunk that is coming in: of the first level those that came from the stream,
-    /// of each further one those that were merged.
-    levels: Vec<Vec<Part>>,
+    /// The parts of the chunk that is coming in.
+    levels: Levels,
     merging: bool,
     closing: Option<Closing>,
     /// The parts that the chunks of a large segment have become.
@@ -186,7 +183,7 @@ impl Receiver {
             jobs: JoinSet::new(),
             parts_at_once: 0,
             busy: BTreeMap::new(),
-            levels: Vec::new(),
+            levels: Levels::default(),
             merging: false,
             closing: None,
             chunks: Vec::new(),
@@ -403,11 +400,9 @@ impl Receiver {
             parts.retain(|part| !has_come(part));
             check_parts(store, &chunk, &came)?;
             if index == 0 {
-                let of_chunk = came.into_iter().filter(|p| u64::from(p.range.from) >= chunk_from);
-                match self.levels.first_mut() {
-                    Some(level) => level.extend(of_chunk),
-                    None => self.levels.push(of_chunk.collect()),
-                }
+                came.into_iter()
+                    .filter(|part| u64::from(part.range.from) >= chunk_from)
+                    .for_each(|part| self.levels.add(0, part));
             }
         }
         Ok(())
@@ -465,17 +460,21 @@ impl Receiver {
         let to = self.incoming.end();
         let has_parts = std::mem::take(&mut self.had_before)
             || self.busy.contains_key(&from)
-            || self.levels.iter().any(|level| !level.is_empty());
+            || !self.levels.is_empty();
         let (chunk, summary) = self.incoming.take_chunk()?;
         let chunk = Arc::new(chunk);
-        self.levels.clear();
+        self.levels = Levels::default();
         self.dispatched = self.dispatched.max(to);
         self.pending_since = None;
         let chunks = match summary {
             Some(_) => std::mem::take(&mut self.chunks),
             None => Vec::new(),
         };
-        self.jobs.spawn(store_chunk(self.keeper.clone(), chunk.clone(), summary, chunks));
+        let (keeper, complete) = (self.keeper.clone(), chunk.clone());
+        self.jobs.spawn(async move {
+            let Kept { what: part, everywhere } = keeper.chunk(complete, summary, chunks).await?;
+            Ok(Done::Chunk { part, everywhere })
+        });
         self.closing = Some(Closing { chunk, from, to, has_parts, stored: None, cleaning: false });
         Ok(true)
     }
@@ -504,37 +503,21 @@ impl Receiver {
         if self.merging {
             return Ok(());
         }
-        let segment_start = self.incoming.start();
-        for level in 0..self.levels.len() {
-            let Some(parts) = self.levels.get_mut(level) else { continue };
-            parts.sort_by_key(|part| part.range);
-            let Some(first) = parts.first().map(|part| part.range) else { continue };
-            let mut to = first.to;
-            let row = parts.iter().take_while(|part| {
-                let follows = part.range.from <= to;
-                to = to.max(if follows { part.range.to } else { to });
-                follows
-            });
-            let row = row.count();
-            if row < MERGED {
-                continue;
-            }
-            let merged: Vec<Part> = parts.drain(..row).collect();
-            let at = |offset: u32| Lsn(segment_start.0 + u64::from(offset));
-            let chunk = Arc::new(self.incoming.part(at(first.from), at(to))?);
-            let (keeper, chunk_start) = (self.keeper.clone(), self.chunk_start());
-            self.merging = true;
-            *self.busy.entry(chunk_start).or_default() += 1;
-            self.jobs.spawn(async move {
-                let segment = chunk.segment;
-                let part = keeper.part(chunk).await?.what;
-                let mut gone = merged;
-                gone.retain(|small| small.name != part.name);
-                keeper.remove(segment, gone).await?;
-                Ok(Done::Merged { part, chunk_start, level })
-            });
-            return Ok(());
-        }
+        let Some(Row { level, parts, range }) = self.levels.take_row() else { return Ok(()) };
+        let at = |offset: u32| Lsn(self.incoming.start().0 + u64::from(offset));
+        let (from, to) = (at(range.from), at(range.to));
+        let chunk = Arc::new(self.incoming.part(from, to)?);
+        let (keeper, chunk_start) = (self.keeper.clone(), self.chunk_start());
+        self.merging = true;
+        *self.busy.entry(chunk_start).or_default() += 1;
+        self.jobs.spawn(async move {
+            let segment = chunk.segment;
+            let part = keeper.part(chunk).await?.what;
+            let mut gone = parts;
+            gone.retain(|small| small.name != part.name);
+            keeper.remove(segment, gone).await?;
+            Ok(Done::Merged { part, chunk_start, level })
+        });
         Ok(())
     }
 
@@ -595,42 +578,8 @@ impl Receiver {
 
     /// Parts of a chunk that is complete go with it.
     fn add_to_level(&mut self, level: usize, part: Part, chunk_start: Lsn) {
-        if chunk_start != self.chunk_start() {
-            return;
-        }
-        while self.levels.len() <= level {
-            self.levels.push(Vec::new());
-        }
-        if let Some(parts) = self.levels.get_mut(level) {
-            parts.push(part);
-        }
-    }
-}
-
-/// Stores a chunk in its last form: as the segment, if it is one. Otherwise as a part, and if the
-/// segment is complete with it, then the segment from all its `chunks`.
-async fn store_chunk(
-    keeper: Keeper,
-    chunk: Arc<Chunk>,
-    summary: Option<StoredSummary>,
-    mut chunks: Vec<Part>,
-) -> Result<Done> {
-    let segment = chunk.segment;
-    match summary {
-        Some(summary) if chunk.range.from == 0 => {
-            let kept = keeper.whole(segment, Content::Chunk(chunk), summary).await?;
-            Ok(Done::Chunk { part: None, everywhere: kept.everywhere })
-        }
-        summary => {
-            let Kept { what: part, everywhere } = keeper.part(chunk).await?;
-            let Some(summary) = summary else {
-                return Ok(Done::Chunk { part: Some(part), everywhere });
-            };
-            chunks.push(part);
-            let content = Content::of_parts(chunks.clone());
-            let kept = keeper.whole(segment, content, summary).await?;
-            keeper.remove(segment, chunks).await?;
-            Ok(Done::Chunk { part: None, everywhere: everywhere && kept.everywhere })
+        if chunk_start == self.chunk_start() {
+            self.levels.add(level, part);
         }
     }
 }

@@ -53,17 +53,22 @@ fn a_busy_standby_is_backed_up(version: u32) {
     assert!(tree.contains_key(&b"standby.signal"[..]));
 }
 
+/// The segment before the last is closed, and only the primary can archive it.
 #[test]
-fn an_idle_primary_keeps_the_last_segment_and_the_error_says_what_to_do() {
-    let (primary, _standby, pgkeep) = pair(15);
+fn a_primary_that_archives_nothing_and_the_error_says_what_to_do() {
+    let (primary, standby, pgkeep) = pair(15);
     pgkeep.set("cluster.main", "archive-timeout = \"3s\"");
+    primary.conf("archive_command = '/bin/false'");
+    primary.reload();
+    primary.sql("CHECKPOINT");
+    primary.switch_wal();
     primary.insert("rows", 10);
-    wait_until("all is replayed", 20, || _standby.lsn() >= primary.lsn());
+    wait_until("all is replayed", 20, || standby.lsn() >= primary.lsn());
     let output = pgkeep.fails(["backup"]);
     assert_eq!(output.code, 7, "{output}");
     assert!(output.stderr.contains("SELECT pg_switch_wal()"), "{output}");
     assert!(Opened::new(&pgkeep).backups().is_empty());
-    primary.switch_wal();
+    pgkeep.archive(&primary);
     pgkeep.ok(["backup"]);
 }
 
