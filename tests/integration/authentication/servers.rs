@@ -137,7 +137,7 @@ on_each_version!(sessions_are_fit_for_long_work);
 fn sessions_are_fit_for_long_work(version: u32) {
     let cluster = Cluster::builder(version).start();
     cluster.sql("CREATE ROLE hasty SUPERUSER LOGIN");
-    for setting in ["statement_timeout = 1", "lock_timeout = 1", "idle_session_timeout = 300"] {
+    for setting in ["statement_timeout = 100", "lock_timeout = 1", "idle_session_timeout = 300"] {
         cluster.sql(&format!("ALTER ROLE hasty SET {setting}"));
     }
     let home = Scratch::new("home");
@@ -147,7 +147,7 @@ fn sessions_are_fit_for_long_work(version: u32) {
         let mut client = Client::connect(&info, Mode::Sql).await.unwrap();
         assert_eq!(client.server_version().major(), version);
         assert_eq!(client.parameter("in_hot_standby"), Some("off"));
-        client.query("SELECT pg_sleep(0.05)").await.unwrap();
+        client.query("SELECT pg_sleep(0.3)").await.unwrap();
         tokio::time::sleep(Duration::from_millis(600)).await;
         let name = client.query("SELECT current_setting('application_name') AS n").await.unwrap();
         assert_eq!(name[0].named("n"), Some("pgkeep test"));
