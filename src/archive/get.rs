@@ -20,7 +20,10 @@ use super::{
 use crate::{
     config::{ClusterSettings, RepositorySettings},
     error::{Context, Error, Kind, Result},
-    postgres::{SegmentName, WalFile, wal::SegmentHeader},
+    postgres::{
+        Lsn, SegmentName, WalFile,
+        wal::{SegmentHeader, scan_file},
+    },
     repo::{
         Repository, catalog::exists, layout::ClusterLayout, open::open, wal::WalStore,
         wal_floor::Floors,
@@ -109,6 +112,15 @@ pub(super) struct Request<'a> {
     pub directory: &'a DataDirectory,
     /// Whether a segment in which a tablespace is made is refused.
     pub refuse_tablespaces: bool,
+}
+
+/// What the stream's parts have of a segment, which isn't where it was asked for yet.
+pub(super) struct Received {
+    destination: Destination,
+    /// How many bytes of the segment there are.
+    bytes: u64,
+    /// Where their valid WAL ends.
+    pub end: Lsn,
 }
 
 /// Not all repositories could tell.
@@ -306,27 +318,38 @@ impl Request<'_> {
         Ok(true)
     }
 
-    /// Writes what the stream's parts have of a segment to the destination, and zeros behind it.
-    /// `least` is how much there was of it when it was last looked at, in bytes.
+    /// Fetches what the stream's parts have of a segment. `None` when that isn't even the header of its
+    /// first page.
     pub(super) async fn fetch_parts(
         &self,
         store: &WalStore,
         segment: SegmentName,
-        least: u64,
-    ) -> Result<()> {
+    ) -> Result<Option<Received>> {
         let mut destination = Destination::create(self.destination)?;
         let bytes = store.copy_parts(segment, destination.file()).await?;
-        if bytes < least {
-            // It has become whole, or larger parts have what these had.
-            let what = format!("the parts of {segment} changed while they were read");
-            return Err(Error::new(Kind::Repository, what));
+        if bytes < SegmentHeader::LEN as u64 {
+            return Ok(None);
         }
+        let size = self.directory.control.segment_size;
+        let summary = scan_file(destination.file(), segment, size)
+            .context(Kind::Local, || format!("read {}", self.destination.display()))?;
+        Ok(Some(Received { destination, bytes, end: summary.end }))
+    }
+
+    /// Hands over what was fetched, with zeros behind it.
+    pub(super) async fn hand_over(
+        &self,
+        store: &WalStore,
+        segment: SegmentName,
+        received: Received,
+    ) -> Result<()> {
+        let Received { mut destination, bytes, .. } = received;
         let name = store.plain(self.file);
         self.check_segment(&mut destination, segment, &format!("{name}.part.*"), bytes, true)?;
+        self.check_tablespaces(&mut destination, segment)?;
         if store.has(self.file).await? {
             return Err(Error::new(Kind::Repository, format!("{segment} became whole just now")));
         }
-        self.check_tablespaces(&mut destination, segment)?;
         destination.finish()
     }
 

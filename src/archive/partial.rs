@@ -11,17 +11,20 @@
 //! longest valid WAL has all the others have. One that can't be read might be the longest; then
 //! nothing is served.
 
-use std::{collections::BTreeMap, fs::File, io::Read};
+use std::{cmp::Reverse, collections::BTreeMap, fs::File, io::Read};
 
-use super::{get::Request, source::check_header};
+use super::{
+    get::{Received, Request},
+    source::check_header,
+};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{
         Lsn, SegmentName, WalFile,
-        wal::{SegmentHeader, SegmentScanner},
+        wal::{SegmentHeader, scan_file},
     },
     repo::{
-        wal::{WAL_FRAME, WalObject, WalStore},
+        wal::{WalObject, WalStore},
         wal_parts::covered,
     },
     storage::ObjectName,
@@ -67,10 +70,10 @@ pub async fn serve_as_segment<'a>(
         }
         None => (None, None),
     };
-    let streamed_end = streamed.as_ref().map(|streamed| streamed.end);
+    let streamed_end = streamed.as_ref().map(|streamed| streamed.received.end);
+    let Some(end) = streamed_end.max(copy_end) else { return Ok(None) };
     // The server's own file may have more, and would be replaced.
-    let own_end = own_end(request, segment);
-    if own_end >= streamed_end.max(copy_end) && own_end.is_some() {
+    if own_end(request, segment) >= Some(end) {
         tracing::info!("the server's own {segment} has all that the archive has of it");
         return Ok(None);
     }
@@ -79,9 +82,9 @@ pub async fn serve_as_segment<'a>(
             let (store, name) = copy.serve(request).await?;
             Ok(Some((store, name.to_string())))
         }
-        (_, Some(streamed)) => {
-            request.fetch_parts(streamed.store, segment, streamed.bytes).await?;
-            Ok(Some((streamed.store, parts_of(segment))))
+        (_, Some(Streamed { store, received })) => {
+            request.hand_over(store, segment, received).await?;
+            Ok(Some((store, parts_of(segment))))
         }
         _ => Ok(None),
     }
@@ -104,28 +107,15 @@ fn own_end(request: &Request<'_>, segment: SegmentName) -> Option<Lsn> {
     file.read_exact(&mut page).ok()?;
     let header = SegmentHeader::parse(&page).ok()?;
     check_header(&header, segment, request.directory).ok()?;
-    let mut scanner = SegmentScanner::new(segment, size, None);
-    scanner.feed(&page, &mut |_| {});
-    let mut buffer = vec![0; WAL_FRAME];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => scanner.feed(buffer.get(..read)?, &mut |_| {}),
-            Err(_) => return None,
-        }
-    }
-    let summary = scanner.finish();
+    let summary = scan_file(&mut file, segment, size).ok()?;
     summary.parsed.then_some(summary.end)
 }
 
-/// What the stream has of a segment, in the repository that has most of it. What was acknowledged is in
-/// each of them; so where one can't be read, the next is as good.
+/// What the stream has of a segment, from the repository that has most of it. What was acknowledged is
+/// in each of them; so where one can't be read, the next is as good.
 struct Streamed<'a> {
     store: &'a WalStore,
-    /// How far its parts reach, in bytes from the segment's start.
-    bytes: u64,
-    /// Where their valid WAL ends.
-    end: Lsn,
+    received: Received,
 }
 
 impl<'a> Streamed<'a> {
@@ -134,24 +124,21 @@ impl<'a> Streamed<'a> {
         stores: &[&'a WalStore],
         segment: SegmentName,
     ) -> Result<Option<Self>> {
-        let size = request.directory.control.segment_size;
         let mut found: Vec<(u64, &'a WalStore)> = Vec::new();
         for store in stores {
             let parts = store.parts(segment).await?;
-            let bytes = covered(parts.iter().map(|part| &part.range));
-            if bytes > 0 {
-                found.push((bytes, store));
-            }
+            found.push((covered(parts.iter().map(|part| &part.range)), store));
         }
-        found.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        found.retain(|(bytes, _)| *bytes > 0);
+        found.sort_by_key(|(bytes, _)| Reverse(*bytes));
         let mut failure = None;
-        for (bytes, store) in found {
-            match store.parts_summary(segment, size).await {
-                Ok(Some(summary)) => {
+        for (_, store) in found {
+            match request.fetch_parts(store, segment).await {
+                Ok(Some(received)) => {
                     if let Some(e) = failure {
                         tracing::warn!("{e}");
                     }
-                    return Ok(Some(Streamed { store, bytes, end: summary.end }));
+                    return Ok(Some(Streamed { store, received }));
                 }
                 Ok(None) => {}
                 Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => failure = Some(e),

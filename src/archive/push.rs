@@ -14,7 +14,7 @@ use super::{
     ahead,
     data_directory::DataDirectory,
     source::Source,
-    store::{create_in_all, settle},
+    store::{create_in_all, lost_result, settle},
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
@@ -161,10 +161,6 @@ async fn store_history(
     }
 }
 
-fn lost_result() -> Error {
-    Error::new(Kind::Internal, "a repository has no result")
-}
-
 /// Opens a repository and makes sure that the system is one of the cluster's there.
 pub(super) async fn open_store(
     settings: &RepositorySettings,
@@ -243,7 +239,7 @@ pub(super) async fn store_in_all(
     }
     for (store, result) in stores.iter().zip(&mut results) {
         if matches!(result, Ok(Stored::Already)) {
-            *result = settle(source, store, &summary).await;
+            *result = settle(source, store, wal, &summary).await;
         }
     }
     Ok(results)

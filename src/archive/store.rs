@@ -2,6 +2,8 @@
 
 use std::io;
 
+use async_trait::async_trait;
+
 use super::source::Source;
 use crate::{
     error::{Error, Kind, Result},
@@ -73,13 +75,39 @@ pub async fn create_in_all(
     Ok((summary, results))
 }
 
+/// What objects of one content can be made of.
+#[async_trait]
+pub trait Contents: Send {
+    /// Makes an object of it, which closes with `summary`; false when the name is taken.
+    async fn create(
+        &mut self,
+        store: &WalStore,
+        name: &ObjectName,
+        summary: &StoredSummary,
+    ) -> Result<bool>;
+}
+
+#[async_trait]
+impl Contents for Source {
+    async fn create(
+        &mut self,
+        store: &WalStore,
+        name: &ObjectName,
+        summary: &StoredSummary,
+    ) -> Result<bool> {
+        let (_, results) = create_in_all(self, &[(store, name.clone())], Some(summary)).await?;
+        let result = results.into_iter().next().ok_or_else(lost_result)?;
+        Ok(result? == Stored::New)
+    }
+}
+
 /// Deals with a name that is taken: by the same content, by another, or by something damaged.
 pub async fn settle(
-    source: &mut Source,
+    contents: &mut dyn Contents,
     store: &WalStore,
+    wal: WalFile,
     summary: &StoredSummary,
 ) -> Result<Stored> {
-    let wal = source.wal();
     let name = match wal {
         WalFile::Partial(_) => Some(store.object_of(wal, summary)),
         _ => store.find(wal).await?,
@@ -99,18 +127,29 @@ pub async fn settle(
             Err(e) => return Err(e),
         }
     }
-    repair(source, store, summary).await?;
-    tracing::warn!("{damage}; stored {wal} once more beside it");
-    Ok(Stored::Repaired)
+    // A repaired copy may be damaged as well, so there may be several.
+    for attempt in 0..100 {
+        let name = store.repair(wal, summary, attempt);
+        if !exists(store.repository(), &name).await?
+            && contents.create(store, &name, summary).await?
+        {
+            tracing::warn!("{damage}; stored {wal} once more beside it");
+            return Ok(Stored::Repaired);
+        }
+    }
+    Err(Error::new(
+        Kind::Damaged,
+        format!(
+            "every stored copy of {wal} in {} is damaged",
+            store.repository().storage().address()
+        ),
+    )
+    .hint("check the disk under the repository"))
 }
 
 /// Makes sure that an object has this content, to the last byte, and that it is durable. Whoever
 /// wrote it may have been killed before it was.
-pub(super) async fn confirm(
-    store: &WalStore,
-    name: &ObjectName,
-    summary: &StoredSummary,
-) -> Result<()> {
+async fn confirm(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -> Result<()> {
     let differs = |stored: &StoredSummary| {
         Error::new(
             Kind::Conflict,
@@ -147,29 +186,7 @@ pub(super) fn vanished(store: &WalStore, what: impl std::fmt::Display) -> Error 
     Error::new(Kind::Repository, format!("{what} vanished from {address} while it was looked at"))
 }
 
-/// Stores the source under the first free repair name. A repaired copy may be damaged as well, so
-/// there may be several.
-async fn repair(source: &mut Source, store: &WalStore, summary: &StoredSummary) -> Result<()> {
-    let wal = source.wal();
-    for attempt in 0..100 {
-        let name = store.repair(wal, summary, attempt);
-        if exists(store.repository(), &name).await? {
-            continue;
-        }
-        let (_, results) = create_in_all(source, &[(store, name)], Some(summary)).await?;
-        for result in results {
-            match result? {
-                Stored::New => return Ok(()),
-                Stored::Already | Stored::Repaired => {}
-            }
-        }
-    }
-    Err(Error::new(
-        Kind::Damaged,
-        format!(
-            "every stored copy of {wal} in {} is damaged",
-            store.repository().storage().address()
-        ),
-    )
-    .hint("check the disk under the repository"))
+/// A repository that nothing was heard of.
+pub fn lost_result() -> Error {
+    Error::new(Kind::Internal, "a repository has no result")
 }

@@ -20,7 +20,8 @@ use crate::{
     },
 };
 
-/// Whether the stream's parts have the segment in which `stop` lies up to there.
+/// Whether the stream's parts have the segment in which `stop` lies up to there, can be read, and are
+/// durable.
 pub async fn is_received(
     store: &WalStore,
     timeline: Timeline,
@@ -30,7 +31,13 @@ pub async fn is_received(
     let number = size.number_before(stop);
     let parts = store.parts(size.name(timeline, number)).await?;
     let bytes = covered(parts.iter().map(|part| &part.range));
-    Ok(size.start_of(number).0 + bytes >= stop.0)
+    if size.start_of(number).0 + bytes < stop.0 {
+        return Ok(false);
+    }
+    for part in parts {
+        store.prove_part(&part.name).await?;
+    }
+    Ok(true)
 }
 
 /// Receives the segment in which `stop` lies up to there, and stores it.

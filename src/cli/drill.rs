@@ -5,18 +5,14 @@ use std::{future::pending, path::PathBuf, time::Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::{
-    Global, human, junit,
-    restore::{TargetArgs, timeline},
-    restore_command, runtime, table,
-};
+use super::{Global, human, junit, restore::TargetArgs, restore_command, runtime, table};
 use crate::{
     error::{Context, Error, Kind, Result},
     repo::{
         self, BackupId,
         drill::{Check, CheckOutcome, DrillRecord, Rpo, Rto},
     },
-    restore::{TargetTimeline, guard},
+    restore::guard,
     verify::drill::{DrillRequest, Drilled, Which, drill},
 };
 
@@ -49,12 +45,6 @@ pub(super) struct Drill {
     random: bool,
     #[command(flatten)]
     target: TargetArgs,
-    /// Along which timeline, as for restore
-    #[arg(long, value_name = "latest|current|N", value_parser = timeline)]
-    target_timeline: Option<TargetTimeline>,
-    /// Stop just before the target, not just after it
-    #[arg(long)]
-    target_exclusive: bool,
     /// The directory in which the scratch directory is made, instead of that of the configuration
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -78,7 +68,7 @@ impl Drill {
     pub fn run(&self, global: &Global) -> Result<u8> {
         // Before the repository, which is mostly another user's than root's.
         guard::refuse_root("drill")?;
-        let target = self.target.target(self.target_exclusive)?;
+        let target = self.target.target()?;
         let settings = global.settings()?;
         let cluster = settings.cluster(global.cluster.as_deref())?;
         let repository = settings.repository(global.repo.as_deref())?;
@@ -95,8 +85,8 @@ impl Drill {
                 None => Which::Latest,
             },
             target,
-            timeline: self.target_timeline.unwrap_or(TargetTimeline::Unspecified),
-            exclusive: self.target_exclusive,
+            timeline: self.target.timeline(),
+            exclusive: self.target.target_exclusive,
             settings: drill_settings,
             threads: settings.threads,
             restore_command: restore_command::for_copy(&settings, &cluster.name, &repository.name)?,

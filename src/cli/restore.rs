@@ -40,13 +40,6 @@ pub(super) struct Restore {
     backup: Option<BackupId>,
     #[command(flatten)]
     target: TargetArgs,
-    /// Along which timeline: the newest one that comes from the backup's, the backup's own, or this
-    /// one (a number)
-    #[arg(long, value_name = "latest|current|N", value_parser = timeline)]
-    target_timeline: Option<TargetTimeline>,
-    /// Stop just before the target, not just after it
-    #[arg(long)]
-    target_exclusive: bool,
     /// What the server does at the target; PostgreSQL pauses if nothing is said
     #[arg(long, value_name = "ACTION")]
     target_action: Option<Action>,
@@ -64,10 +57,24 @@ pub(super) struct Restore {
     set: Vec<(String, String)>,
 }
 
+/// Up to where a recovery goes.
+#[derive(Debug, Args)]
+pub(super) struct TargetArgs {
+    #[command(flatten)]
+    one: OneTarget,
+    /// Along which timeline: the newest one that comes from the backup's, the backup's own, or this
+    /// one (a number)
+    #[arg(long, value_name = "latest|current|N", value_parser = timeline)]
+    target_timeline: Option<TargetTimeline>,
+    /// Stop just before the target, not just after it
+    #[arg(long)]
+    pub target_exclusive: bool,
+}
+
 /// At most one of these.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
-pub(super) struct TargetArgs {
+struct OneTarget {
     /// Up to a time, with its zone: '2026-11-20 20:12:27+00'
     #[arg(long, value_name = "T", value_parser = time::parse)]
     target_time: Option<DateTime<Utc>>,
@@ -86,17 +93,24 @@ pub(super) struct TargetArgs {
 }
 
 impl TargetArgs {
-    /// The target; `exclusive` says whether it is to be stopped before it.
-    pub fn target(&self, exclusive: bool) -> Result<Target> {
-        let target = match self {
-            TargetArgs { target_time: Some(time), .. } => Target::Time(*time),
-            TargetArgs { target_lsn: Some(lsn), .. } => Target::Lsn(*lsn),
-            TargetArgs { target_xid: Some(xid), .. } => Target::Xid(*xid),
-            TargetArgs { target_name: Some(name), .. } => Target::Name(name.clone()),
-            TargetArgs { target_immediate: true, .. } => Target::Immediate,
+    /// The timeline.
+    pub fn timeline(&self) -> TargetTimeline {
+        self.target_timeline.unwrap_or(TargetTimeline::Unspecified)
+    }
+
+    /// The target.
+    pub fn target(&self) -> Result<Target> {
+        let target = match &self.one {
+            OneTarget { target_time: Some(time), .. } => Target::Time(*time),
+            OneTarget { target_lsn: Some(lsn), .. } => Target::Lsn(*lsn),
+            OneTarget { target_xid: Some(xid), .. } => Target::Xid(*xid),
+            OneTarget { target_name: Some(name), .. } => Target::Name(name.clone()),
+            OneTarget { target_immediate: true, .. } => Target::Immediate,
             _ => Target::Latest,
         };
-        if exclusive && !matches!(target, Target::Time(_) | Target::Lsn(_) | Target::Xid(_)) {
+        if self.target_exclusive
+            && !matches!(target, Target::Time(_) | Target::Lsn(_) | Target::Xid(_))
+        {
             return Err(Error::new(
                 Kind::Usage,
                 "--target-exclusive needs --target-time, --target-lsn or --target-xid: nothing \
@@ -132,8 +146,8 @@ impl Restore {
             pgdata,
             backup: self.backup.clone(),
             target,
-            timeline: self.target_timeline.unwrap_or(TargetTimeline::Unspecified),
-            exclusive: self.target_exclusive,
+            timeline: self.target.timeline(),
+            exclusive: self.target.target_exclusive,
             action: self.target_action.map(|action| match action {
                 Action::Pause => TargetAction::Pause,
                 Action::Promote => TargetAction::Promote,
@@ -182,7 +196,7 @@ impl Restore {
     }
 
     fn target(&self) -> Result<Target> {
-        let target = self.target.target(self.target_exclusive)?;
+        let target = self.target.target()?;
         let usage = |message| Err(Error::new(Kind::Usage, message));
         if self.target_action.is_some() && target == Target::Latest {
             return usage("--target-action needs a target: without one the server just starts");

@@ -300,6 +300,17 @@ impl WalInventory {
         })
     }
 
+    /// Whether there is enough of the segment before `lsn` to come so far along `path`: it is there whole,
+    /// or the stream's parts reach that far. What a partial copy has isn't known here.
+    pub fn reaches(&self, path: &TimelineHistory, lsn: Lsn) -> bool {
+        let number = self.segment_size.number_before(lsn);
+        let timeline = path.timeline_of_segment(number, self.segment_size);
+        let parts = self.timelines.get(&timeline).and_then(|wal| wal.parts.get(&number));
+        let received = parts.map_or(0, covered);
+        self.segment(path, number).is_some()
+            || self.segment_size.start_of(number).0 + received >= lsn.0 && received > 0
+    }
+
     /// Whether recovery along `path` ends in segment `number`, of which not all is there.
     pub fn ends_in(&self, path: &TimelineHistory, number: u64) -> bool {
         self.segment(path, number).is_none()
@@ -449,5 +460,10 @@ mod tests {
         assert_eq!(there.partial(path, 3), Some(SIZE.name(Timeline(1), 3)));
         assert_eq!(there.partial(path, 1), None);
         assert_eq!(there.partial(path, 7), Some(SIZE.name(Timeline(2), 7)));
+        let reaches =
+            |number: u64, offset: u64| there.reaches(path, Lsn(SIZE.start_of(number).0 + offset));
+        assert!(reaches(7, 200) && !reaches(7, 201), "there is a hole");
+        assert!(reaches(9, 201), "it is whole");
+        assert!(!reaches(6, 1) && !reaches(3, 1), "what a partial copy has isn't known");
     }
 }

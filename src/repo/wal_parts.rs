@@ -232,9 +232,9 @@ impl WalStore {
         segment: SegmentName,
         size: SegmentSize,
     ) -> Result<Option<SegmentSummary>> {
-        let mut sink = Scanned(SegmentScanner::new(segment, size, None));
-        let bytes = self.copy_parts(segment, &mut sink).await?;
-        Ok((bytes >= SegmentHeader::LEN as u64).then(|| sink.0.finish()))
+        let mut scanner = SegmentScanner::new(segment, size, None);
+        let bytes = self.copy_parts(segment, &mut scanner).await?;
+        Ok((bytes >= SegmentHeader::LEN as u64).then(|| scanner.finish()))
     }
 
     async fn read_part(&self, name: &ObjectName, range: PartRange) -> Result<Option<Vec<u8>>> {
@@ -324,19 +324,6 @@ impl Joined {
         if self.window.len() > 2 * longest {
             self.window.drain(..self.window.len() - longest);
         }
-        Ok(())
-    }
-}
-
-struct Scanned(SegmentScanner);
-
-impl Write for Scanned {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.feed(bytes, &mut |_| {});
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
 }

@@ -148,9 +148,8 @@ fn is_usable(record: &BackupRecord, inventory: &WalInventory) -> bool {
     let first = record.segment_size.number_at(record.start_lsn);
     let last = record.segment_size.number_before(record.stop_lsn);
     // A standby's backup may end in a segment that was received as far as it needs it.
-    let is_received = || inventory.partial(path, last).is_some();
-    let is_there = |number: u64| inventory.segment(path, number).is_some();
-    (first..last).all(is_there) && (is_there(last) || is_received())
+    (first..last).all(|number| inventory.segment(path, number).is_some())
+        && inventory.reaches(path, record.stop_lsn)
 }
 
 impl SystemFacts {

@@ -182,9 +182,14 @@ impl Archive {
         while number < end {
             let missing = self.inventory.first_missing(path, number).number(size);
             let Some(missing) = missing.filter(|missing| *missing < end) else { break };
-            if self.inventory.partial(path, missing).is_some() {
-                number = missing + 1;
-                continue;
+            if let Some(partial) = self.inventory.partial(path, missing) {
+                let wal = self.inventory.timelines().find(|(t, _)| *t == partial.timeline);
+                let is_streamed = wal.is_some_and(|(_, wal)| wal.parts.contains_key(&missing));
+                let is_short = missing == stop && !self.inventory.reaches(path, record.stop_lsn);
+                if !(is_streamed && is_short) {
+                    number = missing + 1;
+                    continue;
+                }
             }
             let next = self.inventory.next_there(path, missing).unwrap_or(end).min(end);
             gaps.push((missing, next));

@@ -74,8 +74,8 @@ impl Run<'_> {
             self.done.findings.retain(|finding| !of_archive(finding));
             // Parts become durable in any order; what is on its way isn't missing.
             let only = self.request.backup.as_ref();
-            let holes: Vec<String> =
-                archive.holes(only).into_iter().map(|hole| hole.text).collect();
+            let of = |hole: &Finding| (hole.object.clone(), hole.text.clone());
+            let holes: Vec<_> = archive.holes(only).iter().map(of).collect();
             if !holes.is_empty() {
                 tokio::time::sleep(ON_THE_WAY).await;
             }
@@ -87,12 +87,11 @@ impl Run<'_> {
                 let now = self.still_there(&backups).await?;
                 if now.len() == backups.len() {
                     let missing = again.missing(self.request.backup.as_ref()).into_iter();
-                    let passed: Vec<String> =
-                        again.holes(None).into_iter().map(|hole| hole.text).collect();
-                    let is_new = |finding: &Finding| {
-                        passed.contains(&finding.text) && !holes.contains(&finding.text)
+                    let now: Vec<_> = again.holes(only).iter().map(of).collect();
+                    let on_the_way = |finding: &Finding| {
+                        now.contains(&of(finding)) && !holes.contains(&of(finding))
                     };
-                    self.done.findings.extend(missing.filter(|finding| !is_new(finding)));
+                    self.done.findings.extend(missing.filter(|finding| !on_the_way(finding)));
                     self.archives[at] = again;
                     break;
                 }

@@ -14,7 +14,9 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -23,7 +25,7 @@ use tokio::{
 use super::{
     super::{
         push::open_store,
-        store::{confirm, vanished},
+        store::{Contents, settle, vanished},
     },
     incoming::Chunk,
 };
@@ -33,7 +35,6 @@ use crate::{
     postgres::{SegmentName, WalFile},
     repo::{
         SystemId,
-        catalog::exists,
         layout::ClusterLayout,
         repository::Names,
         sealed::SealedWriter,
@@ -172,8 +173,8 @@ impl Keeper {
     ) -> Result<Kept<()>> {
         let summary = Arc::new(summary);
         let store = move |store: WalStore| {
-            let (content, summary) = (content.clone(), summary.clone());
-            async move { store_whole(&store, segment, &content, &summary).await }
+            let (mut content, summary) = (content.clone(), summary.clone());
+            async move { store_whole(&store, segment, &mut content, &summary).await }
         };
         self.in_all(&format!("store {segment}"), store).await
     }
@@ -364,7 +365,7 @@ async fn remove(store: &WalStore, parts: Vec<Part>) -> Result<()> {
 pub async fn store_whole(
     store: &WalStore,
     segment: SegmentName,
-    content: &Content,
+    content: &mut Content,
     summary: &StoredSummary,
 ) -> Result<()> {
     let file = WalFile::Segment(segment);
@@ -374,59 +375,57 @@ pub async fn store_whole(
     let may_be_there =
         store.repository().names() == Names::Content || matches!(content, Content::Parts(_));
     let is_taken = may_be_there && store.has(file).await?;
-    if !is_taken && create(store, &name, content, summary).await? {
+    if !is_taken && content.create(store, &name, summary).await? {
         return store.prove_alone(file, &name).await;
     }
-    let there = store.find(file).await?.ok_or_else(|| vanished(store, segment))?;
-    let damage = match confirm(store, &there, summary).await {
-        Err(e) if e.kind() == Kind::Damaged => e,
-        confirmed => return confirmed,
-    };
-    store.repository().prove_present().await?;
-    for attempt in 0..100 {
-        let name = store.repair(file, summary, attempt);
-        let stored = match exists(store.repository(), &name).await? {
-            false if create(store, &name, content, summary).await? => Ok(()),
-            _ => confirm(store, &name, summary).await,
-        };
-        match stored {
-            Err(e) if e.kind() == Kind::Damaged => {}
-            stored => {
-                tracing::warn!("{damage}; stored {segment} once more beside it");
-                return stored;
-            }
-        }
-    }
-    Err(damage.hint("check the disk under the repository"))
+    settle(content, store, file, summary).await.map(drop)
 }
 
-/// Creates an object of this content; false when its name is taken.
-async fn create(
-    store: &WalStore,
-    name: &ObjectName,
-    content: &Content,
-    summary: &StoredSummary,
-) -> Result<bool> {
-    let write = async {
+#[async_trait]
+impl Contents for Content {
+    async fn create(
+        &mut self,
+        store: &WalStore,
+        name: &ObjectName,
+        summary: &StoredSummary,
+    ) -> Result<bool> {
+        match self.write(store, name, summary).await {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == Kind::Conflict => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Content {
+    async fn write(
+        &self,
+        store: &WalStore,
+        name: &ObjectName,
+        summary: &StoredSummary,
+    ) -> Result<()> {
         let mut writer = SealedWriter::create(store.repository(), name).await?;
-        match content {
+        match self {
             Content::Chunk(chunk) => seal_pieces(&mut writer, chunk.pieces()).await?,
             Content::Parts(parts) => {
+                let mut digest = Sha256::new();
                 for (part, skip) in parts.iter() {
                     let mut bytes = Vec::new();
                     if store.copy_to(&part.name, &mut bytes).await?.is_none() {
                         return Err(vanished(store, &part.name));
                     }
                     let bytes = Bytes::from(bytes);
-                    seal_pieces(&mut writer, &[bytes.slice((*skip).min(bytes.len())..)]).await?;
+                    let bytes = bytes.slice((*skip).min(bytes.len())..);
+                    digest.update(&bytes);
+                    seal_pieces(&mut writer, &[bytes]).await?;
+                }
+                // What has the segment's name stays: it must be all of it.
+                if hex::encode(digest.finalize()) != summary.sha256 {
+                    let what = format!("the parts don't have all that {name} is to have");
+                    return Err(Error::new(Kind::Repository, what));
                 }
             }
         }
-        writer.finish(&summary.to_bytes()?).await
-    };
-    match write.await {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == Kind::Conflict => Ok(false),
-        Err(e) => Err(e),
+        writer.finish(&summary.to_bytes()?).await.map(drop)
     }
 }

@@ -92,10 +92,8 @@ pub async fn stream(
                 progress.stopping();
                 return Ok(());
             }
-            Ok(SessionEnd::Again) => {
-                pause = FIRST_PAUSE;
-                continue;
-            }
+            // Not at once: a server may say for a while that its timeline has ended.
+            Ok(SessionEnd::Again) => pause = FIRST_PAUSE,
             Ok(SessionEnd::ServerEnd) => progress.interrupted("the server shut down"),
             Err(e) if may_pass(&e) => {
                 tracing::warn!("{e}; trying again");

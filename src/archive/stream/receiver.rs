@@ -119,8 +119,6 @@ pub struct Receiver {
     /// The parts that were there before and weren't compared yet with what comes, in the order of the
     /// repositories. Until they are, nothing is reported and nothing is put beside them.
     before: Vec<Vec<Part>>,
-    /// Where the last of them ends.
-    hold: Lsn,
     /// Whether the chunk that comes in had any of them.
     had_before: bool,
     /// Whether it was said that the server's WAL doesn't come as far as them.
@@ -168,13 +166,6 @@ impl Receiver {
             looked: Instant::now(),
             looking: false,
             is_back: false,
-            hold: begin
-                .parts
-                .iter()
-                .flatten()
-                .map(|part| Lsn(incoming.start().0 + u64::from(part.range.to)))
-                .max()
-                .unwrap_or(Lsn::INVALID),
             had_before: false,
             said_behind: false,
             incoming,
@@ -410,12 +401,14 @@ impl Receiver {
 
     /// Says it when the server's WAL ends before what is stored of it.
     fn say_behind(&mut self, server_end: Lsn) {
-        if self.is_to_compare() && server_end < self.hold && !self.said_behind {
+        let last = self.before.iter().flatten().map(|part| part.range.to).max();
+        let Some(last) = last.filter(|_| !self.said_behind) else { return };
+        let stored = Lsn(self.incoming.start().0 + u64::from(last));
+        if server_end < stored {
             self.said_behind = true;
             tracing::warn!(
-                "the server's WAL ends at {server_end}, and {} is stored: was it set back to an earlier \
-                 state? Nothing is reported as stored",
-                self.hold
+                "the server's WAL ends at {server_end}, and {stored} is stored: was it set back to an \
+                 earlier state? Nothing is reported as stored"
             );
         }
     }

@@ -184,9 +184,16 @@ async fn receive(
     // What is reported of an older stretch would set the slot back.
     let slot = is_live.then_some(context.cluster.stream.slot.as_str());
     let started = WalStream::start(&mut server.client, slot, begins, stretch.timeline).await;
-    let mut stream = match started.map_err(|e| start_error(context, e))? {
-        Started::Stream(stream) => stream,
-        Started::Ended(next) => {
+    let mut stream = match started {
+        Ok(Started::Stream(stream)) => stream,
+        Err(e) if is_live && e.code() == Some(NOT_READY) => {
+            // What it holds isn't kept for it any more (`slot.c`, `ReplicationSlotAcquire`).
+            tracing::warn!("{}", Error::of_server("use the replication slot", e));
+            remove_slot(&mut server.client, &context.cluster.stream.slot).await?;
+            return Ok(Some(SessionEnd::Again));
+        }
+        Err(e) => return Err(Error::of_server("ask for WAL", e)),
+        Ok(Started::Ended(next)) => {
             tracing::info!("timeline {} has ended at {}", stretch.timeline, next.start);
             return Ok(None);
         }
@@ -271,9 +278,16 @@ async fn settle(
     let mut made = false;
     for (timeline, wal) in inventory.timelines() {
         for (number, parts) in &wal.parts {
-            if covered(parts) == size.bytes() {
-                assemble(store, size.name(timeline, *number), size).await?;
-                made = true;
+            if covered(parts) != size.bytes() {
+                continue;
+            }
+            match assemble(store, size.name(timeline, *number), size).await {
+                Ok(()) => made = true,
+                // The server may have it.
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => {
+                    tracing::warn!("{e}");
+                }
+                Err(e) => return Err(e),
             }
         }
     }
@@ -338,10 +352,7 @@ async fn slot(client: &mut Client, context: &Context<'_>) -> Result<Lsn> {
         // It holds nothing: the server has given it up, or it was made without reserving WAL. One that was
         // given up may look well later, and holds nothing all the same (`slot.c`).
         Some(_) => {
-            drop_slot(client, name)
-                .await
-                .map_err(|e| Error::of_server(format!("remove the replication slot {name}"), e))?;
-            tracing::warn!("the replication slot {name} held no WAL: it is made anew");
+            remove_slot(client, name).await?;
         }
     }
     create_slot(client, name)
@@ -361,6 +372,13 @@ async fn slot(client: &mut Client, context: &Context<'_>) -> Result<Lsn> {
     }
 }
 
+/// Removes a slot that holds nothing, so that it is made anew.
+async fn remove_slot(client: &mut Client, name: &str) -> Result<()> {
+    tracing::warn!("the replication slot {name} holds no WAL: it is made anew");
+    let lost = |e| Error::of_server(format!("remove the replication slot {name}"), e);
+    drop_slot(client, name).await.map_err(lost)
+}
+
 /// What is to be received, in order.
 async fn stretches(
     context: &Context<'_>,
@@ -370,11 +388,7 @@ async fn stretches(
 ) -> Result<Vec<Stretch>> {
     let (size, path) = (server.size, &server.path);
     let present = size.number_at(server.identity.position);
-    // A slot that holds nothing yet does so from the first report on.
-    let held = match held {
-        Lsn::INVALID => present,
-        held => size.number_at(held),
-    };
+    let held = size.number_at(held);
     let mut from = held;
     let mut inventories = Vec::new();
     for store in keeper.archives() {
@@ -419,20 +433,6 @@ fn connect_error(context: &Context<'_>, e: PgError) -> Error {
             "the role {} needs the attribute REPLICATION, and pg_hba.conf a line whose database is \
              the word replication; `pgkeep check` says what is missing",
             context.info.user()
-        )),
-        false => error,
-    }
-}
-
-fn start_error(context: &Context<'_>, e: PgError) -> Error {
-    let slot = &context.cluster.stream.slot;
-    let lost = e.code() == Some(NOT_READY);
-    let error = Error::of_server(format!("stream from the replication slot {slot}"), e);
-    match lost {
-        true => error.hint(format!(
-            "the server has given the slot up, as max_slot_wal_keep_size or \
-             idle_replication_slot_timeout has it: SELECT pg_drop_replication_slot('{slot}'), and it is \
-             made anew; if WAL is missing then, `pgkeep info` shows it, and a backup is due"
         )),
         false => error,
     }

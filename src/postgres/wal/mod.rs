@@ -38,5 +38,5 @@ mod tests;
 
 pub use head::{RecordHead, Trailing, trailing_head};
 pub use header::{SegmentHeader, WalError};
-pub use scanner::{Event, SegmentScanner};
+pub use scanner::{Event, SegmentScanner, scan_file};
 pub use summary::{EndOfRecovery, RestorePoint, SegmentSummary, TransactionRange};

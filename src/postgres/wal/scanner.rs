@@ -1,5 +1,7 @@
 //! The front: segments in, events and summaries out.
 
+use std::io;
+
 use chrono::{DateTime, Utc};
 
 use super::{
@@ -170,6 +172,30 @@ impl SegmentScanner {
     /// Ends the scan.
     pub fn finish(self) -> SegmentSummary {
         conclude(self.summary, &self.assembler)
+    }
+}
+
+/// Scans a file that holds a segment, or the beginning of one, from its start.
+pub fn scan_file(
+    file: &mut (impl io::Read + io::Seek),
+    name: SegmentName,
+    size: SegmentSize,
+) -> io::Result<SegmentSummary> {
+    let mut scanner = SegmentScanner::new(name, size, None);
+    file.rewind()?;
+    io::copy(file, &mut scanner)?;
+    Ok(scanner.finish())
+}
+
+/// What is written is fed, for nobody to hear of but the summary.
+impl io::Write for SegmentScanner {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.feed(bytes, &mut |_| {});
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -113,6 +113,33 @@ fn a_slot_that_was_given_up_is_made_anew() {
     }
 }
 
+/// From 18 on a slot is also given up for its age, and says where it stood all the same.
+#[test]
+fn a_slot_that_was_given_up_for_its_age_is_made_anew() {
+    if !crate::support::versions().contains(&18) {
+        return;
+    }
+    let settings = "idle_replication_slot_timeout = 1s";
+    let site = Site::archiving(Cluster::builder(18).wal_segsize(1).conf(settings).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    let stream = site.stream();
+    stream.signal(Signal::TERM);
+    assert_eq!(stream.wait().code, 0);
+    wait_until("the slot is given up", 60, || {
+        site.cluster.sql("CHECKPOINT");
+        site.cluster.sql("SELECT invalidation_reason FROM pg_replication_slots") == "idle_timeout"
+    });
+    let stream = site.stream();
+    site.cluster.insert("t", 1);
+    site.wait_for_stream();
+    assert_eq!(site.cluster.sql("SELECT invalidation_reason FROM pg_replication_slots"), "");
+    stream.signal(Signal::TERM);
+    let output = stream.wait();
+    assert_eq!(output.code, 0, "{output}");
+    assert!(output.stderr.contains("made anew"), "{output}");
+}
+
 /// Set back to an earlier state, its commits aren't acknowledged for what it had written before.
 #[test]
 fn a_server_that_was_set_back_is_told_nothing() {
