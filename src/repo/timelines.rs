@@ -281,6 +281,17 @@ impl WalInventory {
         path.path().filter_map(of_timeline).max()
     }
 
+    /// The last segment of `path` of which the stream's parts have the beginning.
+    pub fn last_streamed(&self, path: &TimelineHistory) -> Option<u64> {
+        let size = self.segment_size;
+        let of_timeline = |(timeline, begin, end): (Timeline, Lsn, Option<Lsn>)| {
+            let on_path = size.number_at(begin)..end.map_or(u64::MAX, |end| size.number_at(end));
+            let parts = self.timelines.get(&timeline)?.parts.range(on_path);
+            parts.rev().find(|(_, parts)| covered(*parts) > 0).map(|(number, _)| *number)
+        };
+        path.path().filter_map(of_timeline).max()
+    }
+
     /// Whether anything of `path` is there behind segment `number`: whether its absence is a gap
     /// and not the end.
     pub fn goes_on_after(&self, path: &TimelineHistory, number: u64) -> bool {

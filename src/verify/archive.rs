@@ -182,20 +182,25 @@ impl Archive {
         while number < end {
             let missing = self.inventory.first_missing(path, number).number(size);
             let Some(missing) = missing.filter(|missing| *missing < end) else { break };
-            if let Some(partial) = self.inventory.partial(path, missing) {
-                let wal = self.inventory.timelines().find(|(t, _)| *t == partial.timeline);
-                let is_streamed = wal.is_some_and(|(_, wal)| wal.parts.contains_key(&missing));
-                let is_short = missing == stop && !self.inventory.reaches(path, record.stop_lsn);
-                if !(is_streamed && is_short) {
-                    number = missing + 1;
-                    continue;
-                }
+            if self.is_the_end(path, missing, record) {
+                number = missing + 1;
+                continue;
             }
             let next = self.inventory.next_there(path, missing).unwrap_or(end).min(end);
             gaps.push((missing, next));
             number = next;
         }
         gaps
+    }
+
+    /// Whether a path ends in a segment of which there is enough, though it isn't whole.
+    fn is_the_end(&self, path: &TimelineHistory, number: u64, record: &BackupRecord) -> bool {
+        let Some(partial) = self.inventory.partial(path, number) else { return false };
+        let wal = self.inventory.timelines().find(|(timeline, _)| *timeline == partial.timeline);
+        let is_streamed = wal.is_some_and(|(_, wal)| wal.parts.contains_key(&number));
+        let is_stop = number == self.inventory.segment_size.number_before(record.stop_lsn);
+        let is_short = is_stop && is_streamed && !self.inventory.reaches(path, record.stop_lsn);
+        !is_short && !self.inventory.goes_on_after(path, number)
     }
 
     /// The segment before which a backup's recovery along a path has to find all: the end of what
@@ -207,6 +212,7 @@ impl Archive {
         if self.inventory.partial(path, end).is_some() {
             end += 1;
         }
+        end = end.max(self.inventory.last_streamed(path).map_or(0, |last| last + 1));
         // What it needs itself is looked for elsewhere.
         let behind = size.number_at(record.start_lsn).max(stop + 1);
         if let Some(cut) = self.inventory.first_missing(path, behind).number(size)

@@ -281,8 +281,9 @@ impl One {
         let file = self.object.file();
         let name = &self.listed.name;
         done.checked.objects = 1;
-        done.checked.segments =
-            u64::from(matches!(file, WalFile::Segment(_) | WalFile::Partial(_)));
+        let is_segment = matches!(file, WalFile::Segment(_) | WalFile::Partial(_))
+            && !matches!(self.object, WalObject::Part(..));
+        done.checked.segments = u64::from(is_segment);
         done.checked.bytes = match self.level {
             Level::Quick => self.listed.size.min(super::objects::SMALL),
             Level::Full => self.listed.size,

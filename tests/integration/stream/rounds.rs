@@ -122,7 +122,9 @@ fn end_stream(stream: Running, at_once: bool) {
         stream.signal(Signal::TERM);
     }
     let output = stream.wait();
-    assert!(at_once || output.code == 0, "{output}");
+    // One that was started just now may not even have looked at signals yet.
+    let unbegun = output.code == -15 && output.stderr.is_empty();
+    assert!(at_once || output.code == 0 || unbegun, "{output}");
 }
 
 /// Loses the server and its files, restores, and goes on with that.

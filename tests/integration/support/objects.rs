@@ -15,6 +15,7 @@ pub enum ObjectKind {
     System,
     Segment,
     Partial,
+    Part,
     Repair,
     History,
     BackupHistory,
@@ -78,6 +79,7 @@ fn kind(name: &str) -> ObjectKind {
             file if file.ends_with(".history") => ObjectKind::History,
             file if file.ends_with(".backup") => ObjectKind::BackupHistory,
             file if file.contains(".partial") => ObjectKind::Partial,
+            file if file.contains(".part.") => ObjectKind::Part,
             file if file.contains(".repair.") => ObjectKind::Repair,
             file if file.len() == 24 => ObjectKind::Segment,
             // Where names hold checksums.

@@ -167,7 +167,7 @@ fn duplicate_names(object: &Object, ids: &[String]) -> Vec<String> {
                 format!("{timelines}/00000012/00000012{}", &file[8..]),
             ]
         }
-        ObjectKind::Partial => {
+        ObjectKind::Partial | ObjectKind::Part => {
             let (segment, _) = file.rsplit_once('.').unwrap();
             vec![beside(format!("{segment}.0123456789abcdef"))]
         }
@@ -237,9 +237,10 @@ impl Mutation {
         match self.deed {
             Deed::Duplicate | Deed::Stranger => self.other.iter().map(String::as_str).collect(),
             _ => {
-                // What is wrong with a copy may be told of what it is a copy of; what is wrong with
-                // the keys, of all of them.
-                let of = self.object.split_once(".repair.").map(|(of, _)| of);
+                // What is wrong with a copy may be told of what it is a copy of, a missing part of its
+                // segment; what is wrong with the keys, of all of them.
+                let copy = self.object.split_once(".repair.");
+                let of = copy.or(self.object.split_once(".part.")).map(|(of, _)| of);
                 let keys = (self.kind == ObjectKind::Keys).then_some("keys/");
                 let names = [Some(self.object.as_str()), self.other.as_deref(), of, keys];
                 names.into_iter().flatten().collect()
