@@ -7,13 +7,13 @@
 #
 # In the environment, with what they are otherwise:
 #   PGKEEP_BENCH_PARTS="single backlog recovery memory cost"   what is measured
-#   PGKEEP_BENCH_PLACES="disk s3"      where the repositories are; memory and cost are of the disk
+#   PGKEEP_BENCH_PLACES="disk s3"      where the repositories are; cost is of the disk only
 #   PGKEEP_BENCH_SEGMENTS=200          how many segments a backlog on the disk has
 #   PGKEEP_BENCH_S3_SEGMENTS=60        the same on S3
 #   PGKEEP_BENCH_SINGLES=15            how many segments are pushed one at a time
 #   PGKEEP_BENCH_ROUNDS=2              how often each backlog and each recovery is measured
 #   PGKEEP_BENCH_DELAY=20              what each answer of S3 takes longer, in ms
-#   PGKEEP_BENCH_SCALE=100             pgbench's scale: some 15 MB each
+#   PGKEEP_BENCH_SCALE=50              pgbench's scale: some 15 MB each
 #   PGKEEP_BENCH_PAIRS=12              runs of pgbench with a stream, and as many without
 #   PGKEEP_BENCH_PAIR_SECONDS=10       how long each takes
 #   PGKEEP_BENCH_SEED=1                decides which of a pair comes first
@@ -39,7 +39,7 @@ s3_segments=${PGKEEP_BENCH_S3_SEGMENTS:-60}
 singles=${PGKEEP_BENCH_SINGLES:-15}
 rounds=${PGKEEP_BENCH_ROUNDS:-2}
 delay=${PGKEEP_BENCH_DELAY:-20}
-scale=${PGKEEP_BENCH_SCALE:-100}
+scale=${PGKEEP_BENCH_SCALE:-50}
 pairs=${PGKEEP_BENCH_PAIRS:-12}
 pair_seconds=${PGKEEP_BENCH_PAIR_SECONDS:-10}
 seed=${PGKEEP_BENCH_SEED:-1}
@@ -87,6 +87,7 @@ say() { printf '%-52s %s\n' "$@"; }
 calc() { awk "BEGIN { printf \"${2:-%.2f}\", $1 }"; }
 median() { sort -n "$1" | awk '{ v[NR] = $1 } END { printf "%.1f", (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
 free_port() { /usr/bin/python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+failed=0
 # Of the whole machine since it was started, in seconds.
 cpu_seconds() { awk '/^cpu / { print ($2 + $3 + $4 + $7 + $8) / 100 }' /proc/stat; }
 wait_for() { # what, seconds, command
@@ -167,7 +168,19 @@ endpoint = "$s3"
 ca-file = "$home/tls.crt"
 credentials-file = "$home/credentials"
 TOML
-        sed -i '/^\[main\]/i repo1-type=s3\nrepo1-s3-bucket=wal\nrepo1-s3-endpoint=127.0.0.1\nrepo1-s3-region=us-east-1\nrepo1-s3-uri-style=path\nrepo1-s3-key=x\nrepo1-s3-key-secret=y\nrepo1-storage-host=127.0.0.1\nrepo1-storage-port='"$s3_port"'\nrepo1-storage-verify-tls=n' "$home/pgbackrest-s3.conf"
+        cat >"$home/pgbackrest-of-s3.conf" <<CONF
+repo1-type=s3
+repo1-s3-bucket=wal
+repo1-s3-endpoint=127.0.0.1
+repo1-s3-region=us-east-1
+repo1-s3-uri-style=path
+repo1-s3-key=x
+repo1-s3-key-secret=y
+repo1-storage-host=127.0.0.1
+repo1-storage-port=$s3_port
+repo1-storage-verify-tls=n
+CONF
+        sed -i "/^\[global\]/r $home/pgbackrest-of-s3.conf" "$home/pgbackrest-s3.conf"
     fi
 }
 keep_of() { echo "$home/pgkeep --config $home/pgkeep-$place.toml --quiet"; }
@@ -192,6 +205,15 @@ sql() { "$bin/psql" -qAtc "$1"; }
 ready() { compgen -G "$status/*.ready" | wc -l; }
 none_ready() { ! compgen -G "$status/*.ready" >/dev/null; }
 
+# Makes pgbench's tables. pgbench itself fills them with blanks, whose WAL nearly vanishes in compression.
+load() { # scale
+    "$bin/pgbench" -i -I dt -s "$1" >/dev/null 2>&1
+    sql "INSERT INTO pgbench_branches SELECT n, 0, md5(n::text) FROM generate_series(1, $1) n"
+    sql "INSERT INTO pgbench_tellers SELECT n, (n - 1) / 10 + 1, 0, md5(n::text) FROM generate_series(1, $1 * 10) n"
+    sql "INSERT INTO pgbench_accounts SELECT n, (n - 1) / 100000 + 1, 0, md5(n::text) || md5((-n)::text)
+         FROM generate_series(1, $1 * 100000) n"
+    "$bin/pgbench" -i -I vp -s "$1" >/dev/null 2>&1
+}
 make_cluster() {
     local place
     "$bin/initdb" -D "$home/data" -U bench -A trust --data-checksums --no-sync >/dev/null
@@ -214,7 +236,7 @@ CONF
         $(keep_of) check >/dev/null
         $(rest_of) stanza-create
     done
-    "$bin/pgbench" -i -q -s "$scale" >/dev/null 2>&1
+    load "$scale"
     archive_with ''
     stop "$home/data"
     rm -f "$status"/*
@@ -358,7 +380,6 @@ CONF
     end=$(awk '/archive recovery complete/ { print $1; exit }' "$home/copy.log")
     took=$(calc "$end - $begin")
     # All of it, or the ratios mean nothing.
-    last=$(sed -n "$2p" "$home/segments")
     case $1 in
         local) reached=$(redo_end) ;;
         *) [ "$(redo_end)" = "$reached" ] || fail "$1 recovered up to $(redo_end), and not $reached" ;;
@@ -387,8 +408,8 @@ recovery() { # place, tools, how many
 
 # --- The stream ---
 
-start_stream() {
-    local place=disk
+start_stream() { # place
+    local place=$1
     $(keep_of) stream 2>"$home/stream.err" &
     stream=$!
     wait_for "the stream has what there is" 600 stream_is_near
@@ -411,12 +432,23 @@ stop_after_stream() {
     sql "SELECT pg_drop_replication_slot('pgkeep')" >/dev/null
     stop "$home/data"
 }
-memory() {
+# Twice the rows of pgbench's tables, by as many sessions as there are processors: WAL as fast as it is made here.
+load_in_bulk() {
+    local session sessions=()
+    sql "CREATE TABLE bulk (LIKE pgbench_accounts)"
+    for session in $(seq "$(nproc)"); do
+        sql "INSERT INTO bulk SELECT * FROM pgbench_accounts UNION ALL SELECT * FROM pgbench_accounts" &
+        sessions+=($!)
+    done
+    wait "${sessions[@]}"
+    sql "DROP TABLE bulk"
+}
+memory() { # place
     local begin from bytes peak ticks
     start_for_stream
-    start_stream
+    start_stream "$1"
     begin=$EPOCHREALTIME from=$(sql "SELECT pg_current_wal_lsn()")
-    "$bin/pgbench" -i -I dtGvp -q -s "$((scale * 2))" >/dev/null 2>&1
+    load_in_bulk
     took=$(calc "$EPOCHREALTIME - $begin")
     bytes=$(sql "SELECT pg_current_wal_lsn() - '$from'")
     wait_for "the stream has caught up" 600 stream_is_near
@@ -425,12 +457,12 @@ memory() {
     ticks=$(awk '{ print $14 + $15 }' "/proc/$stream/stat")
     end_stream
     stop_after_stream
-    echo "stream: disk, at full rate"
+    echo "stream: $1, at full rate"
     say "  WAL made by bulk loading" "$((bytes >> 20)) MiB in $took s, $(calc "$bytes / 1048576 / $took" %.0f) MiB/s"
     say "  all of it in the repository after" "$caught s"
     say "  CPU of the stream" "$(calc "$ticks / 100") s, $(calc "$ticks * 10 * 16777216 / $bytes" %.0f) ms a segment"
     say "  memory at the peak, of at most 64 MiB" "$(calc "$peak / 1024" %.1f) MiB"
-    [ "$peak" -lt 65536 ] || fail "that is too much"
+    [ "$peak" -lt 65536 ] || { echo "that is too much" >&2; failed=1; }
 }
 run_pgbench() {
     sql checkpoint
@@ -439,12 +471,11 @@ run_pgbench() {
 cost() {
     local pair first with without
     start_for_stream
-    "$bin/pgbench" -i -q -s "$scale" >/dev/null 2>&1
     rm -f "$home/pairs"
     for pair in $(seq "$pairs"); do
         first=$(awk -v seed="$((seed * 1000 + pair))" 'BEGIN { srand(seed); rand(); print rand() < 0.5 ? "with" : "without" }')
         [ "$first" = with ] || without=$(run_pgbench)
-        start_stream
+        start_stream disk
         with=$(run_pgbench)
         end_stream
         [ "$first" = without ] || without=$(run_pgbench)
@@ -470,7 +501,7 @@ describe_s3() {
     head -c 2000000 /dev/urandom >"$home/two"
     for url in "$near_s3" "$s3"; do
         times=$(for _ in 1 2 3 4 5; do
-            curl -sSk --fail --user x:y --aws-sigv4 aws:amz:us-east-1:s3 -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' \
+            curl -sSk --fail --expect100-timeout 0.001 --user x:y --aws-sigv4 aws:amz:us-east-1:s3 -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' \
                 -T "$home/two" -o "$home/out" -w '%{time_total}\n' "$url/wal/two"
         done | sort -n | sed -n 3p)
         say "a PUT of 2 MB, $([ "$url" = "$s3" ] && echo "with TLS and $delay ms" || echo "at the server itself")" "$(calc "$times * 1000" %.0f) ms"
@@ -491,10 +522,9 @@ for place in $places; do
     else
         count=$s3_segments beside="pgkeep pgbackrest"
     fi
-    for part in single backlog recovery; do
+    for part in single backlog recovery memory; do
         ! wanted $part || { echo; $part "$place" "$beside" "$count"; }
     done
 done
-for part in memory cost; do
-    ! wanted $part || { echo; $part; }
-done
+! wanted cost || ! wanted_place disk || { echo; cost; }
+exit "$failed"
