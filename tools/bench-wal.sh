@@ -28,8 +28,14 @@ if [ "$(id -u)" = 0 ]; then
     install -m 0755 "$pgkeep" "$place/pgkeep"
     install -m 0755 "$0" "${0%/*}/delay.py" "$place"
     cd /
-    setpriv --reuid postgres --regid postgres --init-groups -- "$place/${0##*/}" "$place/pgkeep"
-    exit
+    setpriv --reuid postgres --regid postgres --init-groups -- "$place/${0##*/}" "$place/pgkeep" &
+    trap 'kill "$!"' INT TERM
+    result=0
+    # A signal ends the first wait.
+    wait "$!" || result=$?
+    trap '' INT TERM
+    wait "$!" || result=$?
+    exit "$result"
 fi
 tools=$(readlink -f "${0%/*}")
 parts=${PGKEEP_BENCH_PARTS:-single backlog recovery memory cost}
@@ -79,6 +85,7 @@ finish() {
     [ -n "$keep" ] && echo "kept: $home" || rm -rf "$home"
 }
 trap finish EXIT
+trap 'exit 130' INT TERM
 
 wanted() { [[ " $parts " = *" $1 "* ]]; }
 wanted_place() { [[ " $places " = *" $1 "* ]]; }
@@ -128,6 +135,7 @@ write_configurations() {
     local place
     for place in $places; do
         cat >"$home/pgkeep-$place.toml" <<TOML
+state-dir = "$home/state-$place"
 [repository.main]
 url = "$([ "$place" = disk ] && echo "file://$home/pgkeep-disk" || echo "s3://wal/pgkeep")"
 key-file = "$home/$place.key"
@@ -136,7 +144,7 @@ conninfo = "host=$home user=bench"
 pgdata = "$home/data"
 archive-timeout = "10min"
 TOML
-        mkdir -p "$home/spool-$place" "$home/lock-$place"
+        mkdir "$home/spool-$place" "$home/lock-$place"
         cat >"$home/pgbackrest-$place.conf" <<CONF
 [global]
 repo1-path=$([ "$place" = disk ] && echo "$home/pgbackrest-disk" || echo /pgbackrest)
@@ -185,14 +193,29 @@ CONF
 }
 keep_of() { echo "$home/pgkeep --config $home/pgkeep-$place.toml --quiet"; }
 rest_of() { echo "pgbackrest --config=$home/pgbackrest-$place.conf --stanza=main"; }
-# What is archived goes, so that the next one archives the same anew. What says which server it is stays.
+# What is archived goes, and what anybody remembers of it, so that the next one archives the same anew. What says
+# which server it is stays.
 wipe() {
     wait_for "the last processes end" 60 none_lingers
     rm -rf "$home"/{pgkeep-disk,s3/wal/pgkeep}/clusters/main/wal/*/0000*/0*
     rm -rf "$home"/{pgbackrest-disk,s3/wal/pgbackrest}/archive/main/15-1/0*
-    rm -rf "$home"/spool-*/* "$home/copies"
+    rm -rf "$home"/spool-*/* "$home"/state-* "$home/copies"
     mkdir "$home/copies"
     sync
+}
+
+# Fails unless a tool has really stored what it said it has.
+stored() { # tool, how many
+    local directories each count=0
+    case $1 in
+        pgkeep) directories=("$home"/{pgkeep-disk,s3/wal/pgkeep}/clusters/main/wal) ;;
+        pgbackrest) directories=("$home"/{pgbackrest-disk,s3/wal/pgbackrest}/archive/main) ;;
+        cp) directories=("$home/copies") ;;
+    esac
+    for each in $(head -n "$2" "$home/segments"); do
+        [ -z "$(find "${directories[@]}" -type f -name "$each*" -print -quit 2>/dev/null)" ] || count=$((count + 1))
+    done
+    [ "$count" = "$2" ] || fail "$1 has stored $count of $2 segments"
 }
 
 # --- The server, and its WAL ---
@@ -278,14 +301,13 @@ push_single() { # tool, segment
         cp) cp "pg_wal/$2" "$home/copies/$2" && sync "$home/copies/$2" "$home/copies" ;;
     esac
 }
-single() { # place, tools
-    local place=$1 tools=($2) n=0 segment tool turn
+single() { # place, tools, how many there are
+    local place=$1 tools=($2) count=$3 n=0 segment tool turn
     wipe
     cd "$home/data"
     rm -f "$home"/*.ms "$home"/*.cpu
-    # Spread over all, so that each is another kind of WAL.
-    for segment in $(awk -v all="$(wc -l <"$home/segments")" -v want="$singles" \
-        'int(NR * want / all) > int((NR - 1) * want / all)' "$home/segments"); do
+    # Neighbours, as a server has them: pgkeep stores what is missing between two as well.
+    for segment in $(head -n "$count" "$home/segments" | tail -n "$singles"); do
         for turn in "${!tools[@]}"; do
             tool=${tools[(turn + n) % ${#tools[@]}]}
             TIMEFORMAT='%R %U %S'
@@ -332,6 +354,7 @@ push_all() { # tool, how many
     reload
     stop "$home/data"
     all_done
+    stored "$1" "$2"
 }
 backlog() { # place, tools, how many
     local place=$1 count=$3 round tool line
@@ -363,7 +386,7 @@ get_command() { # tool
 recover() { # tool, how many
     local begin end each
     wait_for "the last processes end" 60 none_lingers
-    rm -rf "$home/copy" "$home/copy.log" "$home"/spool-*/*
+    rm -rf "$home/copy" "$home/copy.log" "$home"/spool-*/* "$home"/state-*
     cp -a "$home/cold" "$home/copy"
     if [ "$1" = local ]; then
         for each in $(head -n "$2" "$home/segments"); do cp "$home/data/pg_wal/$each" "$home/copy/pg_wal/"; done
