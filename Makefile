@@ -8,13 +8,14 @@ ON_S3 := archive:: backup:: fixture:: incremental:: recovery:: restore_write::re
 NOT_ON_S3 := --skip s3::
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test check bench build install-demo install-test install-bench
+.PHONY: help demo test check bench bench-wal build install-demo install-test install-bench
 
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
 	@echo "make test    install what is missing, and run every check and test"
 	@echo "make check   format, lints and the quick tests, without any server"
 	@echo "make bench   time and memory of backup, restore and archiving, beside PostgreSQL's own tools"
+	@echo "make bench-wal  archiving, recovery from the archive and the stream, beside pgBackRest and cp"
 	@echo "make build   the release binary, target/release/pgkeep"
 
 install-demo:
@@ -49,3 +50,6 @@ check:
 bench: install-bench build
 	@tools/bench.sh $(RELEASE)/pgkeep
 	PGKEEP_TEST_PROGRAM=$(RELEASE)/pgkeep cargo test --quiet --locked --test integration -- --nocapture s3::memory
+
+bench-wal: install-bench build
+	@tools/bench-wal.sh $(RELEASE)/pgkeep

