@@ -1,34 +1,77 @@
-//! What waits in `pg_wal` behind a file that one repository doesn't take: the others get it all the
-//! same.
+//! What waits in `pg_wal` behind the file that the server offers: it is stored ahead, several files at a time.
 //!
-//! The server offers one file at a time, and the next one only when every repository has that. So
-//! while one of them is gone, the others would get nothing more, and no backup could end. What is
-//! marked `.ready` in `archive_status` is complete (`xlogarchive.c`, `XLogArchiveNotify`) and may be
-//! stored early; the server offers it later, and it is there already. Nothing is acknowledged by
-//! this, and nothing below the data directory is touched.
+//! The server offers one file at a time, and the next one when that is stored. What is marked `.ready` in
+//! `archive_status` is complete (`xlogarchive.c`, `XLogArchiveNotify`) and may be stored before it is offered. Nothing
+//! is acknowledged by this, and nothing below the data directory is touched. When the server offers
+//! such a file, [`Proven`] knows that it is durable, or else the file is stored as any other, and found there.
+//!
+//! It happens within a push, and no process stays behind it: such a one would be the server's own child where
+//! the server is process 1 of a container, and its death would be taken for a backend's crash (`postmaster.c`,
+//! `CleanupBackend`). What that costs is that nothing is stored during the calls that find their file there.
+//!
+//! When one repository can't be reached, the server offers the same file again and again. Then the others get
+//! what waits all the same, or no backup could end.
 
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{data_directory::DataDirectory, push::store_in_all, source::Source};
+use tokio::task::{JoinError, JoinSet};
+
+use super::{
+    data_directory::DataDirectory, proven::Proven, push::store_in_all, source::Source,
+    state::Identity,
+};
 use crate::{
-    error::Result,
+    config::RepositorySettings,
+    error::{Context, Kind, Result},
     postgres::WalFile,
     repo::wal::{WalObject, WalStore},
     storage::ObjectName,
 };
 
-/// No file is begun later than this: the server waits for the answer, and asks again soon.
-const LONGEST: Duration = Duration::from_secs(30);
+/// No file is begun later than this: the server waits for the answer.
+const BRIEF: Duration = Duration::from_secs(2);
 
-/// Stores the files that wait beside the one at `path` in `stores`, the oldest first. What goes wrong
-/// is told when the server offers the file itself.
-pub(super) async fn store(directory: &DataDirectory, path: &Path, stores: &[&WalStore]) {
-    let begun = Instant::now();
+/// The same where a repository is away, and the server asks only three times a minute.
+const LONG: Duration = Duration::from_secs(30);
+
+/// How many files are stored at a time where that isn't bound by waiting for answers.
+const FILES_AT_ONCE: usize = 4;
+
+/// The same where it is.
+const REQUESTS_AT_ONCE: usize = 8;
+
+/// Stores the files that wait beside the one at `path` in all repositories, the oldest first, and notes it.
+/// What goes wrong is told when the server offers the file itself.
+pub(super) async fn store(
+    directory: &Arc<DataDirectory>,
+    path: &Path,
+    repositories: &[&RepositorySettings],
+    stores: &[&WalStore],
+    proven: &Proven,
+) {
+    if !proven.is_kept() {
+        return;
+    }
+    proven.sweep();
+    let is_new =
+        |file: &WalFile| !proven.has(&path.with_file_name(file.to_string()), *file, repositories);
+    let files = waiting(path).into_iter().filter(is_new).map(|file| (file, stores.to_vec()));
+    let note = |file, identity| proven.note(file, identity, repositories);
+    run(directory, path, files, BRIEF, note).await;
+}
+
+/// Stores them in the repositories that can be reached, where they aren't yet.
+pub(super) async fn store_in_reachable(
+    directory: &Arc<DataDirectory>,
+    path: &Path,
+    stores: &[&WalStore],
+) {
     let waiting = waiting(path);
     let mut known = Vec::with_capacity(stores.len());
     for store in stores {
@@ -37,21 +80,73 @@ pub(super) async fn store(directory: &DataDirectory, path: &Path, stores: &[&Wal
             Err(e) => tracing::warn!("look for what could be stored early: {e}"),
         }
     }
-    for file in waiting {
+    let files = waiting.into_iter().map(|file| {
         let without = known.iter().filter(|(_, there)| !there.contains(&file.to_string()));
-        let without: Vec<_> = without.map(|(store, _)| *store).collect();
-        if without.is_empty() {
-            continue;
+        (file, without.map(|(store, _)| *store).collect())
+    });
+    run(directory, path, files, LONG, |_, _| {}).await;
+}
+
+/// Stores each file in its stores, several at a time, and calls `stored` for those that have become durable in
+/// all of them.
+async fn run<'s>(
+    directory: &Arc<DataDirectory>,
+    path: &Path,
+    files: impl Iterator<Item = (WalFile, Vec<&'s WalStore>)>,
+    longest: Duration,
+    stored: impl Fn(WalFile, Identity),
+) {
+    let begun = Instant::now();
+    let mut storing: JoinSet<(WalFile, Result<Identity>)> = JoinSet::new();
+    let end = |joined: Option<Result<(WalFile, Result<Identity>), JoinError>>| match joined {
+        Some(Ok((file, Ok(identity)))) => stored(file, identity),
+        Some(Ok((file, Err(e)))) => tracing::warn!("store {file} ahead: {e}"),
+        Some(Err(e)) => tracing::warn!("store a file ahead: {e}"),
+        None => {}
+    };
+    for (file, stores) in files.filter(|(_, stores)| !stores.is_empty()) {
+        if begun.elapsed() > longest {
+            tracing::info!("{file} and what follows waits until the server calls again");
+            break;
         }
-        if begun.elapsed() > LONGEST {
-            tracing::info!("{file} and what follows waits until the server tries again");
-            return;
+        if storing.len() >= at_once(&stores) {
+            end(storing.join_next().await);
         }
+        let directory = Arc::clone(directory);
         let beside = path.with_file_name(file.to_string());
-        if let Err(e) = store_one(directory, &beside, file, &without).await {
-            tracing::warn!("store {file} early: {e}");
-        }
+        let stores: Vec<WalStore> = stores.into_iter().cloned().collect();
+        storing.spawn(async move { (file, store_one(&directory, beside, file, &stores).await) });
     }
+    while !storing.is_empty() {
+        end(storing.join_next().await);
+    }
+}
+
+fn at_once(stores: &[&WalStore]) -> usize {
+    let questions =
+        |store: &&WalStore| store.repository().storage().capabilities().questions_at_once;
+    match stores.iter().map(questions).max() {
+        Some(2..) => REQUESTS_AT_ONCE,
+        _ => std::thread::available_parallelism().map_or(1, usize::from).min(FILES_AT_ONCE),
+    }
+}
+
+async fn store_one(
+    directory: &DataDirectory,
+    path: PathBuf,
+    file: WalFile,
+    stores: &[WalStore],
+) -> Result<Identity> {
+    let stores: Vec<_> = stores.iter().collect();
+    // From before it is read: what is changed meanwhile isn't what was stored.
+    let identity =
+        Identity::of(&path).context(Kind::Local, || format!("look at {}", path.display()))?;
+    let mut source = Source::open(&path, file, directory)?.on_one_thread();
+    source.check_ancestry(&stores).await?;
+    for result in store_in_all(&mut source, &stores).await? {
+        result?;
+    }
+    Ok(identity)
 }
 
 /// The names of files that a repository has of the timelines that `waiting` is of, from the first
@@ -78,20 +173,6 @@ async fn there(store: &WalStore, waiting: &[WalFile]) -> Result<BTreeSet<String>
         }
     }
     Ok(there)
-}
-
-async fn store_one(
-    directory: &DataDirectory,
-    path: &Path,
-    file: WalFile,
-    without: &[&WalStore],
-) -> Result<()> {
-    let mut source = Source::open(path, file, directory)?;
-    source.check_ancestry(without).await?;
-    for result in store_in_all(&mut source, without).await? {
-        result?;
-    }
-    Ok(())
 }
 
 /// The files beside `path` that the server will offer next: histories, then segments, as it does

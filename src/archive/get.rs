@@ -6,6 +6,7 @@
 //! error. What passes by itself, a disk that isn't mounted yet, is tried again for a while.
 
 use std::{
+    fs::File,
     io::{Read, Seek, SeekFrom},
     path::Path,
     time::Duration,
@@ -14,7 +15,12 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    data_directory::DataDirectory, destination::Destination, partial, source::check_header,
+    data_directory::DataDirectory,
+    destination::Destination,
+    fetch_ahead::FetchAhead,
+    partial,
+    source::check_header,
+    spool::{Spool, Taken},
     tablespaces,
 };
 use crate::{
@@ -34,6 +40,9 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// How long a segment that another process fetches is waited for before it is fetched here, too.
+const FETCHED_BY_ANOTHER: Duration = Duration::from_secs(5);
+
 /// What a get came to, when it could tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Got {
@@ -48,6 +57,16 @@ pub enum Got {
     Absent,
 }
 
+/// How a get is done.
+#[derive(Debug, Clone, Default)]
+pub struct GetOptions {
+    /// For a copy that is to leave everything alone that isn't its own: a segment in which a
+    /// tablespace is made is an error ([`Kind::Conflict`]).
+    pub refuse_tablespaces: bool,
+    /// How to fetch what recovery asks for next, if that is to be done.
+    pub ahead: Option<FetchAhead>,
+}
+
 /// Writes `file` to `destination`, the path that PostgreSQL gives for `%p`.
 ///
 /// A repository that can't be reached (an error of [`Kind::Repository`]) is tried again until
@@ -59,40 +78,36 @@ pub async fn get(
     cluster: &ClusterSettings,
     file: WalFile,
     destination: &Path,
-) -> Result<Got> {
-    get_with(repositories, cluster, file, destination, false).await
-}
-
-/// As [`get`], for a copy that is to leave everything alone that isn't its own: a segment in which a
-/// tablespace is made is an error ([`Kind::Conflict`]).
-pub async fn get_for_a_copy(
-    repositories: &[&RepositorySettings],
-    cluster: &ClusterSettings,
-    file: WalFile,
-    destination: &Path,
-) -> Result<Got> {
-    get_with(repositories, cluster, file, destination, true).await
-}
-
-async fn get_with(
-    repositories: &[&RepositorySettings],
-    cluster: &ClusterSettings,
-    file: WalFile,
-    destination: &Path,
-    refuse_tablespaces: bool,
+    options: &GetOptions,
 ) -> Result<Got> {
     if repositories.is_empty() {
         return Err(Error::new(Kind::Usage, "no repository is configured"));
     }
     let directory = DataDirectory::of_wal_path(destination, cluster)?;
     let layout = ClusterLayout::new(&cluster.name)?;
+    let refuse_tablespaces = options.refuse_tablespaces;
     let request = Request { file, destination, directory: &directory, refuse_tablespaces };
+    let ahead = options.ahead.as_ref();
+    let spool = ahead.and_then(|ahead| Some((ahead, ahead.spool(&directory, destination)?)));
+    if let (WalFile::Segment(segment), Some((ahead, spool))) = (file, &spool)
+        && let Some(taken) = request.take(spool, segment, repositories).await?
+    {
+        ahead.go_on(spool, segment);
+        return Ok(served(taken.repository, taken.object));
+    }
     let mut opened: Vec<Option<Repository>> = vec![None; repositories.len()];
     let deadline = Instant::now() + cluster.outage_wait;
     let mut pause = FIRST_PAUSE;
     loop {
         let failure = match request.attempt(repositories, &layout, &mut opened).await? {
-            Ok(got) => return Ok(got),
+            Ok(got) => {
+                if let (WalFile::Segment(segment), Some((ahead, spool)), Got::Served { .. }) =
+                    (file, &spool, &got)
+                {
+                    ahead.go_on(spool, segment);
+                }
+                return Ok(got);
+            }
             Err(failure) => failure,
         };
         if !failure.may_pass || Instant::now() >= deadline {
@@ -131,6 +146,25 @@ struct Failure {
 }
 
 impl Request<'_> {
+    /// Takes the segment out of the spool. One that is being fetched is waited for.
+    async fn take(
+        &self,
+        spool: &Spool,
+        segment: SegmentName,
+        repositories: &[&RepositorySettings],
+    ) -> Result<Option<Taken>> {
+        let deadline = Instant::now() + FETCHED_BY_ANOTHER;
+        while spool.is_fetched_now(segment) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        spool.take(segment, self.destination, repositories, |file| {
+            let name = spool.path(segment);
+            let bytes = file.metadata().context(Kind::Local, || name.display().to_string())?.len();
+            self.check_segment(file, segment, &name.to_string_lossy(), bytes, false)?;
+            self.check_tablespaces(file, segment)
+        })
+    }
+
     /// Asks each repository once. The outer error is about the destination.
     async fn attempt(
         &self,
@@ -264,7 +298,7 @@ impl Request<'_> {
 
     /// Serves the file from one repository: the object of its name, or a repaired copy. `None` when
     /// there is neither.
-    async fn serve(&self, store: &WalStore) -> Result<Option<ObjectName>> {
+    pub(super) async fn serve(&self, store: &WalStore) -> Result<Option<ObjectName>> {
         if let WalFile::Partial(segment) = self.file {
             return partial::serve_partial(self, store, segment).await;
         }
@@ -311,8 +345,14 @@ impl Request<'_> {
         };
         if let WalFile::Segment(segment) = self.file {
             let is_partial = name.file_name().contains(".partial.");
-            self.check_segment(&mut destination, segment, name.as_str(), summary.size, is_partial)?;
-            self.check_tablespaces(&mut destination, segment)?;
+            self.check_segment(
+                destination.file(),
+                segment,
+                name.as_str(),
+                summary.size,
+                is_partial,
+            )?;
+            self.check_tablespaces(destination.file(), segment)?;
         }
         destination.finish()?;
         Ok(true)
@@ -345,8 +385,8 @@ impl Request<'_> {
     ) -> Result<()> {
         let Received { mut destination, bytes, .. } = received;
         let name = store.plain(self.file);
-        self.check_segment(&mut destination, segment, &format!("{name}.part.*"), bytes, true)?;
-        self.check_tablespaces(&mut destination, segment)?;
+        self.check_segment(destination.file(), segment, &format!("{name}.part.*"), bytes, true)?;
+        self.check_tablespaces(destination.file(), segment)?;
         if store.has(self.file).await? {
             return Err(Error::new(Kind::Repository, format!("{segment} became whole just now")));
         }
@@ -354,19 +394,19 @@ impl Request<'_> {
     }
 
     /// Refuses a segment in which a tablespace is made, where that is asked for.
-    fn check_tablespaces(&self, destination: &mut Destination, segment: SegmentName) -> Result<()> {
+    fn check_tablespaces(&self, file: &mut File, segment: SegmentName) -> Result<()> {
         if !self.refuse_tablespaces {
             return Ok(());
         }
         let (size, wal) = (self.directory.control.segment_size, &self.directory.path);
-        tablespaces::refuse(destination.file(), segment, size, &wal.join("pg_wal"))
+        tablespaces::refuse(file, segment, size, &wal.join("pg_wal"))
     }
 
     /// Checks that what was fetched is this segment of this system, and fills up a partial one that
     /// came short, as `pg_receivewal` may leave it.
     fn check_segment(
         &self,
-        destination: &mut Destination,
+        file: &mut File,
         segment: SegmentName,
         name: &str,
         bytes: u64,
@@ -378,14 +418,16 @@ impl Request<'_> {
             return Err(wrong(format!("has {bytes} bytes, a segment has {size}")));
         }
         let what = || format!("write {}", self.destination.display());
-        let file = destination.file();
         let mut page = Vec::new();
         file.seek(SeekFrom::Start(0)).context(Kind::Local, what)?;
         file.take(SegmentHeader::LEN as u64).read_to_end(&mut page).context(Kind::Local, what)?;
         let header =
             SegmentHeader::parse(&page).map_err(|e| wrong("isn't a segment".into()).because(e))?;
         check_header(&header, segment, self.directory).map_err(|e| e.of(name))?;
-        file.set_len(size).context(Kind::Local, what)
+        match bytes == size {
+            true => Ok(()),
+            false => file.set_len(size).context(Kind::Local, what),
+        }
     }
 }
 

@@ -1,18 +1,20 @@
 //! `archive-push`: one file of `pg_wal` into every repository.
 //!
 //! Success means that each of them holds the file durably; where one fails, the others get theirs all
-//! the same, and what waits behind it ([`super::ahead`]). Nothing is queued, nothing below the data
-//! directory is touched. A file that was stored before is a success again, since PostgreSQL offers a
+//! the same. What waits behind it is stored ahead ([`super::ahead`]), and what is missing before it, too
+//! ([`super::heal`]). Nothing is queued, nothing below the data directory is touched. A file that was stored before is a success again, since PostgreSQL offers a
 //! file once more after a crash, and since the push before may have been killed after storing it; to
 //! be sure that what is there is the file and durable, all of it is read. Other content under the
 //! same name is refused and the stored one stays.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 pub use super::store::Stored;
 use super::{
     ahead,
     data_directory::DataDirectory,
+    heal,
+    proven::Proven,
     source::Source,
     store::{create_in_all, lost_result, settle},
 };
@@ -46,13 +48,14 @@ pub struct PushOutcome {
 }
 
 /// Stores the file at `path` in every repository. `path` is as PostgreSQL gives it: `pg_wal/NAME`
-/// in the data directory, or absolute.
+/// in the data directory, or absolute. `state_dir` is where it is noted what was stored ahead.
 ///
 /// Fails with [`Kind::Conflict`] when the file is of another system than the data directory, when
 /// the system isn't registered in a repository, or when other content is stored under the name.
 pub async fn push(
     repositories: &[&RepositorySettings],
     cluster: &ClusterSettings,
+    state_dir: &Path,
     path: &Path,
 ) -> Result<PushOutcome> {
     if repositories.is_empty() {
@@ -62,11 +65,16 @@ pub async fn push(
     let wal: WalFile = name
         .parse()
         .map_err(|e| Error::new(Kind::Usage, format!("push {}", path.display())).because(e))?;
-    let directory = DataDirectory::of_wal_path(path, cluster)?;
+    let directory = Arc::new(DataDirectory::of_wal_path(path, cluster)?);
     directory.check_configured(cluster)?;
     let mut source = Source::open(path, wal, &directory)?;
     let layout = ClusterLayout::new(&cluster.name)?;
     let system = directory.system;
+    let proven = Proven::of(state_dir, &directory, cluster);
+    if proven.has(path, wal, repositories) {
+        let stored = repositories.iter().map(|r| (r.name.clone(), Stored::Already)).collect();
+        return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
+    }
 
     let mut stores = Vec::with_capacity(repositories.len());
     for settings in repositories {
@@ -78,7 +86,9 @@ pub async fn push(
         store_history(&directory, &mut stores, path, wal.timeline()).await;
     }
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
-    let results = store_in_all(&mut source, &open).await?;
+    let storing = store_in_all(&mut source, &open);
+    let (results, ()) = tokio::join!(storing, heal::before(&directory, path, wal, &open));
+    let results = results?;
 
     let mut results = results.into_iter();
     let mut stored = Vec::with_capacity(repositories.len());
@@ -99,16 +109,15 @@ pub async fn push(
         }
     }
     let is_outage = failed.iter().all(|e| matches!(e.kind(), Kind::Repository | Kind::Denied));
-    match merge(failed) {
-        Some(e) => {
-            let healthy: Vec<_> = healthy.iter().collect();
-            if is_outage && !healthy.is_empty() {
-                ahead::store(&directory, path, &healthy).await;
-            }
-            Err(e)
-        }
-        None => Ok(PushOutcome { file: wal, size: source.size(), system, stored }),
+    let healthy: Vec<_> = healthy.iter().collect();
+    let Some(failure) = merge(failed) else {
+        ahead::store(&directory, path, repositories, &healthy, &proven).await;
+        return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
+    };
+    if is_outage && !healthy.is_empty() {
+        ahead::store_in_reachable(&directory, path, &healthy).await;
     }
+    Err(failure)
 }
 
 /// Stores the history of a segment's timeline before the segment, where it isn't yet: without it

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use sha2::{Digest, Sha256};
@@ -23,6 +24,10 @@ use crate::{
 /// promotion, or ten lines.
 const SMALL_FILE: u64 = 1 << 20;
 
+/// How many frames of one file are compressed at a time: one thread reads and hashes in the time in
+/// which two compress.
+const THREADS: usize = 2;
+
 /// Records begin at multiples of so many bytes (`xlogrecord.h`, MAXALIGN).
 const ALIGNMENT: u64 = 8;
 
@@ -36,6 +41,7 @@ pub struct Source {
     segment_size: SegmentSize,
     /// The timeline that the first page carries.
     first_page: Option<Timeline>,
+    threads: usize,
 }
 
 impl Source {
@@ -79,7 +85,8 @@ impl Source {
             }
             WalFile::BackupHistory(..) => None,
         };
-        Ok(Source { path: path.to_owned(), file, wal, size, segment_size, first_page })
+        let threads = if size > WAL_FRAME as u64 { THREADS } else { 0 };
+        Ok(Source { path: path.to_owned(), file, wal, size, segment_size, first_page, threads })
     }
 
     /// Refuses a segment whose first page is of a timeline that isn't an ancestor of the name's,
@@ -124,6 +131,18 @@ impl Source {
         self.size
     }
 
+    /// How many of its frames are compressed at a time, beside its reading.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Has its frames compressed by the thread that reads it.
+    #[must_use]
+    pub fn on_one_thread(mut self) -> Self {
+        self.threads = 0;
+        self
+    }
+
     /// Reads it once from its start.
     pub fn pass(&mut self) -> Result<Pass<'_>> {
         let scanner = match self.wal {
@@ -135,8 +154,7 @@ impl Source {
         self.file
             .seek(SeekFrom::Start(0))
             .context(Kind::Local, || format!("read {}", self.path.display()))?;
-        let buffer = vec![0; WAL_FRAME.min(usize::try_from(self.size).unwrap_or(WAL_FRAME))];
-        Ok(Pass { source: self, buffer, digest: Sha256::new(), read: 0, zeros: 0, scanner })
+        Ok(Pass { source: self, digest: Sha256::new(), read: 0, zeros: 0, scanner })
     }
 
     /// The record that begins in the segment before and ends in this one. `None` when that segment
@@ -232,7 +250,6 @@ pub fn check_header(
 /// One reading of a [`Source`], frame by frame.
 pub struct Pass<'a> {
     source: &'a mut Source,
-    buffer: Vec<u8>,
     digest: Sha256,
     read: u64,
     /// How many of the bytes that were read last are zeros.
@@ -242,27 +259,27 @@ pub struct Pass<'a> {
 
 impl Pass<'_> {
     /// The next bytes, at most a frame's; `None` at the end.
-    pub fn next(&mut self) -> Result<Option<&[u8]>> {
+    pub fn next(&mut self) -> Result<Option<Arc<Vec<u8>>>> {
         let left = self.source.size - self.read;
         if left == 0 {
             return Ok(None);
         }
-        let len = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let chunk = &mut self.buffer[..len];
+        let mut chunk = vec![0; WAL_FRAME.min(usize::try_from(left).unwrap_or(WAL_FRAME))];
+        let len = chunk.len();
         self.source
             .file
-            .read_exact(chunk)
+            .read_exact(&mut chunk)
             .context(Kind::Local, || format!("read {}", self.source.path.display()))?;
         self.read += len as u64;
-        self.digest.update(&*chunk);
+        self.digest.update(&chunk);
         self.zeros = match chunk.iter().rposition(|byte| *byte != 0) {
             Some(last) => (len - last - 1) as u64,
             None => self.zeros + len as u64,
         };
         if let Some(scanner) = &mut self.scanner {
-            scanner.feed(chunk, &mut |_| {});
+            scanner.feed(&chunk, &mut |_| {});
         }
-        Ok(Some(chunk))
+        Ok(Some(Arc::new(chunk)))
     }
 
     /// What was read. Refuses a segment that isn't finished: one that valid WAL ends in without

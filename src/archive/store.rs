@@ -10,7 +10,7 @@ use crate::{
     postgres::WalFile,
     repo::{
         catalog::exists,
-        sealed::SealedWriter,
+        sealed::ThreadedWriter,
         wal::{StoredSummary, WalStore},
     },
     storage::ObjectName,
@@ -37,13 +37,13 @@ pub async fn create_in_all(
 ) -> Result<(StoredSummary, Vec<Result<Stored>>)> {
     let mut writers = Vec::with_capacity(targets.len());
     for (store, name) in targets {
-        writers.push(SealedWriter::create(store.repository(), name).await);
+        writers.push(ThreadedWriter::create(store.repository(), name, source.threads()).await);
     }
     let mut pass = source.pass()?;
     while let Some(chunk) = pass.next()? {
         for slot in &mut writers {
             if let Ok(writer) = slot
-                && let Err(e) = writer.seal(chunk).await
+                && let Err(e) = writer.seal(&chunk).await
             {
                 *slot = Err(e);
             }

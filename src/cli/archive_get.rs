@@ -1,14 +1,17 @@
 //! `pgkeep archive-get`, PostgreSQL's `restore_command`. The exit codes are the point of it: see
 //! [`super::exit`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use serde::Serialize;
 
 use super::{Global, runtime::Guarded, wal_path};
 use crate::{
-    archive::{self, Got},
+    archive::{self, FetchAhead, GetOptions, Got},
     config::{ClusterSettings, StandbyOutage},
     error::{Context, Error, Kind, Result},
     postgres::WalFile,
@@ -45,6 +48,9 @@ pub(super) struct ArchiveGet {
     /// beside the original, as drill makes one
     #[arg(long)]
     refuse_new_tablespaces: bool,
+    /// Fetch what recovery will ask for after NAME; archive-get starts this itself
+    #[arg(long, hide = true)]
+    ahead: bool,
 }
 
 #[derive(Serialize)]
@@ -57,6 +63,9 @@ struct Answer<'a> {
 
 impl ArchiveGet {
     pub fn run(&self, global: &Global, guarded: Guarded) -> Result<u8> {
+        if self.ahead {
+            return guarded.run(self.fetch_ahead(global)).map(|()| 0);
+        }
         let got = guarded.run(self.get(global))?;
         let answer = match &got {
             Got::Served { repository, object } => {
@@ -72,17 +81,25 @@ impl ArchiveGet {
         Ok(code)
     }
 
+    async fn fetch_ahead(&self, global: &Global) -> Result<()> {
+        let settings = global.settings()?;
+        let repositories = settings.selected_repositories(global.repo.as_deref())?;
+        let cluster = wal_path::cluster(global, &settings, &self.path)?;
+        archive::fetch_ahead(&repositories, cluster, &settings.state_dir, &self.path).await
+    }
+
     async fn get(&self, global: &Global) -> Result<Got> {
         let file: WalFile =
             self.name.parse().context(Kind::Usage, || format!("get {}", self.name))?;
         let settings = global.settings()?;
         let repositories = settings.selected_repositories(global.repo.as_deref())?;
         let cluster = wal_path::cluster(global, &settings, &self.path)?;
-        let got = match self.refuse_new_tablespaces {
-            true => archive::get_for_a_copy(&repositories, cluster, file, &self.path).await,
-            false => archive::get(&repositories, cluster, file, &self.path).await,
+        let options = GetOptions {
+            refuse_tablespaces: self.refuse_new_tablespaces,
+            ahead: ahead_command()
+                .map(|command| FetchAhead { state_dir: settings.state_dir.clone(), command }),
         };
-        match got {
+        match archive::get(&repositories, cluster, file, &self.path, &options).await {
             Err(e) if outage_is_absence(&e, cluster, &self.path) => {
                 tracing::warn!(
                     "{e}; this is a standby and standby-outage is continue, so {} is said to be \
@@ -102,6 +119,14 @@ impl ArchiveGet {
             Err(e) => Err(e),
         }
     }
+}
+
+/// This program, as it was called, to fetch ahead; `None` where the system doesn't say which that is.
+fn ahead_command() -> Option<Vec<OsString>> {
+    let program = std::env::current_exe().ok()?;
+    let arguments = std::env::args_os().skip(1);
+    let ahead = std::iter::once(OsString::from("--ahead"));
+    Some(std::iter::once(program.into_os_string()).chain(arguments).chain(ahead).collect())
 }
 
 /// Whether this failure is an outage that a standby may sit out: it goes on streaming, and asks

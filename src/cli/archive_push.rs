@@ -52,7 +52,7 @@ impl ArchivePush {
             let settings = global.settings()?;
             let repositories = settings.selected_repositories(None)?;
             let cluster = wal_path::cluster(global, &settings, &self.path)?;
-            archive::push(&repositories, cluster, &self.path).await
+            archive::push(&repositories, cluster, &settings.state_dir, &self.path).await
         })?;
         let pushed = pushed(&outcome);
         for to in &pushed.repositories {

@@ -17,8 +17,11 @@ use crate::error::{Context, Error, Kind, Result};
 /// How long work that was given up may go on, before the process ends under it.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
-/// What a command that a server runs is run with: this thread alone, since the server waits for each
-/// push and get, and no signal that ends the process.
+/// How many threads store or fetch ahead, at most.
+const AHEAD: usize = 4;
+
+/// What a command that a server runs is run with: no signal that ends the process, and few threads, since
+/// the server waits for each push and get.
 ///
 /// The server reads the code that a signal's default action would leave behind (128 and its number),
 /// so signals are watched from here on to the process's end: those that arrive before the work begins
@@ -31,7 +34,10 @@ pub(super) struct Guarded {
 impl Guarded {
     /// Begins to watch for signals.
     pub fn new() -> Result<Self> {
-        let runtime = build(Builder::new_current_thread())?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(AHEAD);
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(threads).max_blocking_threads(threads);
+        let runtime = build(builder)?;
         let inside = runtime.enter();
         let signals = Signals::watch(&ENDING)?;
         drop(inside);

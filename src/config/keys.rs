@@ -156,6 +156,15 @@ pub const KEYS: &[Key] = &[
                   read and write; memory grows with it",
     },
     Key {
+        scope: Scope::Top,
+        name: "state-dir",
+        takes: "an absolute path",
+        default: "/var/tmp/pgkeep-UID, with the number of the user that runs it",
+        meaning: "where archive-push and archive-get leave something for their next call: what was \
+                  stored or fetched ahead. It is made if it isn't there, nobody else may write to \
+                  it, and it may be lost at any time",
+    },
+    Key {
         scope: Scope::Repository,
         name: "url",
         takes: "file:// and an absolute path, or s3:// and a bucket, as in s3://bucket/prefix",

@@ -53,6 +53,8 @@ pub struct Settings {
     pub clusters: Vec<ClusterSettings>,
     /// How many threads a backup or a restore works with, at least 1.
     pub threads: usize,
+    /// `state-dir`: where commands of the server leave something for the next one, an absolute path.
+    pub state_dir: PathBuf,
     /// The keys of `[drill]`.
     pub drill: DrillSettings,
     /// The configuration file that was read, absolute.

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use rustix::process::geteuid;
+
 use super::{
     ClusterSettings, KeySource, Location, RepositorySettings, Settings, StandbyOutage,
     file::ConfigFile,
@@ -23,6 +25,10 @@ pub(super) fn settings(raw: &Raw, file: Option<&ConfigFile>) -> Result<Settings>
         Some(entry) => entry.number(1, MAX_THREADS)? as usize,
         None => std::thread::available_parallelism().map_or(1, usize::from).min(4),
     };
+    let state_dir = match raw.get("state-dir") {
+        Some(entry) => path(entry)?,
+        None => PathBuf::from(format!("/var/tmp/pgkeep-{}", geteuid().as_raw())),
+    };
     let repositories: Vec<_> = raw.repositories.iter().map(repository).collect::<Result<_>>()?;
     let clusters: Vec<_> =
         raw.clusters.iter().map(|section| cluster(section, file)).collect::<Result<_>>()?;
@@ -30,6 +36,7 @@ pub(super) fn settings(raw: &Raw, file: Option<&ConfigFile>) -> Result<Settings>
         repositories,
         clusters,
         threads,
+        state_dir,
         drill: super::drill::settings(raw)?,
         file: file.map(|file| file.path.clone()),
         looked_for: PathBuf::new(),

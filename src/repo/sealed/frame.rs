@@ -1,9 +1,12 @@
 //! Headers and frames: bytes in, bytes out, no storage.
 
+use std::{cell::RefCell, io};
+
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce, aead::AeadInOut};
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
+use zstd::bulk::{Compressor, Decompressor};
 
 use super::super::{
     codec::Reader,
@@ -97,6 +100,32 @@ pub struct SealedFrame {
     pub lengths: Lengths,
 }
 
+thread_local! {
+    // To make one for each frame costs a third of the compression itself.
+    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn compress(raw: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let (_, compressor) = match slot.take_if(|(of, _)| *of == level) {
+            Some(kept) => slot.insert(kept),
+            None => slot.insert((level, Compressor::new(level)?)),
+        };
+        compressor.compress(raw)
+    })
+}
+
+fn decompress(compressed: &[u8], len: usize) -> io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot.take() {
+            Some(kept) => slot.insert(kept),
+            None => slot.insert(Decompressor::new()?),
+        };
+        decompressor.decompress(compressed, len)
+    })
+}
+
 /// What frames of one object are bound to, and the object's key.
 #[derive(Clone)]
 struct Binding {
@@ -175,7 +204,7 @@ impl Sealer {
         let too_large = || Error::new(Kind::Internal, format!("a frame of {} bytes", raw.len()));
         let raw_len =
             u32::try_from(raw.len()).ok().filter(|n| *n <= MAX_RAW).ok_or_else(too_large)?;
-        let compressed = zstd::bulk::compress(raw, self.level)
+        let compressed = compress(raw, self.level)
             .map_err(|e| Error::new(Kind::Internal, "compress a frame").because(e))?;
         let mut bytes = Vec::with_capacity(PREFIX_LEN + compressed.len() + TAG_LEN);
         let sealed = (compressed.len() + TAG_LEN) as u32;
@@ -272,8 +301,8 @@ impl Opener {
             None if Binding::checksum(&associated, &content) == tag => {}
             None => return Err(format!("{} has a wrong checksum", what())),
         }
-        let raw = zstd::bulk::decompress(&content, lengths.raw as usize)
-            .map_err(|e| format!("{}: {e}", what()))?;
+        let raw =
+            decompress(&content, lengths.raw as usize).map_err(|e| format!("{}: {e}", what()))?;
         if raw.len() != lengths.raw as usize {
             return Err(format!("{} has another length than it should", what()));
         }

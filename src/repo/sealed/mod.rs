@@ -24,4 +24,4 @@ mod writer;
 pub use frame::{CLOSING, Header, Lengths, MAX_RAW, Opener, SealedFrame, Sealer};
 pub use reader::{Frames, ObjectReader, WholeObject, open_whole, read_whole};
 pub use stream::FrameStream;
-pub use writer::{SealedWriter, put_sealed};
+pub use writer::{SealedWriter, ThreadedWriter, put_sealed};

@@ -1,10 +1,13 @@
 //! Writing a sealed object to storage.
 
+use std::{collections::VecDeque, sync::Arc};
+
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 
 use super::frame::{Lengths, SealedFrame, Sealer};
 use crate::{
-    error::Result,
+    error::{Context, Kind, Result},
     repo::Repository,
     storage::{ObjectName, ObjectWriter},
 };
@@ -53,6 +56,57 @@ impl SealedWriter {
         self.writer.write(end.into()).await?;
         self.writer.finish().await?;
         Ok(self.stored)
+    }
+}
+
+/// A [`SealedWriter`] whose frames are sealed by other threads, some at a time, while the caller reads
+/// the next ones.
+pub struct ThreadedWriter {
+    writer: SealedWriter,
+    /// Frames that are being sealed, in their order.
+    sealing: VecDeque<JoinHandle<Result<SealedFrame>>>,
+    at_once: usize,
+    begun: u64,
+}
+
+impl ThreadedWriter {
+    /// Begins the object `name`, of which up to `at_once` frames are sealed at a time. With 0 the caller's
+    /// thread does it.
+    pub async fn create(
+        repository: &Repository,
+        name: &ObjectName,
+        at_once: usize,
+    ) -> Result<Self> {
+        let writer = SealedWriter::create(repository, name).await?;
+        Ok(ThreadedWriter { writer, sealing: VecDeque::new(), at_once, begun: 0 })
+    }
+
+    /// Takes the next frame. An error may be about one before it.
+    pub async fn seal(&mut self, raw: &Arc<Vec<u8>>) -> Result<()> {
+        if self.at_once == 0 {
+            return self.writer.seal(raw).await;
+        }
+        if self.sealing.len() >= self.at_once {
+            self.write_next().await?;
+        }
+        let (sealer, raw, number) = (self.writer.sealer().clone(), Arc::clone(raw), self.begun);
+        self.begun += 1;
+        self.sealing.push_back(tokio::task::spawn_blocking(move || sealer.seal(number, &raw)));
+        Ok(())
+    }
+
+    async fn write_next(&mut self) -> Result<()> {
+        let Some(sealing) = self.sealing.pop_front() else { return Ok(()) };
+        let sealed = sealing.await.context(Kind::Internal, || "a thread that seals frames")??;
+        self.writer.write(sealed).await
+    }
+
+    /// As [`SealedWriter::finish`].
+    pub async fn finish(mut self, summary: &[u8]) -> Result<u64> {
+        while !self.sealing.is_empty() {
+            self.write_next().await?;
+        }
+        self.writer.finish(summary).await
     }
 }
 

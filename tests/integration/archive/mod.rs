@@ -3,6 +3,7 @@
 //! Most of it calls the library, which is faster and says more; [`process`] runs the program, for
 //! exit codes and kills, and [`servers`] has servers run it.
 
+mod ahead;
 mod check;
 mod get;
 mod process;
@@ -17,7 +18,7 @@ use std::{
 };
 
 use pgkeep::{
-    archive::{self, Got, PushOutcome, Stored},
+    archive::{self, GetOptions, Got, PushOutcome, Stored},
     config::{ClusterSettings, KeySource, RepositorySettings, RetentionSettings},
     error::{Error, Result},
     postgres::{WalFile, control::ControlFile},
@@ -42,6 +43,8 @@ struct Keeper {
     repositories: Vec<RepositorySettings>,
     places: Places,
     scratch: Scratch,
+    /// Whether what waits is stored ahead.
+    ahead: bool,
 }
 
 impl Keeper {
@@ -60,7 +63,7 @@ impl Keeper {
             retention: RetentionSettings::NONE,
         };
         let repositories = names.iter().map(repository).collect();
-        let keeper = Keeper { cluster: settings, repositories, places, scratch };
+        let keeper = Keeper { cluster: settings, repositories, places, scratch, ahead: false };
         for settings in &keeper.repositories {
             run(init(settings)).expect("init");
         }
@@ -90,7 +93,11 @@ impl Keeper {
 
     fn push(&self, path: &Path) -> Result<PushOutcome> {
         let repositories: Vec<_> = self.repositories.iter().collect();
-        run(archive::push(&repositories, &self.cluster, path))
+        let state_dir = match self.ahead {
+            true => self.scratch.path().join("state"),
+            false => PathBuf::from("/dev/null/state"),
+        };
+        run(archive::push(&repositories, &self.cluster, &state_dir, path))
     }
 
     /// Pushes a file of the cluster's `pg_wal`; what became of it in each repository.
@@ -109,7 +116,8 @@ impl Keeper {
     fn get(&self, name: &str) -> Result<Got> {
         let file: WalFile = name.parse().expect("a name");
         let repositories: Vec<_> = self.repositories.iter().collect();
-        let got = run(archive::get(&repositories, &self.cluster, file, &self.destination()));
+        let (destination, options) = (self.destination(), GetOptions::default());
+        let got = run(archive::get(&repositories, &self.cluster, file, &destination, &options));
         let left: Vec<_> = fs::read_dir(self.scratch.path().join("out")).expect("read").collect();
         assert!(left.len() <= 1, "nothing but the destination is there: {left:?}");
         got

@@ -264,7 +264,11 @@ fn wal_that_does_not_come_is_waited_for_and_named() {
     let names: Vec<SegmentName> = segments.iter().map(|s| s.parse().unwrap()).collect();
     let number = |i: usize| names[i].number(size).unwrap();
     keeper.pushed(&cluster, &segments[0]);
+    // What pg_wal has would be stored with the one behind it.
+    let (missing, aside) = (wal(&cluster, &segments[1]), keeper.scratch.join("aside"));
+    fs::rename(&missing, &aside).unwrap();
     keeper.pushed(&cluster, &segments[2]);
+    fs::rename(&aside, &missing).unwrap();
     let mut waited = Vec::new();
     let mut on_wait = |segment: SegmentName| waited.push(segment);
     let range =

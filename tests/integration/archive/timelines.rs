@@ -173,8 +173,12 @@ fn a_partial_does_not_hide_a_gap() {
     let partial = format!("{}.partial", fork.segment);
     keeper.pushed(&fork.first, &partial);
     assert!(matches!(keeper.get(&fork.segment), Ok(Got::Served { .. })));
-    // The old primary had gone on: the whole segment existed, and may still come.
+    // The old primary had gone on: the whole segment existed, and may still come, though that server
+    // doesn't have it beside the next one any more.
+    let (whole, aside) = (wal(&fork.primary, &fork.segment), keeper.scratch.join("aside"));
+    fs::rename(&whole, &aside).unwrap();
     keeper.pushed(&fork.primary, &fork.next);
+    fs::rename(&aside, &whole).unwrap();
     assert_eq!(keeper.get(&fork.segment).unwrap(), Got::Absent);
     keeper.pushed(&fork.primary, &fork.segment);
     assert_eq!(keeper.served(&fork.segment), fs::read(wal(&fork.primary, &fork.segment)).unwrap());

@@ -40,6 +40,11 @@ impl fmt::Display for Output {
     }
 }
 
+/// The line that has it leave its state in `scratch`.
+fn state_dir(scratch: &Scratch) -> String {
+    format!("state-dir = \"{}\"\n", scratch.path().join("state").display())
+}
+
 impl Pgkeep {
     /// A configuration for this cluster, and a repository directory that `init` hasn't seen yet.
     pub fn new(cluster: &Cluster) -> Self {
@@ -68,7 +73,7 @@ impl Pgkeep {
     }
 
     fn made(scratch: Scratch, places: Places) -> Self {
-        let config = scratch.file("pgkeep.toml", "");
+        let config = scratch.file("pgkeep.toml", &state_dir(&scratch));
         let pgkeep = Pgkeep { config, scratch, places };
         pgkeep.add_repository("main");
         pgkeep
@@ -77,7 +82,7 @@ impl Pgkeep {
     /// A configuration for this cluster and a repository `main` with these lines: url and the table.
     pub fn with_repository(cluster: &Cluster, url: &str, table: &str) -> Self {
         let scratch = Scratch::new("keep");
-        let config = scratch.file("pgkeep.toml", "");
+        let config = scratch.file("pgkeep.toml", &state_dir(&scratch));
         let places = Places::new(&scratch.path().join("repository"));
         let pgkeep = Pgkeep { config, scratch, places };
         let key = pgkeep.key_file("main");

@@ -1,0 +1,205 @@
+//! Fetching for a recovery what it will ask for next, while it replays.
+//!
+//! Recovery calls `archive-get` for one segment and waits. A process that the first call leaves behind fetches the
+//! ones after it into a [`Spool`], as many as have room, and stays as long as recovery goes on asking. It may end at
+//! any time, and nothing depends on it: a get that doesn't find its segment in the spool fetches it itself.
+//!
+//! It fetches whole segments of one timeline, in order, and never what only the end of an archive has. At the
+//! first one that isn't there it waits for recovery to ask for something else.
+//!
+//! It isn't begun where the server is process 1, as in a container without an init: it would become the
+//! server's child, and if somebody killed it, the server would take that for a backend's crash and restart
+//! (`postmaster.c`, `CleanupBackend`).
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+
+use super::{data_directory::DataDirectory, get::Request, spool::Spool};
+use crate::{
+    config::{ClusterSettings, RepositorySettings},
+    error::{Context, Kind, Result},
+    postgres::{SegmentName, WalFile},
+    repo::{layout::ClusterLayout, open::open, wal::WalStore},
+};
+
+/// How long nobody asks for anything before the process ends. Replay of one segment may take some seconds.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How often it looks what was asked for.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How many segments are fetched at a time.
+const AT_ONCE: usize = 4;
+
+/// How many bytes stay free on the spool's disk, which may be the server's.
+const STAYS_FREE: u64 = 1 << 30;
+
+/// The name under which recovery asks for a segment (`xlogarchive.c`, `RestoreArchivedFile`).
+pub const RECOVERY_FILE: &str = "RECOVERYXLOG";
+
+/// How to fetch ahead.
+#[derive(Debug, Clone)]
+pub struct FetchAhead {
+    /// `state-dir`.
+    pub state_dir: PathBuf,
+    /// The program and its arguments, which run [`fetch_ahead`].
+    pub command: Vec<OsString>,
+}
+
+impl FetchAhead {
+    /// The spool for this request, if it is one of recovery that may have one.
+    pub(super) fn spool(&self, directory: &DataDirectory, destination: &Path) -> Option<Spool> {
+        let is_recovery = destination.file_name().is_some_and(|name| name == RECOVERY_FILE);
+        let may_stay = is_recovery && !server_is_first_process(directory);
+        if may_stay { Spool::of(&self.state_dir, directory) } else { None }
+    }
+
+    /// Says that `segment` was asked for, and begins the process if there is none.
+    pub(super) fn go_on(&self, spool: &Spool, segment: SegmentName) {
+        let begun = spool.want(segment).and_then(|()| {
+            let (Some((program, arguments)), Some(lock)) =
+                (self.command.split_first(), spool.lock())
+            else {
+                return Ok(());
+            };
+            drop(lock);
+            let mut command = Command::new(program);
+            command.args(arguments);
+            // The server's log must not stay open after the server has ended.
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.spawn().map(drop)
+        });
+        if let Err(e) = begun {
+            tracing::warn!("fetch ahead of {segment}: {e}");
+        }
+    }
+}
+
+fn server_is_first_process(directory: &DataDirectory) -> bool {
+    let file = fs::read_to_string(directory.path.join("postmaster.pid"));
+    file.is_ok_and(|text| text.lines().next().is_some_and(|line| line.trim() == "1"))
+}
+
+/// Fetches what recovery will ask for, until it doesn't ask any more. `destination` is the path that recovery gave
+/// for a segment.
+pub async fn fetch_ahead(
+    repositories: &[&RepositorySettings],
+    cluster: &ClusterSettings,
+    state_dir: &Path,
+    destination: &Path,
+) -> Result<()> {
+    let directory = DataDirectory::of_wal_path(destination, cluster)?;
+    let Some(spool) = Spool::of(state_dir, &directory) else { return Ok(()) };
+    let Some(_lock) = spool.lock() else { return Ok(()) };
+    // What one that was killed has left may be half of something.
+    spool.drop_all_but(&[]);
+    // A signal to the server's processes isn't for this one.
+    let _ = rustix::process::setsid();
+    let layout = ClusterLayout::new(&cluster.name)?;
+    let mut stores = Vec::with_capacity(repositories.len());
+    for settings in repositories {
+        // What one repository doesn't say, get will ask for itself.
+        let repository = open(settings).await?;
+        let store = WalStore::new(&repository, &layout, directory.system);
+        stores.push(((*settings).clone(), store));
+    }
+    let fetcher = Fetcher { directory: directory.into(), spool, stores: stores.into() };
+    let result = fetcher.run().await;
+    fetcher.spool.drop_all_but(&[]);
+    result
+}
+
+type Fetched = (SegmentName, Result<bool>);
+
+#[derive(Clone)]
+struct Fetcher {
+    directory: std::sync::Arc<DataDirectory>,
+    spool: Spool,
+    stores: std::sync::Arc<[(RepositorySettings, WalStore)]>,
+}
+
+impl Fetcher {
+    async fn run(&self) -> Result<()> {
+        let size = self.directory.control.segment_size;
+        let mut fetching: JoinSet<Fetched> = JoinSet::new();
+        let mut under_way: Vec<SegmentName> = Vec::new();
+        let (mut last, mut asked) = (None, Instant::now());
+        // The first one that isn't there, as far as recovery's present timeline goes.
+        let mut end: Option<SegmentName> = None;
+        while asked.elapsed() < IDLE && self.directory.path.join("postmaster.pid").exists() {
+            let wanted = self.spool.wanted();
+            if wanted != last {
+                (last, asked, end) = (wanted, Instant::now(), None);
+            }
+            let number = wanted.and_then(|wanted| Some((wanted.timeline, wanted.number(size)?)));
+            let behind = |(timeline, number): (_, u64)| {
+                (number + 1..=number + Spool::room(size)).map(move |n| size.name(timeline, n))
+            };
+            let next: Vec<_> = number.into_iter().flat_map(behind).collect();
+            let keep: Vec<_> = next.iter().chain(&under_way).chain(&wanted).copied().collect();
+            self.spool.drop_all_but(&keep);
+            let there_may_be = |segment: &&SegmentName| end.is_none_or(|end| **segment < end);
+            for segment in next.iter().take_while(there_may_be) {
+                let is_new = !under_way.contains(segment) && !self.spool.has(*segment);
+                if is_new && under_way.len() < AT_ONCE && self.has_space()? {
+                    self.spool.begin(*segment).context(Kind::Local, || "write to state-dir")?;
+                    under_way.push(*segment);
+                    let (fetcher, segment) = (self.clone(), *segment);
+                    fetching.spawn(async move { (segment, fetcher.fetch(segment).await) });
+                }
+            }
+            let fetched = tokio::time::timeout(LOOK, fetching.join_next());
+            let fetched = match under_way.is_empty() {
+                true => {
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                false => fetched.await,
+            };
+            if let Ok(Some(fetched)) = fetched {
+                let (segment, is_there) =
+                    fetched.context(Kind::Internal, || "a thread that fetches ahead")?;
+                under_way.retain(|other| *other != segment);
+                if !is_there? {
+                    end = Some(end.map_or(segment, |end| end.min(segment)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is space for one more segment, and much more.
+    fn has_space(&self) -> Result<bool> {
+        let what = || "look at state-dir";
+        let disk = rustix::fs::statvfs(&self.spool.folder).map_err(std::io::Error::from);
+        let disk = disk.context(Kind::Local, what)?;
+        let needed = STAYS_FREE + self.directory.control.segment_size.bytes();
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize) > needed)
+    }
+
+    /// Fetches one segment from the first repository that has it; false when none has.
+    async fn fetch(&self, segment: SegmentName) -> Result<bool> {
+        let path = self.spool.path(segment);
+        let request = Request {
+            file: WalFile::Segment(segment),
+            destination: &path,
+            directory: &self.directory,
+            refuse_tablespaces: false,
+        };
+        for (settings, store) in self.stores.iter() {
+            let Some(object) = request.serve(store).await? else { continue };
+            let put = self.spool.put(segment, settings, object.to_string());
+            put.context(Kind::Local, || "write to state-dir")?;
+            return Ok(true);
+        }
+        self.spool.give_up(segment);
+        Ok(false)
+    }
+}

@@ -1,0 +1,100 @@
+//! Gaps in the archive that `pg_wal` can still close.
+//!
+//! A server archives what its own timeline ends. What the old primary hadn't archived before a failover is in the new
+//! one's `pg_wal`, but a standby with `archive_mode = on` marks what it receives as done (`walreceiver.c`,
+//! `XLogArchiveForceDone`), so nobody would ever store it. So each push looks whether the segment before its own is
+//! there, and if it isn't, stores what `pg_wal` has from there backwards.
+
+use std::path::Path;
+
+use super::{data_directory::DataDirectory, push::store_in_all, source::Source};
+use crate::{
+    error::Result,
+    postgres::{SegmentName, SegmentSize, Timeline, WalFile, history::TimelineHistory},
+    repo::{
+        wal::{WalObject, WalStore},
+        wal_floor::Floors,
+    },
+};
+
+/// How many segments one push stores beside its own.
+const MOST: usize = 64;
+
+/// Stores what is missing before `file`, the one at `path`, and is beside it, in each of `stores`. Failures are
+/// warnings: the file itself is stored.
+pub async fn before(directory: &DataDirectory, path: &Path, file: WalFile, stores: &[&WalStore]) {
+    let (WalFile::Segment(segment) | WalFile::Partial(segment)) = file else { return };
+    for store in stores {
+        if let Err(e) = heal(directory, path, segment, store).await {
+            tracing::warn!("look for what is missing before {segment}: {e}");
+        }
+    }
+}
+
+async fn heal(
+    directory: &DataDirectory,
+    path: &Path,
+    segment: SegmentName,
+    store: &WalStore,
+) -> Result<()> {
+    let size = directory.control.segment_size;
+    let Some(number) = segment.number(size) else { return Ok(()) };
+    let beside = |name: SegmentName| path.with_file_name(name.to_string());
+    let history = history(path, segment.timeline);
+    let name_of = |number: u64| match &history {
+        Some(history) => size.name(history.timeline_of_segment(number, size), number),
+        None => size.name(segment.timeline, number),
+    };
+    let (mut missing, mut is_gap) = (Vec::new(), false);
+    for number in (0..number).rev().take(MOST) {
+        let name = name_of(number);
+        is_gap = store.has(WalFile::Segment(name)).await?;
+        if is_gap || !beside(name).exists() {
+            break;
+        }
+        missing.push(name);
+    }
+    let Some(last) = missing.first() else { return Ok(()) };
+    // What lies before all WAL that is there isn't missing: archiving began behind it, or it has expired.
+    let floors = Floors::read(store.repository(), store.layout(), store.system()).await?;
+    let has_expired = floors.of(last.timeline) > size.start_of(number.saturating_sub(1));
+    if has_expired || !(is_gap || has_earlier(store, *last, size).await?) {
+        return Ok(());
+    }
+    for name in missing.into_iter().rev() {
+        let file = WalFile::Segment(name);
+        let mut source = Source::open(&beside(name), file, directory)?;
+        source.check_ancestry(&[store]).await?;
+        for result in store_in_all(&mut source, &[store]).await? {
+            result?;
+        }
+        let repository = store.repository().name();
+        tracing::warn!("{name} was missing in repository {repository}: it is stored now");
+    }
+    Ok(())
+}
+
+fn history(path: &Path, timeline: Timeline) -> Option<TimelineHistory> {
+    let bytes = std::fs::read(path.with_file_name(timeline.history_file())).ok()?;
+    TimelineHistory::parse(timeline, &bytes).ok()
+}
+
+/// Whether there is any segment before this one, of its timeline or of one before that.
+async fn has_earlier(store: &WalStore, segment: SegmentName, size: SegmentSize) -> Result<bool> {
+    for timeline in store.timelines().await? {
+        if timeline > segment.timeline {
+            break;
+        }
+        let mut after = None;
+        loop {
+            let page = store.page(timeline, after.as_ref()).await?;
+            let Some((_, last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            let is_earlier = |object: &WalObject| matches!(object.file(), WalFile::Segment(s) if s.number(size) < segment.number(size));
+            if page.iter().any(|(object, ..)| is_earlier(object)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,251 @@
+//! What is stored and fetched before it is asked for, what is stored although nobody asks any more, and that nothing
+//! hangs on any of it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread::sleep,
+    time::Duration,
+};
+
+use pgkeep::archive::Stored;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Keeper, cluster_with_segments, wal};
+use crate::support::{
+    Cluster, Pgkeep,
+    objects::{ObjectKind, objects_of},
+    on_each_version,
+    places::skipped_on_s3,
+    random::Random,
+    scratch, wait_until,
+};
+
+/// Marks a file of `pg_wal` as one that waits to be archived.
+fn mark_ready(cluster: &Cluster, segment: &str) {
+    scratch::write(&wal(cluster, &format!("archive_status/{segment}.ready")), "");
+}
+
+#[test]
+fn what_waits_is_stored_with_the_file_that_is_offered() {
+    if skipped_on_s3("folders are moved") {
+        return;
+    }
+    let (cluster, segments) = cluster_with_segments(15, 6);
+    let keeper = Keeper { ahead: true, ..Keeper::new(&cluster, &["main", "second"]) };
+    segments[..5].iter().for_each(|segment| mark_ready(&cluster, segment));
+    let _ = fs::remove_file(wal(&cluster, &format!("archive_status/{}.ready", segments[5])));
+    assert_eq!(keeper.pushed(&cluster, &segments[0]), [Stored::New, Stored::New]);
+    for segment in &segments[1..5] {
+        assert_eq!(keeper.served(segment), fs::read(wal(&cluster, segment)).unwrap());
+    }
+    assert!(keeper.get(&segments[5]).unwrap() == pgkeep::archive::Got::Absent, "it isn't ready");
+
+    // Their pushes have nothing to do any more, not even to ask.
+    let (place, aside) = (keeper.places.objects("second"), keeper.scratch.path().join("aside"));
+    fs::rename(&place, &aside).unwrap();
+    assert_eq!(keeper.pushed(&cluster, &segments[1]), [Stored::Already, Stored::Already]);
+    // A file that was changed since is another one, whatever its times say.
+    let third = wal(&cluster, &segments[2]);
+    let modified = fs::metadata(&third).unwrap().modified().unwrap();
+    let content = fs::read(&third).unwrap();
+    sleep(Duration::from_millis(20));
+    fs::write(&third, &content).unwrap();
+    fs::File::open(&third).unwrap().set_modified(modified).unwrap();
+    assert!(keeper.push(&third).is_err(), "it has to be stored, and one repository is away");
+    fs::rename(&aside, &place).unwrap();
+    assert_eq!(keeper.pushed(&cluster, &segments[2]), [Stored::Already, Stored::Already]);
+
+    // A note is about the repositories that it names.
+    let notes = keeper.scratch.path().join("state/proven");
+    let of_fourth = file_below(&notes, &segments[3]);
+    let text = fs::read_to_string(&of_fourth).unwrap();
+    fs::write(&of_fourth, text.replace("second ", "third ")).unwrap();
+    fs::remove_file(keeper.object("second", &cluster, &segments[3])).unwrap();
+    assert_eq!(keeper.pushed(&cluster, &segments[3]), [Stored::Already, Stored::New]);
+    // And of this boot of the system.
+    let of_fifth = file_below(&notes, &segments[4]);
+    let text = fs::read_to_string(&of_fifth).unwrap();
+    fs::write(&of_fifth, text.replace("\"boot\":\"", "\"boot\":\"0")).unwrap();
+    fs::remove_file(keeper.object("main", &cluster, &segments[4])).unwrap();
+    assert_eq!(keeper.pushed(&cluster, &segments[4]), [Stored::New, Stored::Already]);
+}
+
+fn file_below(folder: &Path, name: &str) -> PathBuf {
+    let folders = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    folders.map(|folder| folder.join(name)).find(|path| path.exists()).expect("a note")
+}
+
+#[test]
+fn what_is_missing_before_a_segment_is_stored_with_it() {
+    let (cluster, segments) = cluster_with_segments(15, 6);
+    let keeper = Keeper::new(&cluster, &["main"]);
+    // Archiving begins with the second one: what lies before it isn't missing.
+    keeper.pushed(&cluster, &segments[1]);
+    assert!(keeper.get(&segments[0]).unwrap() == pgkeep::archive::Got::Absent);
+    keeper.pushed(&cluster, &segments[5]);
+    for segment in &segments[2..] {
+        assert_eq!(keeper.served(segment), fs::read(wal(&cluster, segment)).unwrap());
+    }
+    assert!(keeper.get(&segments[0]).unwrap() == pgkeep::archive::Got::Absent);
+}
+
+on_each_version!(a_promoted_standby_archives_what_the_primary_took_with_it: 15 postgres_15, 18 postgres_18);
+
+/// The standby's own copies of those segments are marked as done (postgres-facts: `XLogArchiveForceDone`).
+fn a_promoted_standby_archives_what_the_primary_took_with_it(version: u32) {
+    let mut primary = Cluster::builder(version).wal_segsize(1).start();
+    let pgkeep = Pgkeep::archiving(&primary);
+    pgkeep.ok(["check"]);
+    primary.make_table("t", 10);
+    pgkeep.ok(["backup"]);
+    let standby = Cluster::standby_of(&primary);
+    primary.conf("archive_command = '/bin/false'");
+    primary.reload();
+    for _ in 0..3 {
+        primary.insert("t", 500);
+        primary.switch_wal();
+    }
+    let moment = primary.moment("t");
+    primary.insert("t", 5);
+    standby.catch_up_with(&primary);
+    let last = primary.digest("t");
+    primary.kill9();
+    fs::remove_dir_all(primary.pgdata()).expect("lose the primary");
+
+    pgkeep.replace_cluster(&primary, &standby);
+    standby.promote();
+    standby.insert("t", 1);
+    let end = standby.digest("t");
+    let segment = standby.switch_wal();
+    wait_until("it archives", 60, || {
+        standby.sql("SELECT last_archived_wal FROM pg_stat_archiver") >= segment
+    });
+    let target = ["--target-time", &moment.time, "--target-action", "promote"];
+    assert_eq!(pgkeep.restored(version, "before", &target).digest("t"), moment.digest);
+    let old = ["--target-timeline", "1"];
+    assert_eq!(pgkeep.restored(version, "old", &old).digest("t"), last);
+    assert_eq!(pgkeep.restored(version, "latest", &[]).digest("t"), end);
+}
+
+/// The processes of the program that were started with this configuration and have `word` among their arguments.
+fn processes(pgkeep: &Pgkeep, word: &str) -> Vec<Pid> {
+    let config = pgkeep.config().to_string_lossy().into_owned();
+    let is_one = |pid: &i32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments = String::from_utf8_lossy(&arguments).into_owned();
+        let mut words = arguments.split('\0');
+        // Not the shell that runs it.
+        let is_shell = words.next().is_some_and(|program| program.ends_with("sh"));
+        !is_shell && arguments.contains(&config) && words.any(|w| w == word)
+    };
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(is_one).filter_map(Pid::from_raw).collect()
+}
+
+on_each_version!(pushes_that_are_killed_lose_nothing_and_nothing_stays_stuck: 15 postgres_15, 18 postgres_18);
+
+fn pushes_that_are_killed_lose_nothing_and_nothing_stays_stuck(version: u32) {
+    let mut random = Random::of_this_run();
+    let primary = Cluster::builder(version).wal_segsize(1).start();
+    let pgkeep = Pgkeep::archiving(&primary);
+    pgkeep.ok(["check"]);
+    primary.make_table("t", 10);
+    pgkeep.ok(["backup"]);
+    let mut last = String::new();
+    for _ in 0..3 {
+        // Some wait at a time, so that some are stored ahead. The server begins its archiver again ten seconds
+        // after its end (`pgarch.c`, PGARCH_RESTART_INTERVAL).
+        for _ in 0..6 {
+            primary.insert("t", 200);
+            last = primary.switch_wal();
+        }
+        wait_until("a push is killed", 60, || {
+            let Some(pid) = processes(&pgkeep, "archive-push").pop() else {
+                primary.switch_wal();
+                return false;
+            };
+            sleep(Duration::from_millis(random.below(15)));
+            kill_process(pid, Signal::KILL).is_ok()
+        });
+    }
+    let archived = || primary.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    wait_until("the archiver gets on by itself", 150, || archived() >= last);
+    let end = primary.digest("t");
+    pgkeep.ok(["verify", "--full"]);
+    primary.switch_wal();
+    assert_eq!(pgkeep.restored(version, "latest", &[]).digest("t"), end);
+}
+
+on_each_version!(recovery_finds_what_was_fetched_ahead_and_survives_its_loss: 15 postgres_15, 18 postgres_18);
+
+fn recovery_finds_what_was_fetched_ahead_and_survives_its_loss(version: u32) {
+    let mut random = Random::of_this_run();
+    let primary = Cluster::builder(version).wal_segsize(1).start();
+    let pgkeep = Pgkeep::archiving(&primary);
+    pgkeep.ok(["check"]);
+    primary.make_table("t", 10);
+    let copy = |name: &str| (name.to_owned(), primary.copy_online());
+    let copies: Vec<_> = ["undisturbed", "killed", "spoiled"].map(copy).into();
+    let mut last = String::new();
+    for _ in 0..40 {
+        primary.insert("t", 100);
+        last = primary.switch_wal();
+    }
+    let archived = || primary.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    wait_until("everything is archived", 60, || archived() >= last);
+    let end = primary.digest("t");
+    let fetched = pgkeep.scratch().path().join("state/fetched");
+    for (name, mut copy) in copies {
+        let command = pgkeep.restore_command();
+        copy.conf(&format!("archive_mode = off\nrestore_command = '{command} && sleep 0.02'"));
+        scratch::write(&copy.pgdata().join("recovery.signal"), "");
+        copy.spawn();
+        let (mut seen, mut kills, mut spoiled) = (0, 0, 0);
+        while copy.try_sql("SELECT pg_is_in_recovery()").as_deref() != Ok("f") {
+            assert!(copy.runs(), "{name}: {}", copy.log());
+            let there = segments_below(&fetched);
+            seen = seen.max(there.len());
+            assert!(there.len() <= 17, "{name}: the spool is bounded: {}", there.len());
+            match name.as_str() {
+                "killed" => {
+                    for pid in processes(&pgkeep, "--ahead") {
+                        sleep(Duration::from_millis(random.below(30)));
+                        kills += u32::from(kill_process(pid, Signal::KILL).is_ok());
+                    }
+                }
+                "spoiled" => {
+                    for segment in there {
+                        let half = fs::read(&segment).unwrap_or_default().len() as u64 / 2;
+                        let file = fs::OpenOptions::new().write(true).open(&segment);
+                        spoiled += u32::from(file.and_then(|file| file.set_len(half)).is_ok());
+                    }
+                }
+                _ => sleep(Duration::from_millis(5)),
+            }
+        }
+        println!("{name}: up to {seen} segments in the spool, {kills} kills, {spoiled} spoiled");
+        assert!(seen > 0 && (name != "killed" || kills > 0) && (name != "spoiled" || spoiled > 0));
+        assert_eq!(copy.digest("t"), end, "{name}");
+        let segments = fs::read_dir(copy.pgdata().join("pg_wal")).unwrap().flatten();
+        let names = segments.filter_map(|entry| entry.file_name().into_string().ok());
+        let strangers: Vec<_> =
+            names.filter(|n| n.contains("fetch") || n.contains("tmp")).collect();
+        assert!(strangers.is_empty(), "{strangers:?}");
+        copy.kill9();
+        wait_until("nobody fetches any more", 30, || processes(&pgkeep, "--ahead").is_empty());
+        if name == "undisturbed" {
+            assert!(segments_below(&fetched).is_empty(), "nothing stays behind");
+        }
+    }
+    assert!(!objects_of(&pgkeep.repository(), ObjectKind::Segment).is_empty());
+}
+
+fn segments_below(folder: &Path) -> Vec<PathBuf> {
+    let folders = fs::read_dir(folder).into_iter().flatten().flatten();
+    let files =
+        folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+    let is_segment = |path: &PathBuf| path.file_name().is_some_and(|name| name.len() == 24);
+    files.map(|entry| entry.path()).filter(is_segment).collect()
+}
