@@ -12,7 +12,8 @@
 //!   - [`restore`]: choosing a backup and a timeline, planning, writing the data directory.
 //!   - [`retention`]: deleting backups, pinning them, removing what nobody refers to any more.
 //!   - [`verify`]: whether the repositories hold what they promise, and whether it can be restored.
-//!   - [`info`]: what the repositories hold, and from when until when one can restore.
+//!   - [`info`]: what the repositories hold, from when until when one can restore, and how far the
+//!     server is ahead.
 //! - [`repo`]: the repository format: sealed objects, keys, packs, the tree, catalog, leases.
 //! - [`config`]: file, environment and flags made into typed settings.
 //! - [`storage`]: bytes by name, on a local disk or in S3. Knows nothing of what it holds.

@@ -10,16 +10,13 @@ use std::{io, sync::Arc};
 use tokio::time::{Duration, Instant};
 
 use super::{
-    diagnose::{Archiver, diagnose},
-    pgdata::report_data_directory,
-    replication::report_replication,
-    server::Server,
-    settings::report_settings,
+    diagnose::diagnose, gaps::report_gaps, pgdata::report_data_directory,
+    replication::report_replication, server::Server, settings::report_settings,
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
     error::{Error, Kind, Result},
-    postgres::{SegmentName, WalFile},
+    postgres::{SegmentName, WalFile, archiving::Archiver},
     progress::Progress,
     repo::{
         Repository, SystemId,
@@ -74,7 +71,7 @@ impl StepState {
 pub struct CheckStep {
     /// What, a stable name: `server`, `data-directory`, `replication`, `wal-level`, `archive-mode`,
     /// `archive-command`, `archive-timeout`, `repository`, `create-only`, `object-lock`, `system`,
-    /// `switch`, `arrival`.
+    /// `switch`, `arrival`, `gaps`.
     pub name: &'static str,
     /// The repository that it is about, if it is about one.
     pub repository: Option<String>,
@@ -134,7 +131,7 @@ impl CheckStep {
         self
     }
 
-    fn of(&mut self, repository: &str) -> &mut Self {
+    pub(super) fn of(&mut self, repository: &str) -> &mut Self {
         self.repository = Some(repository.to_owned());
         self
     }
@@ -208,6 +205,11 @@ pub async fn check(
         let system = server.system;
         let stores = opened.iter().map(|r| WalStore::new(r, &layout, system)).collect();
         prove(server, cluster, stores, &mut report, progress.as_ref()).await;
+    }
+    // Last: what waits to be archived behind the closed segment isn't missing by now.
+    progress.step("looking for gaps in the WAL");
+    for repository in &opened {
+        report_gaps(repository, &layout, server.system, &mut report).await;
     }
     Ok(report)
 }

@@ -1,22 +1,15 @@
 //! Why a segment didn't arrive: what the server knows about its archiver, in plain words.
 
-use std::fs;
+use std::path::Path;
 
 use super::server::Server;
-use crate::{config::ClusterSettings, postgres::SegmentName};
-
-/// `pg_stat_archiver` (documentation, "The Cumulative Statistics System").
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Archiver {
-    /// How many files were archived.
-    pub archived_count: u64,
-    /// The last one.
-    pub last_archived: Option<String>,
-    /// How many attempts failed. Those whose command was killed or exited above 125 aren't counted.
-    pub failed_count: u64,
-    /// The file of the last failed attempt, and when that was.
-    pub last_failed: Option<(String, String)>,
-}
+use crate::{
+    config::ClusterSettings,
+    postgres::{
+        SegmentName,
+        archiving::{Archiver, Waiting},
+    },
+};
 
 /// What is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,23 +38,20 @@ pub async fn diagnose(
 #[derive(Debug, Default)]
 struct Marks {
     /// How many files wait.
-    waiting: Option<usize>,
+    waiting: Option<u64>,
     /// Whether the segment is one of them.
     segment_waits: Option<bool>,
 }
 
 impl Marks {
     fn read(cluster: &ClusterSettings, segment: SegmentName) -> Self {
-        let folder = cluster.pgdata.as_ref().map(|p| p.join("pg_wal/archive_status"));
-        let Some(entries) = folder.and_then(|f| fs::read_dir(f).ok()) else {
-            return Marks::default();
+        let read = |pgdata: &Path| {
+            let waiting = Waiting::read(pgdata).ok()?;
+            let ready = pgdata.join(format!("pg_wal/archive_status/{segment}.ready"));
+            Some((waiting.files, ready.exists()))
         };
-        let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
-        let waiting: Vec<_> = names.filter(|name| name.ends_with(".ready")).collect();
-        Marks {
-            waiting: Some(waiting.len()),
-            segment_waits: Some(waiting.contains(&format!("{segment}.ready"))),
-        }
+        let (waiting, segment_waits) = cluster.pgdata.as_deref().and_then(read).unzip();
+        Marks { waiting, segment_waits }
     }
 
     fn backlog(&self) -> String {
@@ -95,7 +85,7 @@ fn explain(segment: SegmentName, before: &Archiver, now: &Archiver, marks: &Mark
         };
     }
     if failures > 0 {
-        let (file, time) = now.last_failed.clone().unwrap_or_default();
+        let (file, time) = last_failed(now);
         let which = if file == name { "it".to_owned() } else { format!("the older file {file}") };
         return Diagnosis {
             text: format!(
@@ -122,14 +112,23 @@ fn explain(segment: SegmentName, before: &Archiver, now: &Archiver, marks: &Mark
         format!("or it was killed, or exited above 125, which ends the archiver: {log}"),
     ];
     if before.failed_count > 0 {
-        let (file, time) = before.last_failed.clone().unwrap_or_default();
+        let (file, time) = last_failed(before);
         hints.insert(0, format!("it failed before, the last time for {file} at {time}"));
     }
     Diagnosis { text: format!("the archiver did nothing{backlog}"), hints }
 }
 
+/// The file of the last failed attempt, and when that was.
+fn last_failed(archiver: &Archiver) -> (&str, String) {
+    archiver.last_failed.as_ref().map_or(("", String::new()), |(file, time)| {
+        (file, time.format("%Y-%m-%d %H:%M:%S%.6f+00").to_string())
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+
     use super::*;
 
     fn archiver(archived: u64, last: &str, failed: u64, last_failed: &str) -> Archiver {
@@ -137,7 +136,8 @@ mod tests {
             archived_count: archived,
             last_archived: Some(last.into()),
             failed_count: failed,
-            last_failed: Some((last_failed.into(), "2026-11-24 12:00:00+00".into())),
+            last_failed: Some((last_failed.into(), DateTime::UNIX_EPOCH)),
+            ..Archiver::default()
         }
     }
 

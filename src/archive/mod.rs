@@ -11,6 +11,7 @@ mod data_directory;
 mod destination;
 mod diagnose;
 pub mod fetch_ahead;
+mod gaps;
 pub mod get;
 mod heal;
 mod partial;

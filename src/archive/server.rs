@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::diagnose::Archiver;
 use crate::{
     config::ClusterSettings,
     error::{Error, Kind, Result},
     postgres::{
         SegmentName,
+        archiving::Archiver,
         client::{Client, ConnInfo, Mode, Row, quote_literal},
     },
     repo::SystemId,
@@ -127,21 +127,9 @@ impl Server {
 
     /// What the archiver has done so far.
     pub async fn archiver(&mut self) -> Result<Archiver> {
-        let sql = "SELECT archived_count, last_archived_wal, last_archived_time, failed_count, \
-                   last_failed_wal, last_failed_time FROM pg_catalog.pg_stat_archiver";
-        let rows = self
-            .client
-            .query(sql)
+        Archiver::ask(&mut self.client)
             .await
-            .map_err(|e| Error::of_server("read pg_stat_archiver", e))?;
-        let text = |name: &str| rows.first()?.named(name).map(str::to_owned);
-        let count = |name: &str| text(name).and_then(|n| n.parse().ok()).unwrap_or(0);
-        Ok(Archiver {
-            archived_count: count("archived_count"),
-            last_archived: text("last_archived_wal"),
-            failed_count: count("failed_count"),
-            last_failed: text("last_failed_wal").zip(text("last_failed_time")),
-        })
+            .map_err(|e| Error::of_server("read pg_stat_archiver", e))
     }
 }
 

@@ -4,21 +4,22 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    Global, human, runtime,
+    Global, archiving, human, runtime,
     table::{Align, Table},
 };
 use crate::{
     error::Result,
-    info::{ClusterInfo, SystemInfo, Window, info},
-    repo::{self, record::BackupRecord, repository::Names},
+    info::{Archiving, ClusterInfo, SystemInfo, Window, info},
+    repo::{self, record::BackupRecord, repository::Names, wal_gaps},
 };
 
-/// Show backups, recovery windows, WAL ranges and gaps
+/// Show backups, recovery windows, WAL ranges and gaps, and how archiving is doing
 ///
 /// A recovery window says from when until when one can restore: from the end of a backup to the last
 /// transaction that was archived without a gap. It is shown for each timeline.
 ///
-/// All repositories are shown, or the one that --repo names.
+/// All repositories are shown, or the one that --repo names. Then the cluster's server is asked how its
+/// archiving is doing; where it can't be asked, that is said, and is no failure.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -29,6 +30,7 @@ pub(super) struct Info {}
 #[derive(Serialize)]
 struct Infos {
     repositories: Vec<ClusterInfo>,
+    archiving: Archiving,
 }
 
 impl Info {
@@ -38,10 +40,11 @@ impl Info {
         let cluster = settings.cluster(global.cluster.as_deref())?;
         let infos = runtime::alone(runtime::until_signal(async {
             let (mut repositories, mut failure) = (Vec::new(), None);
+            let archiving = Archiving::ask(cluster).await;
             for settings in selected {
                 let look = async {
                     let repository = repo::open::open(settings).await?;
-                    info(&repository, cluster).await
+                    info(&repository, cluster, archiving.server.as_ref()).await
                 };
                 match look.await {
                     Ok(info) => repositories.push(info),
@@ -50,7 +53,7 @@ impl Info {
                     Err(e) => tracing::error!("{e}"),
                 }
             }
-            Ok((Infos { repositories }, failure))
+            Ok((Infos { repositories, archiving }, failure))
         }))?;
         let (infos, failure) = infos;
         if infos.repositories.is_empty()
@@ -59,7 +62,9 @@ impl Info {
             return Err(failure);
         }
         global.output.result(&infos, || {
-            infos.repositories.iter().map(text).collect::<Vec<_>>().join("\n")
+            let mut parts: Vec<_> = infos.repositories.iter().map(text).collect();
+            parts.push(archiving::archiving(&infos.archiving));
+            parts.join("\n")
         })?;
         failure.map_or(Ok(0), Err)
     }
@@ -167,6 +172,16 @@ fn system_text(system: &SystemInfo) -> String {
             table.row(window_cells(window));
         }
         out += &table.show(4);
+    }
+    if let Some(behind) = &system.behind {
+        out += &format!("\n  not stored yet\n    {}\n", archiving::behind(behind));
+    }
+    if !system.gaps.is_empty() {
+        out += "\n  missing\n";
+        for gap in &system.gaps {
+            out += &format!("    {}\n", archiving::gap(gap));
+        }
+        out += &format!("    {}\n", wal_gaps::HINT);
     }
     out += "\n  WAL\n";
     let mut table = Table::new(&[

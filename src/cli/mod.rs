@@ -6,6 +6,7 @@
 
 mod archive_get;
 mod archive_push;
+mod archiving;
 mod backup;
 mod check;
 mod delete;

@@ -1,4 +1,10 @@
-//! What the repositories hold of a cluster: backups, WAL, and from when until when one can restore.
+//! What the repositories hold of a cluster: backups, WAL, and from when until when one can restore;
+//! and how far its server is ahead of them.
+
+mod behind;
+mod server;
+
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -19,8 +25,12 @@ use crate::{
         repository::Names,
         timelines::{SegmentRange, TimelineWal, WalInventory},
         wal::WalStore,
+        wal_gaps::{self, gaps},
     },
 };
+
+pub use behind::Behind;
+pub use server::{ArchiverInfo, Archiving, ServerInfo, StreamInfo, WaitingInfo};
 
 /// A cluster in one repository.
 #[derive(Debug, Serialize)]
@@ -60,6 +70,31 @@ pub struct SystemInfo {
     pub windows: Vec<Window>,
     /// Its WAL by timeline.
     pub timelines: Vec<TimelineInfo>,
+    /// WAL that backups need to be restored to every moment after them, and that isn't there.
+    pub gaps: Vec<Gap>,
+    /// How far the server is ahead, where it is of this system and could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behind: Option<Behind>,
+}
+
+/// Segments in a row that are missing, or bytes of one.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Gap {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The first missing segment's name.
+    pub first: String,
+    /// The last one's.
+    pub last: String,
+    /// How many.
+    pub segments: u64,
+    /// Of a segment of which the stream's parts have some: the bytes that are missing among them, the
+    /// first and last one's offsets, the latter excluded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<(u64, u64)>,
+    /// Whether it is behind the newest backup, which can't be restored to what comes after it.
+    pub after_newest_backup: bool,
 }
 
 /// A stretch of time to any point of which one can restore along one timeline.
@@ -171,8 +206,12 @@ pub struct DrillInfo {
     pub rpo: Option<Rpo>,
 }
 
-/// Looks at what a repository holds of a cluster.
-pub async fn info(repository: &Repository, cluster: &ClusterSettings) -> Result<ClusterInfo> {
+/// Looks at what a repository holds of a cluster. `server` is what its server says, if it does.
+pub async fn info(
+    repository: &Repository,
+    cluster: &ClusterSettings,
+    server: Option<&ServerInfo>,
+) -> Result<ClusterInfo> {
     let layout = ClusterLayout::new(&cluster.name)?;
     let (records, unusable) = backups(repository, &layout).await?;
     let mut ids = catalog::systems(repository, &layout).await?;
@@ -182,7 +221,7 @@ pub async fn info(repository: &Repository, cluster: &ClusterSettings) -> Result<
     let mut systems = Vec::new();
     for system in ids {
         let backups = records.iter().filter(|r| r.system == system).cloned().collect();
-        systems.push(system_info(repository, &layout, system, backups).await?);
+        systems.push(system_info(repository, &layout, system, backups, server).await?);
     }
     Ok(ClusterInfo {
         repository: repository.name().to_owned(),
@@ -267,6 +306,7 @@ async fn system_info(
     layout: &ClusterLayout,
     system: SystemId,
     backups: Vec<BackupRecord>,
+    server: Option<&ServerInfo>,
 ) -> Result<SystemInfo> {
     let store = WalStore::new(repository, layout, system);
     let segment_size = store.segment_size_of(backups.last()).await?;
@@ -276,7 +316,24 @@ async fn system_info(
         windows.extend(windows_of(&store, &inventory, path, &backups).await?);
     }
     let timelines = inventory.timelines().map(|(t, wal)| timeline_info(&inventory, t, wal));
-    Ok(SystemInfo { system, timelines: timelines.collect(), windows, backups })
+    let timelines = timelines.collect();
+    let gaps = gaps(&store, &inventory, &backups, Duration::ZERO).await?;
+    let gaps = gaps.iter().map(|gap| gap_info(&inventory, gap)).collect();
+    let server = server.filter(|server| server.system == system);
+    let behind = server.map(|server| Behind::of(server, &inventory, &windows));
+    Ok(SystemInfo { system, backups, windows, timelines, gaps, behind })
+}
+
+fn gap_info(inventory: &WalInventory, gap: &wal_gaps::Gap) -> Gap {
+    let name = |number: u64| inventory.segment_size.name(gap.timeline, number).to_string();
+    Gap {
+        timeline: gap.timeline,
+        first: name(gap.first),
+        last: name(gap.last),
+        segments: gap.segments(),
+        bytes: gap.hole,
+        after_newest_backup: gap.newest,
+    }
 }
 
 /// The windows along one path. Backups whose WAL ends at the same segment share one.

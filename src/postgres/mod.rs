@@ -1,5 +1,6 @@
 //! What PostgreSQL is, and nothing about pgkeep: positions, names, file formats, the wire protocol.
 
+pub mod archiving;
 pub mod backup_label;
 pub mod backup_manifest;
 pub mod client;

@@ -34,6 +34,7 @@ pub mod tree;
 pub mod tree_reader;
 pub mod wal;
 pub mod wal_floor;
+pub mod wal_gaps;
 pub mod wal_names;
 pub mod wal_parts;
 pub mod wal_small;

@@ -189,6 +189,15 @@ impl WalInventory {
         self.timelines.iter().map(|(timeline, wal)| (*timeline, wal))
     }
 
+    /// The first gap among the stream's parts of each segment that isn't whole and has one
+    /// ([`TimelineWal::hole`]), by timeline and number.
+    pub fn holes(&self) -> impl Iterator<Item = (Timeline, u64, (u64, u64))> {
+        self.timelines().flat_map(|(timeline, wal)| {
+            let hole = move |number: &u64| Some((timeline, *number, wal.hole(*number)?));
+            wal.parts.keys().filter_map(hole)
+        })
+    }
+
     /// The path to a timeline; `None` when its history file isn't there. Timeline 1 has no file and
     /// is always known.
     pub fn path(&self, timeline: Timeline) -> Option<&TimelineHistory> {
@@ -402,6 +411,12 @@ mod tests {
                 known.insert(timeline, TimelineHistory::parse(timeline, text.as_bytes()).unwrap());
             }
             WalInventory { segment_size: size, timelines, histories: known }
+        }
+
+        /// Adds these parts of a segment.
+        pub fn stream(&mut self, timeline: Timeline, number: u64, ranges: &[PartRange]) {
+            let wal = self.timelines.entry(timeline).or_default();
+            ranges.iter().for_each(|range| wal.add_part(number, *range));
         }
     }
 

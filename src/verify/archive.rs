@@ -7,15 +7,15 @@
 //!
 //! What can't be seen: whether segments behind the last one of a timeline are gone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::findings::{Done, Finding, Loss, Sought};
 use crate::{
     error::{Kind, Result},
-    postgres::{Lsn, Timeline, WalFile, history::TimelineHistory},
+    postgres::{Timeline, WalFile, history::TimelineHistory},
     repo::{
         BackupId, Repository, SystemId, layout::ClusterLayout, record::BackupRecord,
-        timelines::WalInventory, wal::WalStore, wal_floor::Floors,
+        timelines::WalInventory, wal::WalStore, wal_floor::Floors, wal_gaps::Needs,
     },
 };
 
@@ -56,17 +56,12 @@ impl Archive {
         Ok(Archive { system, store, inventory, backups, unreadable, floors })
     }
 
-    /// The first segment of a timeline below which WAL may be gone.
-    fn floor_of(&self, timeline: Timeline) -> u64 {
-        self.inventory.segment_size.number_at(self.floors.of(timeline))
-    }
-
     /// What is missing for all backups or for one.
     pub fn missing(&self, only: Option<&BackupId>) -> Vec<Finding> {
         let mut findings = self.histories(only);
         findings.extend(self.holes(only));
         let size = self.inventory.segment_size;
-        for (timeline, gaps) in self.gaps(only) {
+        for (timeline, gaps) in self.needs().rows(self.wanted(only)) {
             for (first, last) in gaps {
                 let names = (size.name(timeline, first), size.name(timeline, last));
                 let text = match last - first + 1 {
@@ -90,23 +85,20 @@ impl Archive {
     pub fn holes(&self, only: Option<&BackupId>) -> Vec<Finding> {
         let size = self.inventory.segment_size;
         let mut findings = Vec::new();
-        for (timeline, wal) in self.inventory.timelines() {
-            for number in wal.parts.keys() {
-                let Some((from, to)) = wal.hole(*number) else { continue };
-                let of_use = |record: &BackupRecord| self.is_of_use(record, timeline, *number);
-                if only.is_some() && !self.wanted(only).any(of_use) {
-                    continue;
-                }
-                let object = self.store.plain(WalFile::Segment(size.name(timeline, *number)));
-                let text = format!(
-                    "of this WAL segment there are parts, and its bytes {from} to {to} are missing"
-                );
-                findings.push(Finding {
-                    sought: Sought::Segments(self.system, size, timeline, *number, *number),
-                    loss: Loss::of_segments(self.system, timeline, *number, *number),
-                    ..Finding::missing(&object, text)
-                });
+        for (timeline, number, (from, to)) in self.inventory.holes() {
+            let of_use = |record: &BackupRecord| self.is_of_use(record, timeline, number);
+            if only.is_some() && !self.wanted(only).any(of_use) {
+                continue;
             }
+            let object = self.store.plain(WalFile::Segment(size.name(timeline, number)));
+            let text = format!(
+                "of this WAL segment there are parts, and its bytes {from} to {to} are missing"
+            );
+            findings.push(Finding {
+                sought: Sought::Segments(self.system, size, timeline, number, number),
+                loss: Loss::of_segments(self.system, timeline, number, number),
+                ..Finding::missing(&object, text)
+            });
         }
         findings
     }
@@ -143,101 +135,14 @@ impl Archive {
         self.backups.iter().filter(move |record| only.is_none_or(|id| *id == record.id))
     }
 
-    /// Rows of segments that are needed and not there, by number, both ends included.
-    fn gaps(&self, only: Option<&BackupId>) -> BTreeMap<Timeline, Vec<(u64, u64)>> {
-        let mut gaps: BTreeMap<Timeline, Vec<(u64, u64)>> = BTreeMap::new();
-        for record in self.wanted(only) {
-            let mut paths = self.paths_of(record);
-            if paths.is_empty() {
-                // Where its timeline comes from isn't known; what it needs itself is.
-                paths.push(TimelineHistory { timeline: record.timeline, ancestors: Vec::new() });
-            }
-            for path in &paths {
-                for (first, end) in self.gaps_of(path, record) {
-                    for (timeline, first, end) in self.by_timeline(path, first, end) {
-                        gaps.entry(timeline).or_default().push((first, end - 1));
-                    }
-                }
-            }
-        }
-        gaps.values_mut().for_each(join);
-        gaps
-    }
-
-    /// The known paths along which a backup can be restored.
-    pub fn paths_of(&self, record: &BackupRecord) -> Vec<TimelineHistory> {
-        self.inventory.known().filter(|path| record.lies_on(path)).cloned().collect()
-    }
-
-    /// What is missing for one backup along one path: from a segment up to before another.
-    fn gaps_of(&self, path: &TimelineHistory, record: &BackupRecord) -> Vec<(u64, u64)> {
-        let size = self.inventory.segment_size;
-        let stop = size.number_before(record.stop_lsn);
-        let end = match self.inventory.path(path.timeline) {
-            Some(_) => self.end_of_path(path, record),
-            None => stop + 1,
-        };
-        let mut gaps = Vec::new();
-        let mut number = size.number_at(record.start_lsn);
-        while number < end {
-            let missing = self.inventory.first_missing(path, number).number(size);
-            let Some(missing) = missing.filter(|missing| *missing < end) else { break };
-            if self.is_the_end(path, missing, record) {
-                number = missing + 1;
-                continue;
-            }
-            let next = self.inventory.next_there(path, missing).unwrap_or(end).min(end);
-            gaps.push((missing, next));
-            number = next;
-        }
-        gaps
-    }
-
-    /// Whether a path ends in a segment of which there is enough, though it isn't whole.
-    fn is_the_end(&self, path: &TimelineHistory, number: u64, record: &BackupRecord) -> bool {
-        let Some(partial) = self.inventory.partial(path, number) else { return false };
-        let wal = self.inventory.timelines().find(|(timeline, _)| *timeline == partial.timeline);
-        let is_streamed = wal.is_some_and(|(_, wal)| wal.parts.contains_key(&number));
-        let is_stop = number == self.inventory.segment_size.number_before(record.stop_lsn);
-        let is_short = is_stop && is_streamed && !self.inventory.reaches(path, record.stop_lsn);
-        !is_short && !self.inventory.goes_on_after(path, number)
-    }
-
-    /// The segment before which a backup's recovery along a path has to find all: the end of what
-    /// there is, and of what it needs itself, or where expiry has cut.
+    /// The segment before which a backup's recovery along a path has to find all
+    /// ([`Needs::end_of_path`]).
     pub fn end_of_path(&self, path: &TimelineHistory, record: &BackupRecord) -> u64 {
-        let size = self.inventory.segment_size;
-        let stop = size.number_before(record.stop_lsn);
-        let mut end = self.inventory.last_there(path).map_or(0, |last| last + 1);
-        if self.inventory.partial(path, end).is_some() {
-            end += 1;
-        }
-        end = end.max(self.inventory.last_streamed(path).map_or(0, |last| last + 1));
-        // What it needs itself is looked for elsewhere.
-        let behind = size.number_at(record.start_lsn).max(stop + 1);
-        if let Some(cut) = self.inventory.first_missing(path, behind).number(size)
-            && cut < self.floor_of(path.timeline_of_segment(cut, size))
-        {
-            end = cut;
-        }
-        end.max(stop + 1)
+        self.needs().end_of_path(path, record)
     }
 
-    /// A row of a path's segments cut where the path leaves a timeline; the second number is the one
-    /// behind the last.
-    fn by_timeline(
-        &self,
-        path: &TimelineHistory,
-        first: u64,
-        end: u64,
-    ) -> Vec<(Timeline, u64, u64)> {
-        let size = self.inventory.segment_size;
-        let cut = |(timeline, begin, left): (Timeline, Lsn, Option<Lsn>)| {
-            let from = size.number_at(begin).max(first);
-            let until = left.map_or(end, |left| size.number_at(left).min(end));
-            (from < until).then_some((timeline, from, until))
-        };
-        path.path().filter_map(cut).collect()
+    fn needs(&self) -> Needs<'_> {
+        Needs { inventory: &self.inventory, floors: &self.floors }
     }
 
     /// The backups that a loss leaves without what they need to become consistent.
@@ -257,10 +162,7 @@ impl Archive {
 
     /// Whether a segment of a timeline is of use to a backup.
     pub fn is_of_use(&self, record: &BackupRecord, timeline: Timeline, number: u64) -> bool {
-        let first = self.inventory.segment_size.number_at(record.start_lsn);
-        number >= first
-            && (timeline == record.timeline
-                || self.paths_of(record).iter().any(|path| path.contains(timeline)))
+        self.needs().is_of_use(record, timeline, number)
     }
 
     /// Adds a notice for WAL that nobody can begin with.
@@ -285,17 +187,4 @@ async fn read_floors(
         Err(e) if e.kind() == Kind::Damaged => Ok(Floors::default()),
         result => result,
     }
-}
-
-/// Rows sorted, and those that touch made one.
-fn join(rows: &mut Vec<(u64, u64)>) {
-    rows.sort_unstable();
-    let mut joined: Vec<(u64, u64)> = Vec::new();
-    for (first, last) in rows.drain(..) {
-        match joined.last_mut() {
-            Some((_, end)) if *end + 1 >= first => *end = last.max(*end),
-            _ => joined.push((first, last)),
-        }
-    }
-    *rows = joined;
 }

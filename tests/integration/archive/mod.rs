@@ -9,6 +9,7 @@ mod get;
 mod process;
 mod push;
 mod servers;
+mod status;
 mod timelines;
 
 use std::{

@@ -154,7 +154,7 @@ fn the_table() {
         [0, 1, 5],
     );
     counted.archive();
-    row("check, with the push of its segment", &counted.of(&["check"]), [6, 3, 14]);
+    row("check, with the push of its segment", &counted.of(&["check"]), [6, 4, 14]);
     let backup = counted.of_backup();
     row("a full backup", &backup, [13 + 2 + 5, 7, 14]);
     let packs = objects_of(&counted.pgkeep.repository(), ObjectKind::Pack);
