@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// What to do about a gap.
 pub const HINT: &str = "on a node that still has it in its pg_wal, `pgkeep stream` fetches what is missing since the newest \
-                        backup, and `pgkeep archive-push` stores any segment; behind a gap that stays, take a new backup";
+                        backup, and archive-push stores what is missing before a segment; behind a gap that stays, take a new backup";
 
 /// A row of segments of one timeline that is missing, or bytes of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -173,7 +173,7 @@ fn pushes_that_are_killed_lose_nothing_and_nothing_stays_stuck(version: u32) {
     let archived = || primary.sql("SELECT last_archived_wal FROM pg_stat_archiver");
     wait_until("the archiver gets on by itself", 150, || archived() >= last);
     let end = primary.digest("t");
-    pgkeep.ok(["verify", "--full"]);
+    pgkeep.ok(["verify", "--level", "full"]);
     primary.switch_wal();
     assert_eq!(pgkeep.restored(version, "latest", &[]).digest("t"), end);
 }

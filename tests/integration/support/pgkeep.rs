@@ -73,7 +73,7 @@ impl Pgkeep {
     }
 
     fn made(scratch: Scratch, places: Places) -> Self {
-        let config = scratch.file("pgkeep.toml", &state_dir(&scratch));
+        let config = scratch.file("pgkeep.toml", state_dir(&scratch));
         let pgkeep = Pgkeep { config, scratch, places };
         pgkeep.add_repository("main");
         pgkeep
@@ -82,7 +82,7 @@ impl Pgkeep {
     /// A configuration for this cluster and a repository `main` with these lines: url and the table.
     pub fn with_repository(cluster: &Cluster, url: &str, table: &str) -> Self {
         let scratch = Scratch::new("keep");
-        let config = scratch.file("pgkeep.toml", &state_dir(&scratch));
+        let config = scratch.file("pgkeep.toml", state_dir(&scratch));
         let places = Places::new(&scratch.path().join("repository"));
         let pgkeep = Pgkeep { config, scratch, places };
         let key = pgkeep.key_file("main");
