@@ -40,11 +40,9 @@ const BRIEF: Duration = Duration::from_secs(2);
 /// The same where a repository is away, and the server asks only three times a minute.
 const LONG: Duration = Duration::from_secs(30);
 
-/// How many files are stored at a time where that isn't bound by waiting for answers.
-const FILES_AT_ONCE: usize = 4;
-
-/// The same where it is.
-const REQUESTS_AT_ONCE: usize = 8;
+/// How many files are stored at a time: as many where each waits for answers, and on a disk as there are
+/// processors. Each holds some MiB.
+const AT_ONCE: usize = 4;
 
 /// Stores the files that wait beside the one at `path` in all repositories, the oldest first, and notes it.
 /// What goes wrong is told when the server offers the file itself.
@@ -126,8 +124,8 @@ fn at_once(stores: &[&WalStore]) -> usize {
     let questions =
         |store: &&WalStore| store.repository().storage().capabilities().questions_at_once;
     match stores.iter().map(questions).max() {
-        Some(2..) => REQUESTS_AT_ONCE,
-        _ => std::thread::available_parallelism().map_or(1, usize::from).min(FILES_AT_ONCE),
+        Some(2..) => AT_ONCE,
+        _ => std::thread::available_parallelism().map_or(1, usize::from).min(AT_ONCE),
     }
 }
 

@@ -20,15 +20,25 @@ use crate::{
 /// How many segments one push stores beside its own.
 const MOST: usize = 64;
 
-/// Stores what is missing before `file`, the one at `path`, and is beside it, in each of `stores`. Failures are
-/// warnings: the file itself is stored.
-pub async fn before(directory: &DataDirectory, path: &Path, file: WalFile, stores: &[&WalStore]) {
-    let (WalFile::Segment(segment) | WalFile::Partial(segment)) = file else { return };
+/// Stores what is missing before `file`, the one at `path`, and is beside it, in each of `stores`. The results are
+/// in their order: whether it could be told what is missing. What then can't be stored is a warning, since
+/// the file itself must not wait for it.
+pub async fn before(
+    directory: &DataDirectory,
+    path: &Path,
+    file: WalFile,
+    stores: &[&WalStore],
+) -> Vec<Result<()>> {
+    let mut results = Vec::with_capacity(stores.len());
     for store in stores {
-        if let Err(e) = heal(directory, path, segment, store).await {
-            tracing::warn!("look for what is missing before {segment}: {e}");
-        }
+        results.push(match file {
+            WalFile::Segment(segment) | WalFile::Partial(segment) => {
+                heal(directory, path, segment, store).await
+            }
+            WalFile::History(_) | WalFile::BackupHistory(..) => Ok(()),
+        });
     }
+    results
 }
 
 async fn heal(
@@ -62,16 +72,27 @@ async fn heal(
         return Ok(());
     }
     for name in missing.into_iter().rev() {
-        let file = WalFile::Segment(name);
-        let mut source = Source::open(&beside(name), file, directory)?;
-        source.check_ancestry(&[store]).await?;
-        for result in store_in_all(&mut source, &[store]).await? {
-            result?;
-        }
         let repository = store.repository().name();
-        tracing::warn!("{name} was missing in repository {repository}: it is stored now");
+        match store_one(directory, &beside(name), name, store).await {
+            Ok(()) => {
+                tracing::warn!("{name} was missing in repository {repository}: it is stored now")
+            }
+            Err(e) => tracing::warn!("{name} is missing in repository {repository}: {e}"),
+        }
     }
     Ok(())
+}
+
+async fn store_one(
+    directory: &DataDirectory,
+    path: &Path,
+    name: SegmentName,
+    store: &WalStore,
+) -> Result<()> {
+    let mut source = Source::open(path, WalFile::Segment(name), directory)?;
+    source.check_ancestry(&[store]).await?;
+    let stored = store_in_all(&mut source, &[store]).await?;
+    stored.into_iter().try_for_each(|stored| stored.map(drop))
 }
 
 fn history(path: &Path, timeline: Timeline) -> Option<TimelineHistory> {

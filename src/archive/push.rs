@@ -87,10 +87,10 @@ pub async fn push(
     }
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
     let storing = store_in_all(&mut source, &open);
-    let (results, ()) = tokio::join!(storing, heal::before(&directory, path, wal, &open));
-    let results = results?;
-
-    let mut results = results.into_iter();
+    let (results, healed) = tokio::join!(storing, heal::before(&directory, path, wal, &open));
+    let both = results?.into_iter().zip(healed);
+    let mut results =
+        both.map(|(stored, healed)| stored.and_then(|stored| healed.map(|()| stored)));
     let mut stored = Vec::with_capacity(repositories.len());
     let (mut healthy, mut failed) = (Vec::new(), Vec::new());
     for (settings, store) in repositories.iter().zip(stores) {

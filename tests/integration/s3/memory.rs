@@ -29,6 +29,7 @@ fn backup_push_and_restore_stay_within_their_bounds() {
     let noise = if other_program().is_some() { 1500 } else { 150 };
     let cluster = cluster_with_noise(noise * MIB);
     let pgkeep = Pgkeep::on_server(&cluster, Server::start());
+    pgkeep.without_state();
     pgkeep.init();
     let segment = cluster.switch_wal();
     pgkeep.set("cluster.main", "archive-timeout = \"1s\"");

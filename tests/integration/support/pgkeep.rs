@@ -150,6 +150,11 @@ impl Pgkeep {
         write(&self.config, change(text));
     }
 
+    /// Has it do nothing ahead: there is no place for its state.
+    pub fn without_state(&self) {
+        self.edit(|text| text.replace("state-dir = \"", "state-dir = \"/dev/null"));
+    }
+
     /// The configuration file.
     pub fn config(&self) -> &Path {
         &self.config

@@ -34,6 +34,8 @@ impl Archive {
         let number = u64::from_str_radix(&last[16..], 16).expect("a number");
         let segment = format!("{}{:08X}", &last[..16], number - u64::from(large));
         let pgkeep = Pgkeep::on_server(&cluster, Server::start());
+        // Each push and get is alone.
+        pgkeep.without_state();
         if large {
             without_encryption(&pgkeep);
         }
