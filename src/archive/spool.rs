@@ -2,7 +2,7 @@
 //!
 //! A segment is there whole and synced, was checked as one that is handed over at once, and has a note beside it
 //! of which file that was; a file that was changed since, or that an earlier boot of the system has left, isn't
-//! used. Nothing says that a segment is absent. One process fills the spool ([`super::fetch_ahead`]), and holds its
+//! used. Nothing says that a segment is absent. One process fills the spool ([`mod@super::fetch_ahead`]), and holds its
 //! lock; each get empties it.
 
 use std::{
