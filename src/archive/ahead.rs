@@ -29,7 +29,7 @@ use super::{
 use crate::{
     config::RepositorySettings,
     error::{Context, Kind, Result},
-    postgres::WalFile,
+    postgres::{Timeline, WalFile},
     repo::wal::{WalObject, WalStore},
     storage::ObjectName,
 };
@@ -44,21 +44,25 @@ const LONG: Duration = Duration::from_secs(30);
 /// processors. Each holds some MiB.
 const AT_ONCE: usize = 4;
 
-/// Stores the files that wait beside the one at `path` in all repositories, the oldest first, and notes it.
-/// What goes wrong is told when the server offers the file itself.
+/// Stores the files that wait beside the one at `path`, and of whose timeline they are, in all repositories, the
+/// oldest first, and notes it. What goes wrong is told when the server offers the file itself. Another timeline's
+/// segments wait for their own push, which sees to that timeline's history first.
 pub(super) async fn store(
     directory: &Arc<DataDirectory>,
     path: &Path,
     repositories: &[&RepositorySettings],
     stores: &[&WalStore],
+    timeline: Timeline,
     proven: &Proven,
 ) {
     if !proven.is_kept() {
         return;
     }
     proven.sweep();
-    let is_new =
-        |file: &WalFile| !proven.has(&path.with_file_name(file.to_string()), *file, repositories);
+    let is_new = |file: &WalFile| {
+        let may_be_first = file.timeline() == timeline || matches!(file, WalFile::History(_));
+        may_be_first && !proven.has(&path.with_file_name(file.to_string()), *file, repositories)
+    };
     let files = waiting(path).into_iter().filter(is_new).map(|file| (file, stores.to_vec()));
     let note = |file, identity| proven.note(file, identity, repositories);
     run(directory, path, files, BRIEF, note).await;

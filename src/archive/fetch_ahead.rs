@@ -16,10 +16,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use super::{data_directory::DataDirectory, get::Request, spool::Spool};
 use crate::{
@@ -55,10 +59,17 @@ pub struct FetchAhead {
 
 impl FetchAhead {
     /// The spool for this request, if it is one of recovery that may have one.
-    pub(super) fn spool(&self, directory: &DataDirectory, destination: &Path) -> Option<Spool> {
-        let is_recovery = destination.file_name().is_some_and(|name| name == RECOVERY_FILE);
-        let may_stay = is_recovery && !server_is_first_process(directory);
-        if may_stay { Spool::of(&self.state_dir, directory) } else { None }
+    pub(super) fn spool(
+        &self,
+        request: &Request<'_>,
+        cluster: &ClusterSettings,
+        repositories: &[&RepositorySettings],
+    ) -> Option<Spool> {
+        let is_recovery = request.destination.file_name().is_some_and(|n| n == RECOVERY_FILE);
+        if !is_recovery || server_is_first_process(request.directory) {
+            return None;
+        }
+        Spool::of(&self.state_dir, request.directory, &cluster.name, repositories)
     }
 
     /// Says that `segment` was asked for, and begins the process if there is none.
@@ -96,7 +107,9 @@ pub async fn fetch_ahead(
     destination: &Path,
 ) -> Result<()> {
     let directory = DataDirectory::of_wal_path(destination, cluster)?;
-    let Some(spool) = Spool::of(state_dir, &directory) else { return Ok(()) };
+    let Some(spool) = Spool::of(state_dir, &directory, &cluster.name, repositories) else {
+        return Ok(());
+    };
     let Some(_lock) = spool.lock() else { return Ok(()) };
     // What one that was killed has left may be half of something.
     spool.drop_all_but(&[]);
@@ -108,7 +121,7 @@ pub async fn fetch_ahead(
         // What one repository doesn't say, get will ask for itself.
         let repository = open(settings).await?;
         let store = WalStore::new(&repository, &layout, directory.system);
-        stores.push(((*settings).clone(), store));
+        stores.push((settings.name.clone(), store));
     }
     let fetcher = Fetcher { directory: directory.into(), spool, stores: stores.into() };
     let result = fetcher.run().await;
@@ -120,9 +133,9 @@ type Fetched = (SegmentName, Result<bool>);
 
 #[derive(Clone)]
 struct Fetcher {
-    directory: std::sync::Arc<DataDirectory>,
+    directory: Arc<DataDirectory>,
     spool: Spool,
-    stores: std::sync::Arc<[(RepositorySettings, WalStore)]>,
+    stores: Arc<[(String, WalStore)]>,
 }
 
 impl Fetcher {
@@ -155,21 +168,17 @@ impl Fetcher {
                     fetching.spawn(async move { (segment, fetcher.fetch(segment).await) });
                 }
             }
-            let fetched = tokio::time::timeout(LOOK, fetching.join_next());
-            let fetched = match under_way.is_empty() {
-                true => {
-                    tokio::time::sleep(LOOK).await;
-                    continue;
-                }
-                false => fetched.await,
+            let Ok(Some(fetched)) = timeout(LOOK, fetching.join_next()).await else {
+                sleep(LOOK).await;
+                continue;
             };
-            if let Ok(Some(fetched)) = fetched {
-                let (segment, is_there) =
-                    fetched.context(Kind::Internal, || "a thread that fetches ahead")?;
-                under_way.retain(|other| *other != segment);
-                if !is_there? {
-                    end = Some(end.map_or(segment, |end| end.min(segment)));
-                }
+            let (segment, is_there) =
+                fetched.context(Kind::Internal, || "a thread that fetches ahead")?;
+            under_way.retain(|other| *other != segment);
+            // What can't be fetched is told by the get that asks for it.
+            if !matches!(is_there, Ok(true)) {
+                self.spool.give_up(segment);
+                end = Some(end.map_or(segment, |end| end.min(segment)));
             }
         }
         Ok(())
@@ -193,13 +202,12 @@ impl Fetcher {
             directory: &self.directory,
             refuse_tablespaces: false,
         };
-        for (settings, store) in self.stores.iter() {
+        for (name, store) in self.stores.iter() {
             let Some(object) = request.serve(store).await? else { continue };
-            let put = self.spool.put(segment, settings, object.to_string());
+            let put = self.spool.put(segment, name, object.to_string());
             put.context(Kind::Local, || "write to state-dir")?;
             return Ok(true);
         }
-        self.spool.give_up(segment);
         Ok(false)
     }
 }

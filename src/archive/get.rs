@@ -88,9 +88,10 @@ pub async fn get(
     let refuse_tablespaces = options.refuse_tablespaces;
     let request = Request { file, destination, directory: &directory, refuse_tablespaces };
     let ahead = options.ahead.as_ref();
-    let spool = ahead.and_then(|ahead| Some((ahead, ahead.spool(&directory, destination)?)));
+    let spool =
+        ahead.and_then(|ahead| Some((ahead, ahead.spool(&request, cluster, repositories)?)));
     if let (WalFile::Segment(segment), Some((ahead, spool))) = (file, &spool)
-        && let Some(taken) = request.take(spool, segment, repositories).await?
+        && let Some(taken) = request.take(spool, segment).await?
     {
         ahead.go_on(spool, segment);
         return Ok(served(taken.repository, taken.object));
@@ -147,17 +148,12 @@ struct Failure {
 
 impl Request<'_> {
     /// Takes the segment out of the spool. One that is being fetched is waited for.
-    async fn take(
-        &self,
-        spool: &Spool,
-        segment: SegmentName,
-        repositories: &[&RepositorySettings],
-    ) -> Result<Option<Taken>> {
+    async fn take(&self, spool: &Spool, segment: SegmentName) -> Result<Option<Taken>> {
         let deadline = Instant::now() + FETCHED_BY_ANOTHER;
         while spool.is_fetched_now(segment) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        spool.take(segment, self.destination, repositories, |file| {
+        spool.take(segment, self.destination, |file| {
             let name = spool.path(segment);
             let bytes = file.metadata().context(Kind::Local, || name.display().to_string())?.len();
             self.check_segment(file, segment, &name.to_string_lossy(), bytes, false)?;

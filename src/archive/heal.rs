@@ -111,8 +111,12 @@ async fn has_earlier(store: &WalStore, segment: SegmentName, size: SegmentSize) 
             let page = store.page(timeline, after.as_ref()).await?;
             let Some((_, last, _)) = page.last() else { break };
             after = Some(last.clone());
-            let is_earlier = |object: &WalObject| matches!(object.file(), WalFile::Segment(s) if s.number(size) < segment.number(size));
-            if page.iter().any(|(object, ..)| is_earlier(object)) {
+            let number_of = |object: &WalObject| match object.file() {
+                WalFile::Segment(name) => name.number(size),
+                _ => None,
+            };
+            let is_earlier = |number| Some(number) < segment.number(size);
+            if page.iter().filter_map(|(object, ..)| number_of(object)).any(is_earlier) {
                 return Ok(true);
             }
         }

@@ -82,7 +82,7 @@ pub async fn push(
     }
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
     source.check_ancestry(&open).await?;
-    if matches!(wal, WalFile::Segment(_) | WalFile::Partial(_)) {
+    if !matches!(wal, WalFile::History(_)) {
         store_history(&directory, &mut stores, path, wal.timeline()).await;
     }
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
@@ -111,7 +111,7 @@ pub async fn push(
     let is_outage = failed.iter().all(|e| matches!(e.kind(), Kind::Repository | Kind::Denied));
     let healthy: Vec<_> = healthy.iter().collect();
     let Some(failure) = merge(failed) else {
-        ahead::store(&directory, path, repositories, &healthy, &proven).await;
+        ahead::store(&directory, path, repositories, &healthy, wal.timeline(), &proven).await;
         return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
     };
     if is_outage && !healthy.is_empty() {

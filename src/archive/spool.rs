@@ -15,6 +15,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::{
     data_directory::DataDirectory,
@@ -43,8 +44,6 @@ struct Note {
     file: Identity,
     repository: String,
     object: String,
-    /// Where the repository lies.
-    location: String,
 }
 
 /// A segment that was taken out: where it came from.
@@ -65,9 +64,24 @@ pub struct Spool {
 pub struct Lock(#[expect(dead_code, reason = "the lock lives as long as its file is open")] File);
 
 impl Spool {
-    /// The one below `state_dir`; `None` where there can't be one.
-    pub fn of(state_dir: &Path, directory: &DataDirectory) -> Option<Self> {
-        state::folder(state_dir, "fetched", directory).map(|folder| Spool { folder })
+    /// The one below `state_dir` for a cluster in these repositories; `None` where there can't be one.
+    ///
+    /// Where something else is asked for, as when a directory is restored again from another place, it is
+    /// another spool with another process.
+    pub fn of(
+        state_dir: &Path,
+        directory: &DataDirectory,
+        cluster: &str,
+        repositories: &[&RepositorySettings],
+    ) -> Option<Self> {
+        let mut asked = Sha256::new();
+        asked.update(cluster);
+        for repository in repositories {
+            asked.update(format!("\0{}\0{}", repository.name, repository.location));
+        }
+        let asked = hex::encode(&asked.finalize()[..8]);
+        let folder = state::folder(state_dir, &format!("fetched-{asked}"), directory)?;
+        Some(Spool { folder })
     }
 
     /// How many segments of this size it may have.
@@ -130,16 +144,10 @@ impl Spool {
     }
 
     /// Adds the segment that was written to [`Spool::path`], and synced.
-    pub fn put(
-        &self,
-        segment: SegmentName,
-        repository: &RepositorySettings,
-        object: String,
-    ) -> io::Result<()> {
+    pub fn put(&self, segment: SegmentName, repository: &str, object: String) -> io::Result<()> {
         let at = Moment::now().ok_or(io::ErrorKind::Unsupported)?;
         let file = Identity::of(&self.path(segment))?;
-        let location = repository.location.to_string();
-        let note = Note { at, file, repository: repository.name.clone(), object, location };
+        let note = Note { at, file, repository: repository.to_owned(), object };
         let temporary = self.folder.join(format!("{segment}.note"));
         fs::write(&temporary, serde_json::to_vec(&note)?)?;
         fs::rename(&temporary, self.note_path(segment))?;
@@ -147,15 +155,12 @@ impl Spool {
         Ok(())
     }
 
-    /// Whether a segment is there, came from one of `repositories`, and is what was fetched.
-    fn sound(&self, segment: SegmentName, repositories: &[&RepositorySettings]) -> Option<Note> {
+    /// The note of a segment that is there and is what was fetched.
+    fn sound(&self, segment: SegmentName) -> Option<Note> {
         let note: Note = serde_json::from_slice(&fs::read(self.note_path(segment)).ok()?).ok()?;
         let is_recent = note.at.age().is_some_and(|age| age < VALID);
         let is_it = Identity::of(&self.path(segment)).is_ok_and(|identity| identity == note.file);
-        let from = |r: &&RepositorySettings| {
-            r.name == note.repository && r.location.to_string() == note.location
-        };
-        (is_recent && is_it && repositories.iter().any(from)).then_some(note)
+        (is_recent && is_it).then_some(note)
     }
 
     /// Moves a segment to `destination`, once `check` has found nothing against it. `None` when there is none to
@@ -164,10 +169,9 @@ impl Spool {
         &self,
         segment: SegmentName,
         destination: &Path,
-        repositories: &[&RepositorySettings],
         check: impl FnOnce(&mut File) -> Result<()>,
     ) -> Result<Option<Taken>> {
-        let Some(note) = self.sound(segment, repositories) else { return Ok(None) };
+        let Some(note) = self.sound(segment) else { return Ok(None) };
         let path = self.path(segment);
         let Ok(mut file) = File::open(&path) else { return Ok(None) };
         if let Err(e) = check(&mut file) {
