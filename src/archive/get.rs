@@ -441,6 +441,8 @@ fn served(repository: String, object: String) -> Got {
 async fn prove_absence(store: &WalStore) -> Result<()> {
     store.repository().prove_present().await?;
     if store.timelines().await?.is_empty() {
+        // It may have gone while it was asked.
+        store.repository().prove_present().await?;
         return Err(Error::new(
             Kind::Wal,
             format!(

@@ -1,6 +1,7 @@
 //! The file that is being pushed: what it must be, and reading it.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -154,7 +155,14 @@ impl Source {
         self.file
             .seek(SeekFrom::Start(0))
             .context(Kind::Local, || format!("read {}", self.path.display()))?;
-        Ok(Pass { source: self, digest: Sha256::new(), read: 0, zeros: 0, scanner })
+        Ok(Pass {
+            source: self,
+            digest: Sha256::new(),
+            read: 0,
+            zeros: 0,
+            scanner,
+            given: VecDeque::new(),
+        })
     }
 
     /// The record that begins in the segment before and ends in this one. `None` when that segment
@@ -255,6 +263,9 @@ pub struct Pass<'a> {
     /// How many of the bytes that were read last are zeros.
     zeros: u64,
     scanner: Option<SegmentScanner>,
+    /// The frames that were given out, to use their memory again: a fresh one costs the kernel as much as
+    /// reading it.
+    given: VecDeque<Arc<Vec<u8>>>,
 }
 
 impl Pass<'_> {
@@ -264,22 +275,26 @@ impl Pass<'_> {
         if left == 0 {
             return Ok(None);
         }
-        let mut chunk = vec![0; WAL_FRAME.min(usize::try_from(left).unwrap_or(WAL_FRAME))];
-        let len = chunk.len();
+        let len = WAL_FRAME.min(usize::try_from(left).unwrap_or(WAL_FRAME));
+        let returned = self.given.iter().position(|frame| Arc::strong_count(frame) == 1);
+        let mut frame = returned.and_then(|n| self.given.remove(n)).unwrap_or_default();
+        let chunk = Arc::make_mut(&mut frame);
+        chunk.resize(len, 0);
         self.source
             .file
-            .read_exact(&mut chunk)
+            .read_exact(chunk)
             .context(Kind::Local, || format!("read {}", self.source.path.display()))?;
         self.read += len as u64;
-        self.digest.update(&chunk);
+        self.digest.update(&*chunk);
         self.zeros = match chunk.iter().rposition(|byte| *byte != 0) {
             Some(last) => (len - last - 1) as u64,
             None => self.zeros + len as u64,
         };
         if let Some(scanner) = &mut self.scanner {
-            scanner.feed(&chunk, &mut |_| {});
+            scanner.feed(chunk, &mut |_| {});
         }
-        Ok(Some(Arc::new(chunk)))
+        self.given.push_back(Arc::clone(&frame));
+        Ok(Some(frame))
     }
 
     /// What was read. Refuses a segment that isn't finished: one that valid WAL ends in without

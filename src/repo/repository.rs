@@ -280,7 +280,11 @@ async fn read_repository_file(storage: &dyn Storage) -> Result<RepositoryFile> {
 async fn read_keys(storage: &dyn Storage, repository: RandomId) -> Result<Vec<WrappedKeys>> {
     let mut found = Vec::new();
     for listed in storage.list(layout::KEYS, None, 10_000).await? {
-        let bytes = storage.read(&listed.name, Range::All).await?;
+        let bytes = match storage.read(&listed.name, Range::All).await {
+            Ok(bytes) => bytes,
+            Err(e) if e.is_not_found() => continue,
+            Err(e) => return Err(e.into()),
+        };
         let parsed = WrappedKeys::parse(&bytes, repository).map_err(|e| {
             let address = storage.address();
             Error::new(Kind::Damaged, format!("{} in {address} is damaged: {e}", listed.name))
@@ -288,6 +292,8 @@ async fn read_keys(storage: &dyn Storage, repository: RandomId) -> Result<Vec<Wr
         found.extend(parsed);
     }
     if found.is_empty() {
+        // A disk may have been unmounted since repo.json was read.
+        read_repository_file(storage).await?;
         let message = format!(
             "repo.json in {} says that this is repository {repository}, and keys/ has no key of it",
             storage.address()

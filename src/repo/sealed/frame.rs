@@ -102,17 +102,31 @@ pub struct SealedFrame {
 
 thread_local! {
     // To make one for each frame costs a third of the compression itself.
-    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+    static COMPRESSOR: RefCell<Option<KeptCompressor>> = const { RefCell::new(None) };
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-fn compress(raw: &[u8], level: i32) -> io::Result<Vec<u8>> {
+struct KeptCompressor {
+    level: i32,
+    compressor: Compressor<'static>,
+    /// Where it writes to: as large as the largest frame may become, and its pages are there already.
+    compressed: Vec<u8>,
+}
+
+/// Compresses `raw` and lets `take` have the result.
+fn compress<T>(raw: &[u8], level: i32, take: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
     COMPRESSOR.with_borrow_mut(|slot| {
-        let (_, compressor) = match slot.take_if(|(of, _)| *of == level) {
+        let kept = match slot.take_if(|kept| kept.level == level) {
             Some(kept) => slot.insert(kept),
-            None => slot.insert((level, Compressor::new(level)?)),
+            None => {
+                let compressor = Compressor::new(level)?;
+                slot.insert(KeptCompressor { level, compressor, compressed: Vec::new() })
+            }
         };
-        compressor.compress(raw)
+        kept.compressed.clear();
+        kept.compressed.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        kept.compressor.compress_to_buffer(raw, &mut kept.compressed)?;
+        Ok(take(&kept.compressed))
     })
 }
 
@@ -204,13 +218,15 @@ impl Sealer {
         let too_large = || Error::new(Kind::Internal, format!("a frame of {} bytes", raw.len()));
         let raw_len =
             u32::try_from(raw.len()).ok().filter(|n| *n <= MAX_RAW).ok_or_else(too_large)?;
-        let compressed = compress(raw, self.level)
-            .map_err(|e| Error::new(Kind::Internal, "compress a frame").because(e))?;
-        let mut bytes = Vec::with_capacity(PREFIX_LEN + compressed.len() + TAG_LEN);
-        let sealed = (compressed.len() + TAG_LEN) as u32;
-        bytes.extend_from_slice(&sealed.to_le_bytes());
-        bytes.extend_from_slice(&raw_len.to_le_bytes());
-        bytes.extend_from_slice(&compressed);
+        let mut bytes = compress(raw, self.level, |compressed| {
+            let mut bytes = Vec::with_capacity(PREFIX_LEN + compressed.len() + TAG_LEN);
+            bytes.extend_from_slice(&((compressed.len() + TAG_LEN) as u32).to_le_bytes());
+            bytes.extend_from_slice(&raw_len.to_le_bytes());
+            bytes.extend_from_slice(compressed);
+            bytes
+        })
+        .map_err(|e| Error::new(Kind::Internal, "compress a frame").because(e))?;
+        let sealed = (bytes.len() - PREFIX_LEN + TAG_LEN) as u32;
         let associated = self.binding.associated(number, raw_len);
         let tag: [u8; TAG_LEN] = match &self.binding.cipher {
             Some(cipher) => cipher
@@ -221,7 +237,7 @@ impl Sealer {
                 )
                 .map_err(|e| Error::new(Kind::Internal, format!("seal a frame: {e}")))?
                 .into(),
-            None => Binding::checksum(&associated, &compressed),
+            None => Binding::checksum(&associated, &bytes[PREFIX_LEN..]),
         };
         bytes.extend_from_slice(&tag);
         Ok(SealedFrame { bytes, lengths: Lengths { sealed, raw: raw_len } })

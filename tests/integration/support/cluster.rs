@@ -353,7 +353,19 @@ impl Cluster {
     /// Runs SQL as superuser in the database `postgres`, each statement on its own, and returns
     /// what it printed: rows one a line, columns joined by `|`.
     pub fn sql(&self, sql: &str) -> String {
-        self.try_sql(sql).unwrap_or_else(|e| panic!("{sql}\n{e}"))
+        self.try_sql(sql).unwrap_or_else(|e| panic!("{sql}\n{e}{}", self.why_it_ended(&e)))
+    }
+
+    /// The end of the log, where the server may have ended.
+    fn why_it_ended(&self, error: &str) -> String {
+        if !error.contains("connection") {
+            return String::new();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        let end = lines[lines.len().saturating_sub(12)..].join("\n");
+        format!("the server's log ends:\n{end}")
     }
 
     /// As [`Cluster::sql`], in another database.
