@@ -12,6 +12,7 @@ use std::{
     collections::BinaryHeap,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
+    num::NonZeroU64,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Once,
@@ -20,7 +21,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with};
 
 use super::{
     Capabilities, ErrorKind, Listed, ObjectName, ObjectWriter, Range, Result, Storage, StorageError,
@@ -250,9 +251,27 @@ struct LocalWriter {
     storage: Local,
     name: ObjectName,
     temporary: Temporary,
+    written: u64,
+    /// Up to where the kernel was told to begin with the writing out.
+    begun: u64,
 }
 
+/// So many bytes are handed to the disk at a time while the rest is still made, so that less of them is left for
+/// the sync at the end.
+const WRITE_OUT: u64 = 1 << 20;
+
 impl LocalWriter {
+    /// Begins with the writing out of what was written, and waits for nothing. Linux does so when it is told
+    /// that nobody needs the pages (mm/fadvise.c); those that aren't clean yet stay in its cache.
+    fn begin_write_out(&mut self) {
+        if let Some(length) =
+            NonZeroU64::new(self.written - self.begun).filter(|n| n.get() >= WRITE_OUT)
+        {
+            let _ = fadvise(&self.temporary.file, self.begun, Some(length), Advice::DontNeed);
+            self.begun = self.written;
+        }
+    }
+
     fn finish_now(&mut self) -> io::Result<()> {
         let path = self.storage.path(&self.name);
         let folder = path.parent().ok_or(io::ErrorKind::NotFound)?;
@@ -275,7 +294,10 @@ impl LocalWriter {
 impl ObjectWriter for LocalWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         let written = self.temporary.file.write_all(&bytes);
-        written.map_err(|e| self.storage.error("write", &self.name, e))
+        written.map_err(|e| self.storage.error("write", &self.name, e))?;
+        self.written += bytes.len() as u64;
+        self.begin_write_out();
+        Ok(())
     }
 
     async fn finish(mut self: Box<Self>) -> Result<()> {
@@ -296,7 +318,7 @@ impl Storage for Local {
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
         let temporary = self.temporary().map_err(|e| self.error("create", name, e))?;
         let storage = Local::at(&self.root);
-        Ok(Box::new(LocalWriter { storage, name: name.clone(), temporary }))
+        Ok(Box::new(LocalWriter { storage, name: name.clone(), temporary, written: 0, begun: 0 }))
     }
 
     async fn read(&self, name: &ObjectName, range: Range) -> Result<Bytes> {
