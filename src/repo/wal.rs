@@ -208,9 +208,9 @@ impl WalStore {
         let summary = self.parse_summary(name, frames.summary())?;
         let (mut digest, mut size) = (Sha256::new(), 0);
         while let Some(raw) = frames.next().await? {
-            digest.update(&raw);
+            digest.update(raw);
             size += raw.len() as u64;
-            sink.write_all(&raw).context(Kind::Local, || format!("write the content of {name}"))?;
+            sink.write_all(raw).context(Kind::Local, || format!("write the content of {name}"))?;
         }
         if size != summary.size || hex::encode(digest.finalize()) != summary.sha256 {
             return Err(self.damaged(name, "its content doesn't fit its checksum"));

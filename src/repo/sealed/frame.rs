@@ -104,6 +104,8 @@ thread_local! {
     // To make one for each frame costs a third of the compression itself.
     static COMPRESSOR: RefCell<Option<KeptCompressor>> = const { RefCell::new(None) };
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    // What is decrypted, on its way to be decompressed.
+    static DECRYPTED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 struct KeptCompressor {
@@ -130,13 +132,17 @@ fn compress<T>(raw: &[u8], level: i32, take: impl FnOnce(&[u8]) -> T) -> io::Res
     })
 }
 
-fn decompress(compressed: &[u8], len: usize) -> io::Result<Vec<u8>> {
+/// Decompresses to `raw`, in place of what it has, and at most to `len` bytes.
+/// Decompresses to `raw`, in place of what it has: up to `len` bytes, or as many as it has room for anyway.
+fn decompress(compressed: &[u8], len: usize, raw: &mut Vec<u8>) -> io::Result<()> {
     DECOMPRESSOR.with_borrow_mut(|slot| {
         let decompressor = match slot.take() {
             Some(kept) => slot.insert(kept),
             None => slot.insert(Decompressor::new()?),
         };
-        decompressor.decompress(compressed, len)
+        raw.clear();
+        raw.reserve_exact(len);
+        decompressor.decompress_to_buffer(compressed, raw).map(drop)
     })
 }
 
@@ -291,6 +297,19 @@ impl Opener {
         bytes: &[u8],
         expected: Option<Lengths>,
     ) -> Result<Vec<u8>, String> {
+        let mut raw = Vec::new();
+        self.open_into(number, bytes, expected, &mut raw)?;
+        Ok(raw)
+    }
+
+    /// As [`Opener::open`], into memory that is there: `raw` has only the frame's bytes after it.
+    pub fn open_into(
+        &self,
+        number: u64,
+        bytes: &[u8],
+        expected: Option<Lengths>,
+        raw: &mut Vec<u8>,
+    ) -> Result<(), String> {
         let what =
             || if number == CLOSING { "closing frame".into() } else { format!("frame {number}") };
         let lengths = parse_prefix(bytes).map_err(|e| format!("{}: {e}", what()))?;
@@ -299,30 +318,35 @@ impl Opener {
         {
             return Err(format!("{} has other lengths than it should", what()));
         }
-        let mut content = bytes[PREFIX_LEN..].to_vec();
-        let tag: [u8; TAG_LEN] = content
-            .split_off(content.len() - TAG_LEN)
-            .try_into()
-            .map_err(|_| format!("{} is too short", what()))?;
+        let (content, tag) = bytes[PREFIX_LEN..]
+            .split_last_chunk::<TAG_LEN>()
+            .ok_or_else(|| format!("{} is too short", what()))?;
         let associated = self.binding.associated(number, lengths.raw);
-        match &self.binding.cipher {
-            Some(cipher) => cipher
-                .decrypt_inout_detached(
-                    &Binding::nonce(number),
-                    &associated,
-                    content.as_mut_slice().into(),
-                    &tag.into(),
-                )
-                .map_err(|_| format!("{} doesn't authenticate", what()))?,
-            None if Binding::checksum(&associated, &content) == tag => {}
-            None => return Err(format!("{} has a wrong checksum", what())),
-        }
-        let raw =
-            decompress(&content, lengths.raw as usize).map_err(|e| format!("{}: {e}", what()))?;
-        if raw.len() != lengths.raw as usize {
+        let len = lengths.raw as usize;
+        let decompressed = match &self.binding.cipher {
+            Some(cipher) => DECRYPTED.with_borrow_mut(|decrypted| {
+                decrypted.clear();
+                decrypted.extend_from_slice(content);
+                cipher
+                    .decrypt_inout_detached(
+                        &Binding::nonce(number),
+                        &associated,
+                        decrypted.as_mut_slice().into(),
+                        &(*tag).into(),
+                    )
+                    .map_err(|_| format!("{} doesn't authenticate", what()))?;
+                Ok(decompress(decrypted, len, raw))
+            }),
+            None if Binding::checksum(&associated, content) == *tag => {
+                Ok(decompress(content, len, raw))
+            }
+            None => Err(format!("{} has a wrong checksum", what())),
+        };
+        decompressed?.map_err(|e| format!("{}: {e}", what()))?;
+        if raw.len() != len {
             return Err(format!("{} has another length than it should", what()));
         }
-        Ok(raw)
+        Ok(())
     }
 
     pub(super) fn open_closing(&self, bytes: &[u8]) -> Result<Closing, String> {

@@ -213,8 +213,22 @@ impl ObjectReader {
         bytes: &[u8],
         lengths: Lengths,
     ) -> Result<Vec<u8>> {
+        let mut raw = Vec::new();
+        self.open_fetched_into(repository, number, bytes, lengths, &mut raw)?;
+        Ok(raw)
+    }
+
+    /// As [`ObjectReader::open_fetched`], into memory that is there.
+    pub fn open_fetched_into(
+        &self,
+        repository: &Repository,
+        number: u64,
+        bytes: &[u8],
+        lengths: Lengths,
+        raw: &mut Vec<u8>,
+    ) -> Result<()> {
         self.opener
-            .open(number, bytes, Some(lengths))
+            .open_into(number, bytes, Some(lengths), raw)
             .map_err(|e| damaged(repository, &self.name, e))
     }
 }

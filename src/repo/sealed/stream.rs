@@ -19,6 +19,8 @@ pub struct FrameStream<'a> {
     /// Bytes that were read, and where in the object they begin.
     ahead: (u64, Bytes),
     next: usize,
+    /// The last frame's raw bytes.
+    raw: Vec<u8>,
 }
 
 impl<'a> FrameStream<'a> {
@@ -41,7 +43,7 @@ impl<'a> FrameStream<'a> {
         if bytes.get(..HEADER_LEN) != Some(&reader.header.0[..]) {
             return Err(bad("its header and its trailer differ".into()));
         }
-        Ok(Some(FrameStream { repository, reader, ahead: (0, bytes), next: 0 }))
+        Ok(Some(FrameStream { repository, reader, ahead: (0, bytes), next: 0, raw: Vec::new() }))
     }
 
     /// The summary that the object was closed with.
@@ -50,7 +52,7 @@ impl<'a> FrameStream<'a> {
     }
 
     /// The next frame's raw bytes; `None` after the last one.
-    pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
+    pub async fn next(&mut self) -> Result<Option<&[u8]>> {
         let Some(&(offset, lengths)) = self.reader.frames.get(self.next) else { return Ok(None) };
         let len = PREFIX_LEN as u64 + u64::from(lengths.sealed);
         let sealed = match self.in_ahead(offset, len) {
@@ -68,7 +70,8 @@ impl<'a> FrameStream<'a> {
         };
         let number = self.next as u64;
         self.next += 1;
-        self.reader.open_fetched(self.repository, number, &sealed, lengths).map(Some)
+        self.reader.open_fetched_into(self.repository, number, &sealed, lengths, &mut self.raw)?;
+        Ok(Some(&self.raw))
     }
 
     fn in_ahead(&self, offset: u64, len: u64) -> Option<Bytes> {
