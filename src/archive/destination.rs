@@ -14,7 +14,10 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
-use crate::error::{Context, Kind, Result};
+use crate::{
+    error::{Context, Kind, Result},
+    storage::local::begin_write_out,
+};
 
 /// Under which the kernel shows a process its open files.
 const OPEN_FILES: &str = "/proc/self/fd";
@@ -59,9 +62,15 @@ impl Destination {
     }
 
     /// Syncs the file and gives it its name, in place of what had it before.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
+        self.file.sync_all().context(Kind::Local, || format!("write {}", self.path.display()))?;
+        self.finish_unsynced()
+    }
+
+    /// Gives the file its name without waiting until it is durable; that begins.
+    pub fn finish_unsynced(mut self) -> Result<()> {
+        begin_write_out(&self.file, 0, None);
         let give_name = |destination: &mut Destination| -> io::Result<()> {
-            destination.file.sync_all()?;
             if let Some(temporary) = &destination.temporary {
                 fs::rename(temporary, &destination.path)?;
                 destination.temporary = None;

@@ -42,6 +42,9 @@ const LOOK: Duration = Duration::from_millis(10);
 /// How many segments are fetched at a time.
 const AT_ONCE: usize = 4;
 
+/// How much later than others the process gets a processor (`nice(2)`).
+const NICE: i32 = 10;
+
 /// How many bytes stay free on the spool's disk, which may be the server's.
 const STAYS_FREE: u64 = 1 << 30;
 
@@ -115,6 +118,8 @@ pub async fn fetch_ahead(
     spool.drop_all_but(&[]);
     // A signal to the server's processes isn't for this one.
     let _ = rustix::process::setsid();
+    // Replay is what is waited for, if there aren't processors for both.
+    let _ = rustix::process::nice(NICE);
     let layout = ClusterLayout::new(&cluster.name)?;
     let mut stores = Vec::with_capacity(repositories.len());
     for settings in repositories {
@@ -201,6 +206,9 @@ impl Fetcher {
             destination: &path,
             directory: &self.directory,
             refuse_tablespaces: false,
+            // Recovery syncs what it takes (`xlogarchive.c`, `KeepFileRestoredFromArchive`), and replay would wait
+            // for the disk that this keeps busy.
+            sync: false,
         };
         for (name, store) in self.stores.iter() {
             let Some(object) = request.serve(store).await? else { continue };

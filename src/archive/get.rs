@@ -86,7 +86,8 @@ pub async fn get(
     let directory = DataDirectory::of_wal_path(destination, cluster)?;
     let layout = ClusterLayout::new(&cluster.name)?;
     let refuse_tablespaces = options.refuse_tablespaces;
-    let request = Request { file, destination, directory: &directory, refuse_tablespaces };
+    let request =
+        Request { file, destination, directory: &directory, refuse_tablespaces, sync: true };
     let ahead = options.ahead.as_ref();
     let spool =
         ahead.and_then(|ahead| Some((ahead, ahead.spool(&request, cluster, repositories)?)));
@@ -128,6 +129,8 @@ pub(super) struct Request<'a> {
     pub directory: &'a DataDirectory,
     /// Whether a segment in which a tablespace is made is refused.
     pub refuse_tablespaces: bool,
+    /// Whether the file is durable when it is there.
+    pub sync: bool,
 }
 
 /// What the stream's parts have of a segment, which isn't where it was asked for yet.
@@ -350,7 +353,10 @@ impl Request<'_> {
             )?;
             self.check_tablespaces(destination.file(), segment)?;
         }
-        destination.finish()?;
+        match self.sync {
+            true => destination.finish()?,
+            false => destination.finish_unsynced()?,
+        }
         Ok(true)
     }
 

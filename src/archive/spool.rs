@@ -1,6 +1,6 @@
 //! Segments that were fetched ahead for a recovery, in a folder of its data directory below `state-dir`.
 //!
-//! A segment is there whole and synced, was checked as one that is handed over at once, and has a note beside it
+//! A segment is there whole, was checked as one that is handed over at once, and has a note beside it
 //! of which file that was; a file that was changed since, or that an earlier boot of the system has left, isn't
 //! used. Nothing says that a segment is absent. One process fills the spool ([`mod@super::fetch_ahead`]), and holds its
 //! lock; each get empties it.
@@ -143,7 +143,7 @@ impl Spool {
         let _ = fs::remove_file(self.mark_path(segment));
     }
 
-    /// Adds the segment that was written to [`Spool::path`], and synced.
+    /// Adds the segment that was written to [`Spool::path`].
     pub fn put(&self, segment: SegmentName, repository: &str, object: String) -> io::Result<()> {
         let at = Moment::now().ok_or(io::ErrorKind::Unsupported)?;
         let file = Identity::of(&self.path(segment))?;

@@ -247,6 +247,13 @@ impl Drop for Temporary {
     }
 }
 
+/// Begins with the writing out of a file's bytes from `offset` on, all of them without a `length`, and waits for
+/// nothing. Linux does so when it is told that nobody needs the pages (mm/fadvise.c); those that aren't clean yet
+/// stay in its cache.
+pub fn begin_write_out(file: &File, offset: u64, length: Option<NonZeroU64>) {
+    let _ = fadvise(file, offset, length, Advice::DontNeed);
+}
+
 struct LocalWriter {
     storage: Local,
     name: ObjectName,
@@ -261,13 +268,10 @@ struct LocalWriter {
 const WRITE_OUT: u64 = 1 << 20;
 
 impl LocalWriter {
-    /// Begins with the writing out of what was written, and waits for nothing. Linux does so when it is told
-    /// that nobody needs the pages (mm/fadvise.c); those that aren't clean yet stay in its cache.
     fn begin_write_out(&mut self) {
-        if let Some(length) =
-            NonZeroU64::new(self.written - self.begun).filter(|n| n.get() >= WRITE_OUT)
-        {
-            let _ = fadvise(&self.temporary.file, self.begun, Some(length), Advice::DontNeed);
+        if self.written - self.begun >= WRITE_OUT {
+            let length = NonZeroU64::new(self.written - self.begun);
+            begin_write_out(&self.temporary.file, self.begun, length);
             self.begun = self.written;
         }
     }
