@@ -21,6 +21,7 @@
 //!   nothing of pgkeep.
 //! - [`progress`]: what an operation tells while it runs.
 //! - [`error`]: what every operation fails with: a kind with an exit code, a sentence, a hint.
+//! - [`steps`]: the moments at which tests kill the process.
 
 pub mod archive;
 pub mod backup;
@@ -34,5 +35,6 @@ pub mod progress;
 pub mod repo;
 pub mod restore;
 pub mod retention;
+pub mod steps;
 pub mod storage;
 pub mod verify;

@@ -31,6 +31,7 @@ use crate::{
     error::{Context, Kind, Result},
     postgres::{Timeline, WalFile},
     repo::wal::{WalObject, WalStore},
+    steps::reached,
     storage::ObjectName,
 };
 
@@ -101,7 +102,11 @@ async fn run<'s>(
     let begun = Instant::now();
     let mut storing: JoinSet<(WalFile, Result<Identity>)> = JoinSet::new();
     let end = |joined: Option<Result<(WalFile, Result<Identity>), JoinError>>| match joined {
-        Some(Ok((file, Ok(identity)))) => stored(file, identity),
+        Some(Ok((file, Ok(identity)))) => {
+            reached("ahead: stored");
+            stored(file, identity);
+            reached("ahead: noted");
+        }
         Some(Ok((file, Err(e)))) => tracing::warn!("store {file} ahead: {e}"),
         Some(Err(e)) => tracing::warn!("store a file ahead: {e}"),
         None => {}

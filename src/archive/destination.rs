@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 use crate::{
     error::{Context, Kind, Result},
+    steps::reached,
     storage::local::begin_write_out,
 };
 
@@ -64,6 +65,7 @@ impl Destination {
     /// Syncs the file and gives it its name, in place of what had it before.
     pub fn finish(self) -> Result<()> {
         self.file.sync_all().context(Kind::Local, || format!("write {}", self.path.display()))?;
+        reached("get: synced");
         self.finish_unsynced()
     }
 
@@ -81,7 +83,9 @@ impl Destination {
                 _ => {}
             }
             let open = format!("{OPEN_FILES}/{}", destination.file.as_raw_fd());
+            reached("get: nothing has the name");
             linkat(CWD, open, CWD, &destination.path, AtFlags::SYMLINK_FOLLOW)?;
+            reached("get: named");
             Ok(())
         };
         give_name(&mut self).context(Kind::Local, || format!("write {}", self.path.display()))

@@ -34,6 +34,7 @@ use crate::{
         Repository, catalog::exists, layout::ClusterLayout, open::open, wal::WalStore,
         wal_floor::Floors,
     },
+    steps::reached,
     storage::ObjectName,
 };
 
@@ -353,6 +354,7 @@ impl Request<'_> {
             )?;
             self.check_tablespaces(destination.file(), segment)?;
         }
+        reached("get: fetched");
         match self.sync {
             true => destination.finish()?,
             false => destination.finish_unsynced()?,

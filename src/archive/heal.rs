@@ -15,6 +15,7 @@ use crate::{
         wal::{WalObject, WalStore},
         wal_floor::Floors,
     },
+    steps::reached,
 };
 
 /// How many segments one push stores beside its own.
@@ -92,6 +93,7 @@ async fn store_one(
     let mut source = Source::open(path, WalFile::Segment(name), directory)?;
     source.check_ancestry(&[store]).await?;
     let stored = store_in_all(&mut source, &[store]).await?;
+    reached("heal: stored");
     stored.into_iter().try_for_each(|stored| stored.map(drop))
 }
 

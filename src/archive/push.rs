@@ -31,6 +31,7 @@ use crate::{
         sealed::open_whole,
         wal::WalStore,
     },
+    steps::reached,
     storage::Range,
 };
 
@@ -72,6 +73,7 @@ pub async fn push(
     let system = directory.system;
     let proven = Proven::of(state_dir, &directory, cluster);
     if proven.has(path, wal, repositories) {
+        reached("push: known to be stored");
         let stored = repositories.iter().map(|r| (r.name.clone(), Stored::Already)).collect();
         return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
     }
@@ -82,12 +84,14 @@ pub async fn push(
     }
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
     source.check_ancestry(&open).await?;
+    reached("push: opened");
     if !matches!(wal, WalFile::History(_)) {
         store_history(&directory, &mut stores, path, wal.timeline()).await;
     }
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
     let storing = store_in_all(&mut source, &open);
     let (results, healed) = tokio::join!(storing, heal::before(&directory, path, wal, &open));
+    reached("push: stored");
     let both = results?.into_iter().zip(healed);
     let mut results =
         both.map(|(stored, healed)| stored.and_then(|stored| healed.map(|()| stored)));
@@ -112,6 +116,7 @@ pub async fn push(
     let healthy: Vec<_> = healthy.iter().collect();
     let Some(failure) = merge(failed) else {
         ahead::store(&directory, path, repositories, &healthy, wal.timeline(), &proven).await;
+        reached("push: done");
         return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
     };
     if is_outage && !healthy.is_empty() {

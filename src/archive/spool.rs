@@ -26,6 +26,7 @@ use crate::{
     config::RepositorySettings,
     error::{Context, Kind, Result},
     postgres::{SegmentName, SegmentSize},
+    steps::reached,
 };
 
 /// How old a segment may be when it is used.
@@ -115,7 +116,9 @@ impl Spool {
     pub fn want(&self, segment: SegmentName) -> io::Result<()> {
         let temporary = self.folder.join(format!("{WANTED}.{}", std::process::id()));
         fs::write(&temporary, segment.to_string())?;
-        fs::rename(&temporary, self.folder.join(WANTED))
+        fs::rename(&temporary, self.folder.join(WANTED))?;
+        reached("spool: wanted");
+        Ok(())
     }
 
     /// Which segment recovery asked for last.
@@ -135,7 +138,9 @@ impl Spool {
 
     /// Says that a segment is being fetched, until [`Spool::put`] or [`Spool::give_up`].
     pub fn begin(&self, segment: SegmentName) -> io::Result<()> {
-        File::create(self.mark_path(segment)).map(drop)
+        File::create(self.mark_path(segment))?;
+        reached("spool: begun");
+        Ok(())
     }
 
     /// Takes it back.
@@ -150,7 +155,9 @@ impl Spool {
         let note = Note { at, file, repository: repository.to_owned(), object };
         let temporary = self.folder.join(format!("{segment}.note"));
         fs::write(&temporary, serde_json::to_vec(&note)?)?;
+        reached("spool: fetched");
         fs::rename(&temporary, self.note_path(segment))?;
+        reached("spool: noted");
         self.give_up(segment);
         Ok(())
     }
@@ -191,6 +198,7 @@ impl Spool {
                 let _ = fs::remove_file(&path);
             }
         }
+        reached("spool: handed over");
         let _ = fs::remove_file(self.note_path(segment));
         Ok(Some(Taken { repository: note.repository, object: note.object }))
     }

@@ -13,6 +13,7 @@ use crate::{
         sealed::ThreadedWriter,
         wal::{StoredSummary, WalStore},
     },
+    steps::reached,
     storage::ObjectName,
 };
 
@@ -60,6 +61,7 @@ pub async fn create_in_all(
         ));
     }
     let end = summary.to_bytes()?;
+    reached("push: read");
     let mut results = Vec::with_capacity(writers.len());
     for writer in writers {
         let finished = match writer {
@@ -67,7 +69,10 @@ pub async fn create_in_all(
             Err(e) => Err(e),
         };
         results.push(match finished {
-            Ok(()) => Ok(Stored::New),
+            Ok(()) => {
+                reached("push: in a repository");
+                Ok(Stored::New)
+            }
             Err(e) if e.kind() == Kind::Conflict => Ok(Stored::Already),
             Err(e) => Err(e),
         });

@@ -23,6 +23,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with};
 
+use crate::steps::reached;
+
 use super::{
     Capabilities, ErrorKind, Listed, ObjectName, ObjectWriter, Range, Result, Storage, StorageError,
 };
@@ -280,7 +282,9 @@ impl LocalWriter {
         let path = self.storage.path(&self.name);
         let folder = path.parent().ok_or(io::ErrorKind::NotFound)?;
         let temporary = &mut self.temporary;
+        reached("local storage: written");
         temporary.file.sync_all()?;
+        reached("local storage: synced");
         loop {
             self.storage.make_folders(folder)?;
             match rename_no_replace(&temporary.path, &path) {
@@ -290,7 +294,10 @@ impl LocalWriter {
             }
         }
         temporary.renamed = true;
-        self.storage.sync_folders(folder)
+        reached("local storage: named");
+        self.storage.sync_folders(folder)?;
+        reached("local storage: durable");
+        Ok(())
     }
 }
 

@@ -21,6 +21,7 @@ mod restore_write;
 mod retention;
 mod s3;
 mod self_test;
+mod steps;
 mod storage;
 mod stream;
 mod support;

@@ -10,6 +10,7 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{SegmentName, SegmentSize, wal::SegmentScanner},
     repo::wal::{StoredSummary, WalStore},
+    steps::reached,
 };
 
 /// Stores the segment, and removes its parts.
@@ -28,6 +29,7 @@ pub async fn assemble(store: &WalStore, segment: SegmentName, size: SegmentSize)
     };
     let parts = store.parts(segment).await?;
     store_whole(store, segment, &mut Content::of_parts(parts.clone()), &summary).await?;
+    reached("stream: segment assembled");
     store.remove_parts(&parts).await;
     tracing::info!("made the segment {segment} of its parts");
     Ok(())

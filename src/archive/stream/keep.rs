@@ -41,6 +41,7 @@ use crate::{
         wal::{StoredSummary, WalObject, WalStore},
         wal_parts::{Part, seal_pieces},
     },
+    steps::reached,
     storage::ObjectName,
 };
 
@@ -159,7 +160,11 @@ impl Keeper {
         let what = format!("store a part of {}", chunk.segment);
         let store = move |store: WalStore| {
             let chunk = chunk.clone();
-            async move { store.put_part(chunk.segment, chunk.range.from, chunk.pieces()).await }
+            async move {
+                let part = store.put_part(chunk.segment, chunk.range.from, chunk.pieces()).await?;
+                reached("stream: part stored");
+                Ok(part)
+            }
         };
         self.in_all(&what, store).await
     }
@@ -350,9 +355,11 @@ async fn remove(store: &WalStore, parts: Vec<Part>) -> Result<()> {
         tasks.spawn(async move { store.remove_parts(&some).await });
     }
     let mut left = 0;
+    reached("stream: parts are being removed");
     while let Some(done) = tasks.join_next().await {
         left += done.unwrap_or(0);
     }
+    reached("stream: parts removed");
     if left > 0 {
         let name = store.repository().name();
         tracing::info!("{left} parts that aren't needed any more stay in repository {name}");
@@ -376,6 +383,7 @@ pub async fn store_whole(
         store.repository().names() == Names::Content || matches!(content, Content::Parts(_));
     let is_taken = may_be_there && store.has(file).await?;
     if !is_taken && content.create(store, &name, summary).await? {
+        reached("stream: segment stored");
         return store.prove_alone(file, &name).await;
     }
     settle(content, store, file, summary).await.map(drop)

@@ -39,6 +39,7 @@ use crate::{
         streaming::{StreamEvent, WalStream},
     },
     repo::wal_parts::Part,
+    steps::reached,
 };
 
 /// How many parts are on their way at a time.
@@ -217,7 +218,9 @@ impl Receiver {
         loop {
             self.advance()?;
             if let Some(position) = self.to_report() {
+                reached("stream: to be reported");
                 stream.report(position).await.map_err(lost)?;
+                reached("stream: reported");
                 self.reported = Some((position, Instant::now()));
                 progress.stored(position);
             }
@@ -531,6 +534,7 @@ impl Receiver {
                 self.merge()?;
             }
             Done::Merged { part, chunk_start, level } => {
+                reached("stream: parts merged");
                 self.merging = false;
                 self.not_busy(chunk_start);
                 self.add_to_level(level + 1, part, chunk_start);

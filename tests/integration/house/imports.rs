@@ -5,7 +5,7 @@ use std::path::Path;
 use super::source::tokens;
 
 /// What each top-level module may use besides itself. Imports go one way: an operation doesn't
-/// know another one; `storage` and `postgres` know nobody. `error` turns the errors of these two
+/// know another one; `storage` and `postgres` know nobody, but for the names of steps. `error` turns the errors of these two
 /// into its own.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli", "error"]),
@@ -35,7 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("backup", &["repo", "storage", "postgres", "config", "progress", "error"]),
-    ("archive", &["repo", "storage", "postgres", "config", "progress", "error"]),
+    ("archive", &["repo", "storage", "postgres", "config", "progress", "error", "steps"]),
     ("restore", &["repo", "storage", "postgres", "config", "progress", "error"]),
     ("retention", &["repo", "storage", "postgres", "config", "progress", "error"]),
     // A drill restores.
@@ -45,8 +45,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("config", &["storage", "postgres", "error"]),
     ("error", &["storage", "postgres"]),
     ("progress", &[]),
-    ("storage", &[]),
+    ("storage", &["steps"]),
     ("postgres", &[]),
+    ("steps", &[]),
 ];
 
 /// Whether there is a rule for this module.

@@ -19,6 +19,7 @@ pub mod scratch;
 pub mod server;
 pub mod session;
 pub mod sound;
+pub mod steps;
 pub mod strace;
 pub mod tables;
 pub mod template;
