@@ -9,6 +9,7 @@ use crate::{
         tombstone::{self, check_base, check_committed},
         wal_floor::Floors,
     },
+    steps::reached,
 };
 
 /// Writes the commit object of a backup whose packs, manifest and WAL are there, and checks that
@@ -32,6 +33,7 @@ pub async fn commit(
         mark_deleted(repository, layout, id).await;
         return Err(e);
     }
+    reached("backup: committed");
     match Floors::read(repository, layout, record.system).await {
         Ok(floors) if record.start_lsn >= floors.of(record.timeline) => {}
         Ok(_) => {
@@ -48,6 +50,7 @@ pub async fn commit(
         mark_deleted(repository, layout, id).await;
         return Err(e);
     }
+    reached("backup: acknowledged");
     Ok(())
 }
 

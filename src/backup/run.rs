@@ -38,6 +38,7 @@ use crate::{
         record::{BackupRecord, BadPages, Sizes, Source, Tablespace, Way},
         tree::BLOCK,
     },
+    steps::reached,
 };
 
 /// How often a backup of changes is begun before everything is sent and compared.
@@ -123,6 +124,7 @@ impl<'a> Run<'a> {
             let taken = lane.take_lease(&id).await;
             lane.note(taken);
         }
+        reached("backup: lease taken");
         self.read_base(&id, &choice).await?;
 
         let label = self.options.label.clone().unwrap_or_else(|| format!("pgkeep {id}"));
@@ -194,12 +196,14 @@ impl<'a> Run<'a> {
         let read = self.read(stream, &mut server, &begin).await?;
         self.keep(read.lanes);
         self.any_left()?;
+        reached("backup: all received");
         let stopped_at = server.now().await?;
         if read.end.timeline != begin.timeline {
             return Err(promoted());
         }
         client.close().await;
         self.prove(&mut server, &begin, Part::Whole(read.end.stop_lsn)).await?;
+        reached("backup: its WAL is archived");
         let Read { end, sent, warnings, .. } = read;
         self.finish(&server.facts, &begin, (end, sent, warnings), stopped_at).await?;
         server.close().await;

@@ -18,6 +18,7 @@ use super::{BackupId, Repository, catalog::PAGE, catalog::exists, layout::Cluste
 use crate::{
     error::{Error, Kind, Result},
     repo::sealed::put_sealed,
+    steps::reached,
     storage::{ErrorKind, Listed, ObjectName},
 };
 
@@ -123,6 +124,7 @@ pub async fn remove_folder(
     let last = [layout.of_backup(id, BEGIN), layout.of_backup(id, DELETED)];
     let (mut held, mut waiting) = (Vec::new(), Vec::new());
     let mut after: Option<ObjectName> = None;
+    reached("delete: the folder is being removed");
     loop {
         let begin = after.as_ref().map(ObjectName::as_str);
         let listed = storage.list(&folder, begin, PAGE).await?;
@@ -139,6 +141,7 @@ pub async fn remove_folder(
             }
         }
     }
+    reached("delete: only its marks are left");
     // `begin` sorts before `deleted`.
     for object in waiting {
         if !held.is_empty() {

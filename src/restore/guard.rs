@@ -24,6 +24,7 @@ use super::marker::{MARKER, Marker, NEW_MARKER, Phase, sync_directory};
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::control::{CONTROL_FILE, ControlFile},
+    steps::reached,
 };
 
 /// Refuses to restore as root, by this command: PostgreSQL doesn't start as root, nor in a directory of
@@ -301,9 +302,11 @@ impl Claim {
         for path in places.tablespaces.values().chain([&places.pgdata]) {
             marker.write(path).map_err(|e| local("mark", path, e))?;
         }
+        reached("restore: directories marked");
         for path in places.all() {
             clear(path)?;
         }
+        reached("restore: directories emptied");
         Ok(Claim { places: places.clone(), marker, _locks: locks })
     }
 
@@ -318,6 +321,7 @@ impl Claim {
         self.marker.phase = Phase::Finishing;
         let pgdata = &self.places.pgdata;
         self.marker.write(pgdata).map_err(|e| local("mark", pgdata, e))?;
+        reached("restore: all but pg_control is durable");
         for path in self.places.tablespaces.values() {
             Marker::remove(path).map_err(|e| local("remove the marker from", path, e))?;
         }

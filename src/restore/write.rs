@@ -51,6 +51,7 @@ use crate::{
         Repository, id::RandomId, layout::ClusterLayout, manifest::ClusterFacts, pack::PackReader,
         record::BackupRecord, tree::FileKind, tree_reader::TreeReader,
     },
+    steps::reached,
 };
 
 /// What to restore, and where to.
@@ -194,6 +195,7 @@ impl Writer {
             stop: &self.stop,
         };
         let mut manifest = write_files(&work, &mut tree, manifest)?;
+        reached("restore: files written");
 
         self.progress.step("writing the settings");
         for (path, content) in [
@@ -222,10 +224,13 @@ impl Writer {
 
         self.progress.step("syncing");
         self.sync(&target, &tree)?;
+        reached("restore: synced");
 
         self.progress.step("putting pg_control in place");
         claim.finishing()?;
+        reached("restore: tablespaces handed over");
         target.rename(CONTROL_FILE_HELD_BACK, CONTROL_FILE.as_bytes())?;
+        reached("restore: pg_control in place");
         claim.finish()?;
         Ok(WriteReport { files: tree.files.len() as u64, bytes: tree.facts.bytes })
     }

@@ -6,6 +6,7 @@ use tokio::task::JoinSet;
 use crate::{
     error::{Error, Kind, Result},
     repo::Repository,
+    steps::reached,
     storage::{self, ErrorKind, Listed},
 };
 
@@ -64,6 +65,9 @@ impl Removed {
 /// counted; any other failure ends it.
 pub(super) async fn remove_all(repository: &Repository, objects: &[Listed]) -> Result<Removed> {
     let mut removed = Removed::default();
+    if !objects.is_empty() {
+        reached("expire: objects are being removed");
+    }
     let at_once = repository.storage().capabilities().questions_at_once.max(1);
     for some in objects.chunks(at_once) {
         if let [one] = some {

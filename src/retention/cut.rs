@@ -18,6 +18,7 @@ use crate::{
         wal::{WalObject, WalStore},
         wal_floor::Floors,
     },
+    steps::reached,
     storage::{Listed, ObjectName},
 };
 
@@ -46,7 +47,9 @@ pub(super) async fn write_floor(
     let raised: BTreeMap<Timeline, Lsn> =
         cuts.iter().map(|cut| (cut.timeline, cut.floor)).collect();
     let mut floors = Floors::read(repository, layout, system).await?;
-    floors.write(repository, layout, system, &raised).await
+    floors.write(repository, layout, system, &raised).await?;
+    reached("expire: the floor is raised");
+    Ok(())
 }
 
 /// What two cuts of the same timeline both take.

@@ -3,8 +3,10 @@
 //! Each module has a list of steps and goes through all of it: one that isn't reached fails it. Here it is
 //! made sure that no step of the code is in no list.
 
+mod backup;
 mod get;
 mod push;
+mod restore;
 mod stream;
 
 use std::{collections::BTreeSet, fs, path::Path};
@@ -29,8 +31,8 @@ fn steps_below(folder: &Path, found: &mut BTreeSet<String>) {
 fn every_step_of_the_code_is_one_that_something_dies_at() {
     let mut named = BTreeSet::new();
     steps_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut named);
-    let lists = [push::STEPS, get::STEPS, stream::STEPS];
+    let lists = [push::STEPS, get::STEPS, stream::STEPS, backup::STEPS, restore::STEPS];
     let tried: BTreeSet<String> = lists.concat().into_iter().map(str::to_owned).collect();
     assert_eq!(named, tried);
-    assert!(named.len() >= 25, "{named:?}");
+    assert!(named.len() >= 40, "{named:?}");
 }
