@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// How many bytes are kept together in memory. In blocks of one size it is used again without gaps.
+const BLOCK: usize = 1 << 20;
+
 /// Bytes of a segment, one after the other.
 #[derive(Debug, Clone)]
 pub struct Chunk {
@@ -127,10 +130,17 @@ impl Incoming {
 
     /// Adds bytes: not more than there is room.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.tail.capacity() == 0 {
-            self.tail.reserve(self.chunk_len() as usize);
+        let mut left = bytes;
+        while !left.is_empty() {
+            if self.tail.capacity() == self.tail.len() {
+                let full =
+                    std::mem::replace(&mut self.tail, BytesMut::with_capacity(BLOCK)).freeze();
+                self.pieces.extend((!full.is_empty()).then_some(full));
+            }
+            let some = left.len().min(self.tail.capacity() - self.tail.len());
+            self.tail.extend_from_slice(&left[..some]);
+            left = &left[some..];
         }
-        self.tail.extend_from_slice(bytes);
         self.received += bytes.len() as u64;
         self.scanner.feed(bytes, &mut |_| {});
         self.digest.update(bytes);

@@ -45,6 +45,10 @@ use crate::{
 /// How many parts are on their way at a time.
 const AT_ONCE: usize = 4;
 
+/// How many bytes of WAL several parts that are on their way have together, at most: each is in memory until it
+/// is sent.
+const BYTES_AT_ONCE: u64 = 4 << 20;
+
 /// How often the server hears from here when there is nothing to say: it gives up a client that it
 /// doesn't hear for `wal_sender_timeout`, a minute by default.
 const REPORT: Duration = Duration::from_secs(10);
@@ -137,6 +141,8 @@ pub struct Receiver {
     reported: Option<(Lsn, Instant)>,
     jobs: JoinSet<Result<Done>>,
     parts_at_once: usize,
+    /// How many bytes of WAL they have.
+    bytes_at_once: u64,
     /// How many parts and merges are on their way, by where their chunk begins.
     busy: BTreeMap<Lsn, usize>,
     /// The parts of the chunk that is coming in.
@@ -174,6 +180,7 @@ impl Receiver {
             reported: None,
             jobs: JoinSet::new(),
             parts_at_once: 0,
+            bytes_at_once: 0,
             busy: BTreeMap::new(),
             levels: Levels::default(),
             merging: false,
@@ -343,7 +350,7 @@ impl Receiver {
         let report = self.reported.map_or_else(Instant::now, |(_, when)| when + REPORT);
         match self.pending_since {
             // With all parts on their way, one of them comes back first.
-            Some(since) if self.parts_at_once < AT_ONCE && self.may_dispatch() => {
+            Some(since) if self.has_room() && self.may_dispatch() => {
                 report.min(since + self.pace.max_lag)
             }
             _ => report,
@@ -416,6 +423,12 @@ impl Receiver {
         }
     }
 
+    /// Whether one more part may be on its way, of all that has come.
+    fn has_room(&self) -> bool {
+        let bytes = self.bytes_at_once + self.incoming.end().0.saturating_sub(self.dispatched.0);
+        self.parts_at_once == 0 || (self.parts_at_once < AT_ONCE && bytes <= BYTES_AT_ONCE)
+    }
+
     fn may_dispatch(&self) -> bool {
         self.stored.up_to() >= self.incoming.start()
     }
@@ -430,8 +443,7 @@ impl Receiver {
         let is_due = self.ending
             || *self.pace.synchronous.borrow()
             || self.pending_since.is_some_and(|since| since.elapsed() >= self.pace.max_lag);
-        if !is_due || self.parts_at_once >= AT_ONCE || !self.may_dispatch() || self.is_to_compare()
-        {
+        if !is_due || !self.has_room() || !self.may_dispatch() || self.is_to_compare() {
             return Ok(());
         }
         let chunk = Arc::new(self.incoming.part(from, to)?);
@@ -441,6 +453,7 @@ impl Receiver {
             Ok(Done::Part { from, to, part, chunk_start })
         });
         self.parts_at_once += 1;
+        self.bytes_at_once += to.0 - from.0;
         *self.busy.entry(chunk_start).or_default() += 1;
         self.dispatched = to;
         self.pending_since = None;
@@ -528,6 +541,7 @@ impl Receiver {
         match done.map_err(died)?? {
             Done::Part { from, to, part, chunk_start } => {
                 self.parts_at_once -= 1;
+                self.bytes_at_once -= to.0 - from.0;
                 self.add_stored(from, to, part.everywhere);
                 self.not_busy(chunk_start);
                 self.add_to_level(0, part.what, chunk_start);
