@@ -8,11 +8,15 @@ ON_S3 := archive:: backup:: fixture:: incremental:: recovery:: restore_write::re
 NOT_ON_S3 := --skip s3::
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test check bench bench-wal build install-demo install-test install-bench
+# What goes wrong, and how: storage that fails, processes that are killed at each step, schedules by seed.
+FAULTS := durability:: faults:: protocol:: restore_write::real retention::crash retention::schedules s3::faults steps:: stream::rounds
+
+.PHONY: help demo test check faults bench bench-wal build install-demo install-test install-bench
 
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
 	@echo "make test    install what is missing, and run every check and test"
+	@echo "make faults  the tests of faults alone and longer: SCHEDULES=10000 ROUNDS=50, and S3=all for its whole matrix"
 	@echo "make check   format, lints and the quick tests, without any server"
 	@echo "make bench   time and memory of backup, restore and archiving, beside PostgreSQL's own tools"
 	@echo "make bench-wal  archiving, recovery from the archive and the stream, beside pgBackRest and cp"
@@ -46,6 +50,10 @@ check:
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo test --locked --lib
 	cargo test --locked --test integration -- house:: storage::
+
+faults: install-test
+	PGKEEP_TEST_SCHEDULES=$(or $(SCHEDULES),10000) PGKEEP_TEST_ROUNDS=$(or $(ROUNDS),50) $(if $(S3),PGKEEP_TEST_FAULTS=$(S3)) \
+		cargo test --locked --test integration -- --nocapture $(FAULTS)
 
 bench: install-bench build
 	@tools/bench.sh $(RELEASE)/pgkeep

@@ -27,7 +27,7 @@ async fn delete_over(storage: Arc<dyn Storage>, backup: &str) -> Result<(), Erro
 /// or isn't listed.
 async fn check(chain: &Chain, storage: &Memory, deleting: &str, gone: &[&str], when: &str) {
     let now = listed(storage).await;
-    for backup in chain.files.keys().filter(|backup| !gone.contains(backup)) {
+    for backup in chain.files.keys().filter(|backup| !gone.contains(&backup.as_str())) {
         let there = now.iter().any(|id| id == backup);
         assert!(there || *backup == deleting, "{when}: {backup} isn't listed");
         if there {

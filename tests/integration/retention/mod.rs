@@ -5,6 +5,7 @@ mod command;
 mod crash;
 mod expire;
 mod histories;
+mod schedules;
 mod server;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -117,7 +118,7 @@ pub async fn archive(
 /// `THIRD` has pages of all four.
 struct Chain {
     objects: Objects,
-    files: BTreeMap<&'static str, Files>,
+    files: BTreeMap<String, Files>,
 }
 
 async fn open(storage: Arc<dyn Storage>) -> Repository {
@@ -157,7 +158,7 @@ impl Chain {
                 place(record, 2 + 3 * number as u64, number as i64);
             });
             base = Some(stored.await);
-            files.insert(backup, content.clone());
+            files.insert(backup.to_owned(), content.clone());
         }
         let last = catalog::read_record(&repository, &layout(), &id(THIRD)).await.unwrap();
         catalog::register_system(&repository, &layout(), last.system).await.unwrap();
@@ -183,7 +184,12 @@ async fn listed(storage: &Memory) -> Vec<String> {
 
 /// Restores a backup, and compares every file of it.
 async fn restores(chain: &Chain, storage: &Memory, backup: &str) -> Result<()> {
-    let repository = open(Arc::new(storage.clone())).await;
+    restores_over(chain, Arc::new(storage.clone()), backup).await
+}
+
+/// As [`restores`], over any storage.
+async fn restores_over(chain: &Chain, storage: Arc<dyn Storage>, backup: &str) -> Result<()> {
+    let repository = Repository::open("main", storage, &KeyMaterial::None, 1).await?;
     let layout = layout();
     let scratch = Scratch::new("chain");
     let pgdata = scratch.path().join("data");

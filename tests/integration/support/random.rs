@@ -19,6 +19,16 @@ impl Random {
         Random(seed | 1)
     }
 
+    /// The one that this seed makes.
+    pub fn of_seed(seed: u64) -> Self {
+        let mut random = Random((seed << 1) | 1);
+        // The first numbers of small seeds are small.
+        for _ in 0..8 {
+            random.below(2);
+        }
+        random
+    }
+
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
