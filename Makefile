@@ -11,7 +11,7 @@ RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 # What goes wrong, and how: storage that fails, processes that are killed at each step, schedules by seed.
 FAULTS := durability:: faults:: protocol:: restore_write::real retention::crash retention::schedules s3::faults steps:: stream::rounds
 
-.PHONY: help demo test check faults bench bench-wal build install-demo install-test install-bench
+.PHONY: help demo test check faults bench bench-peers bench-wal build install-demo install-test install-bench
 
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
@@ -19,6 +19,7 @@ help:
 	@echo "make faults  the tests of faults alone and longer: SCHEDULES=10000 ROUNDS=50, and S3=all for its whole matrix"
 	@echo "make check   format, lints and the quick tests, without any server"
 	@echo "make bench   time and memory of backup, restore and archiving, beside PostgreSQL's own tools"
+	@echo "make bench-peers  whole and incremental backups, restores and verification beside pgBackRest: SCALE=1 is 3 GB"
 	@echo "make bench-wal  archiving, recovery from the archive and the stream, beside pgBackRest and cp"
 	@echo "make build   the release binary, target/release/pgkeep"
 
@@ -58,6 +59,9 @@ faults: install-test
 bench: install-bench build
 	@tools/bench.sh $(RELEASE)/pgkeep
 	PGKEEP_TEST_PROGRAM=$(RELEASE)/pgkeep cargo test --quiet --locked --test integration -- --nocapture s3::memory
+
+bench-peers: install-bench build
+	@PGKEEP_BENCH_SCALE=$(or $(SCALE),1) PGKEEP_BENCH_WRITE=$(WRITE) tools/bench-peers.py $(RELEASE)/pgkeep
 
 bench-wal: install-bench build
 	@tools/bench-wal.sh $(RELEASE)/pgkeep
