@@ -11,7 +11,7 @@ RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 # What goes wrong, and how: storage that fails, processes that are killed at each step, schedules by seed.
 FAULTS := durability:: faults:: protocol:: restore_write::real retention::crash retention::schedules s3::faults steps:: stream::rounds
 
-.PHONY: help demo test check faults bench bench-peers bench-wal build install-demo install-test install-bench
+.PHONY: help demo test check faults bench bench-peers bench-wal fuzz build install-demo install-test install-bench
 
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench   time and memory of backup, restore and archiving, beside PostgreSQL's own tools"
 	@echo "make bench-peers  whole and incremental backups, restores and verification beside pgBackRest: SCALE=1 is 3 GB"
 	@echo "make bench-wal  archiving, recovery from the archive and the stream, beside pgBackRest and cp"
+	@echo "make fuzz    what reads untrusted bytes, each target for SECONDS=60, or only TARGETS=\"wal tar\""
 	@echo "make build   the release binary, target/release/pgkeep"
 
 install-demo:
@@ -65,3 +66,6 @@ bench-peers: install-bench build
 
 bench-wal: install-bench build
 	@tools/bench-wal.sh $(RELEASE)/pgkeep
+
+fuzz:
+	@tools/fuzz.sh $(or $(SECONDS),60) $(TARGETS)

@@ -28,7 +28,7 @@ mod restore_command;
 mod runtime;
 mod stream;
 mod table;
-mod time;
+pub mod time;
 mod verify;
 mod wal_path;
 

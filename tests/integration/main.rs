@@ -11,6 +11,7 @@ mod durability;
 mod faults;
 mod fixture;
 mod formats_oracle;
+mod fuzzed;
 mod house;
 mod incremental;
 mod native;

@@ -1,0 +1,45 @@
+//! What reads bytes that nobody vouches for, each as a function of any bytes.
+//!
+//! A target panics when the library does, and when something doesn't hold that has to: that what was read
+//! is the same when it is written and read again, that bounds hold, that nothing leads out of a directory. The
+//! fuzzer runs them (`tools/fuzz.sh`), and the test suite (`tests/integration/fuzzed.rs`) with what is in
+//! `fixtures/fuzz/`. Where a checksum or a tag would stop every mutation at the door, a target puts it right.
+
+mod backup_manifest;
+mod config;
+mod conninfo;
+mod control;
+mod history;
+mod incremental;
+mod input;
+mod label;
+mod leaves;
+mod manifest;
+mod names;
+mod objects;
+mod place;
+mod sealed;
+mod server;
+mod tar;
+mod time;
+mod wal;
+
+/// Each target with its name, which is also that of its folder in `fixtures/fuzz/`.
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+    ("backup_manifest", backup_manifest::run),
+    ("config", config::run),
+    ("conninfo", conninfo::run),
+    ("control", control::run),
+    ("history", history::run),
+    ("incremental", incremental::run),
+    ("label", label::run),
+    ("leaves", leaves::run),
+    ("manifest", manifest::run),
+    ("names", names::run),
+    ("objects", objects::run),
+    ("sealed", sealed::run),
+    ("server", server::run),
+    ("tar", tar::run),
+    ("time", time::run),
+    ("wal", wal::run),
+];
