@@ -10,7 +10,10 @@ use pgkeep::{
         manifest::Manifest,
         pack::PackReader,
         sealed::read_whole,
-        tree::{FileKind, FileLeaf, FileMap, decode_file_leaf},
+        tree::{
+            BackupTable, Extent, FileKind, FileLeaf, FileMap, MapLeaf, decode_file_leaf,
+            decode_map_leaf, leaf_len,
+        },
         tree_reader::ReadFrames,
     },
     storage::ObjectName,
@@ -113,44 +116,50 @@ fn of_the_fixture(add: Add<'_>) {
     let packs = PackReader::new(&repository, &layout);
     let Manifest { leaves, mut table, .. } =
         runtime.block_on(Manifest::read(&repository, &layout, &id)).unwrap();
-    let mut shortest = BTreeMap::new();
-    for extent in leaves {
-        let frame = runtime.block_on(ReadFrames::frame(&packs, &table, extent.place)).unwrap();
+    let slice = |table: &BackupTable, extent: Extent| {
+        let frame = runtime.block_on(ReadFrames::frame(&packs, table, extent.place)).unwrap();
         let from = extent.place.offset as usize;
-        let leaf = &frame[from..from + extent.len as usize];
-        let decoded = decode_file_leaf(leaf, &mut table).unwrap();
-        let kind = match &decoded {
-            FileLeaf::Whole(_) => "whole",
-            FileLeaf::Patch(_) => "patch",
+        frame[from..from + extent.len as usize].to_vec()
+    };
+    // The shortest of each form, with what it is over.
+    let mut shortest: BTreeMap<(u8, &str), (Vec<u8>, Vec<u8>, usize)> = BTreeMap::new();
+    let mut keep = |form: u8, leaf: &[u8], over: Option<Vec<u8>>, count: usize| {
+        let kind = if over.is_some() { "patch" } else { "whole" };
+        let kept = shortest.get(&(form, kind));
+        if kept.is_none_or(|kept| leaf.len() < kept.0.len()) {
+            shortest.insert((form, kind), (leaf.to_vec(), over.unwrap_or_default(), count));
+        }
+    };
+    for extent in leaves {
+        let leaf = slice(&table, extent);
+        let (entries, over) = match decode_file_leaf(&leaf, &mut table).unwrap() {
+            FileLeaf::Whole(entries) => (entries, None),
+            FileLeaf::Patch(patch) => {
+                let base = slice(&table, patch.base);
+                (patch.apply(Vec::new()), Some(base))
+            }
         };
-        shortest.entry(("file", kind)).or_insert_with(|| leaf.to_vec());
-        let entries = match decoded {
-            FileLeaf::Whole(entries) => entries,
-            FileLeaf::Patch(patch) => patch.apply(Vec::new()),
-        };
+        keep(0, &leaf, over, 0);
         for entry in entries {
-            let FileKind::File { map: FileMap::Leaves(map), .. } = entry.kind else { continue };
-            for extent in map.extents {
-                let frame = ReadFrames::frame(&packs, &table, extent.place);
-                let frame = runtime.block_on(frame).unwrap();
-                let from = extent.place.offset as usize;
-                let leaf = &frame[from..from + extent.len as usize];
-                let kind = if leaf[0] == 0 { "whole" } else { "patch" };
-                let kept = shortest.entry(("map", kind)).or_insert_with(|| leaf.to_vec());
-                if leaf.len() < kept.len() {
-                    *kept = leaf.to_vec();
-                }
+            let FileKind::File { size, map: FileMap::Leaves(map), .. } = entry.kind else {
+                continue;
+            };
+            for (number, extent) in map.extents.into_iter().enumerate() {
+                let leaf = slice(&table, extent);
+                let over = match decode_map_leaf(&leaf, &mut table).unwrap() {
+                    MapLeaf::Whole(_) => None,
+                    MapLeaf::Patch(patch) => Some(slice(&table, patch.base)),
+                };
+                keep(1, &leaf, over, leaf_len(size, number));
             }
         }
     }
-    for ((what, kind), leaf) in &shortest {
-        let form = u8::from(*what == "map");
-        add("leaves", &format!("{what}-{kind}"), &[&[form], leaf]);
-        if *kind == "patch"
-            && let Some(base) = shortest.get(&(*what, "whole"))
-        {
-            let count = 1024u16.to_le_bytes();
-            add("leaves", &format!("{what}-over"), &[&[form + 2], &count, &piece(leaf), base]);
+    for ((form, kind), (leaf, over, count)) in &shortest {
+        let what = ["file", "map"][usize::from(*form)];
+        add("leaves", &format!("{what}-{kind}"), &[&[*form], leaf]);
+        if *kind == "patch" {
+            let count = (*count as u16).to_le_bytes();
+            add("leaves", &format!("{what}-over"), &[&[form + 2], &count, &piece(leaf), over]);
         }
     }
 }
@@ -183,7 +192,7 @@ fn of_the_wal(add: Add<'_>) {
         "changed",
         &[&[1, 1, 3, 5], &records[0], &records[7], &[0, 0, 0, 0xFF, 0xFF, 24, 0, 1]],
     );
-    add("wal", "last-segment", &[&[1, 1, 0xFF, 2], &records.concat()]);
+    add("wal", "last-segment", &[&[1, 1, 0xFE, 2], &records.concat()]);
     let story = wal::Story::tell();
     let end = story.streamed.1.len();
     add("wal", "segment", &[&[0, 2, 6, 0], &story.streamed.1[..end]]);
@@ -212,7 +221,14 @@ fn of_the_wal(add: Add<'_>) {
     let control = &wal::control_file()[..512];
     add("control", "15", &[control]);
     for (name, version) in [("17", 1700u32), ("18", 1800), ("19", 1902)] {
-        add("control", name, &[&control[..8], &version.to_le_bytes(), &control[12..]]);
+        let mut control = control.to_vec();
+        control[8..12].copy_from_slice(&version.to_le_bytes());
+        if version == 1902 {
+            for (at, word) in [(224, 8192u32), (228, 131_072), (236, 8192), (240, 1 << 20)] {
+                control[at..at + 4].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+        add("control", name, &[&control]);
     }
     add(
         "history",
@@ -255,7 +271,13 @@ fn of_the_server(add: Add<'_>) {
         }
         message(b'D', &body)
     };
-    let columns = message(b'T', b"\0\x01name\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
+    let columns_of = |names: &[&str]| {
+        let rest = [0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 255, 255, 255, 255, 255, 255, 0, 0];
+        let column = |name: &&str| [name.as_bytes(), &[0], &rest].concat();
+        let columns: Vec<_> = names.iter().map(column).collect();
+        message(b'T', &[&(names.len() as u16).to_be_bytes()[..], &columns.concat()].concat())
+    };
+    let columns = columns_of(&["name"]);
     let (done, ready) = (message(b'C', b"SELECT\0"), message(b'Z', b"I"));
     let error = message(b'E', b"SERROR\0VERROR\0C58P01\0Mgone\0DIt is.\0HLook.\0\0");
     let notice = message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mso\0\0");
@@ -268,20 +290,24 @@ fn of_the_server(add: Add<'_>) {
     add("server", "scram", &[&[0, 1], &sasl, &first, &message(b'R', b"\0\0\0\x0cv=AAAA")]);
     add("server", "md5", &[&[0, 1], &message(b'R', b"\0\0\0\x05salt"), &message(b'R', &[0; 4])]);
     add("server", "fork-failed", &[&[0, 0], b"Ecould not fork new process\0"]);
-    add("server", "query", &[&[1, 1], &columns, &row(&["one"]), &notice, &done, &ready]);
+    add(
+        "server",
+        "query",
+        &[&[1, 1], &done, &ready, &columns, &row(&["one"]), &notice, &done, &ready],
+    );
     let identity = row(&["7450000000000000001", "1", "0/3000028", ""]);
     let size = row(&["16MB"]);
-    let answers = [columns.clone(), identity, done.clone(), ready.clone(), columns.clone(), size];
+    let described = columns_of(&["systemid", "timeline", "xlogpos", "dbname"]);
+    let answers = [described, identity, done.clone(), ready.clone(), columns.clone(), size];
     add("server", "identify", &[&[2, 1], &answers.concat(), &done, &ready]);
     let history = row(&["00000002.history", "1\t0/3000028\tx\n"]);
     add("server", "history", &[&[3, 1], &columns, &history, &done, &ready]);
     let begin = [columns.clone(), row(&["0/3000028", "1"]), done.clone()].concat();
     let spaces = [columns.clone(), row(&["16400", "/old", "9"]), done.clone()].concat();
-    let parts: [&[u8]; 4] = [b"nbase.tar\0\0", b"d123", b"p\0\0\0\0\0\0\x01\0", b"mmanifest"];
+    let parts: [&[u8]; 3] = [b"nbase.tar\0\0", b"d123", b"p\0\0\0\0\0\0\x01\0"];
     let stop = [columns.clone(), row(&["0/3000128", "1"]), done.clone(), ready.clone()].concat();
-    let backup = [begin, spaces, notice, copy(b'H', &parts[..3]), stop].concat();
+    let backup = [begin, spaces, notice, copy(b'H', &parts), stop].concat();
     add("server", "base-backup", &[&[4, 1], &backup]);
-    add("server", "part", &[&[4, 1], &copy(b'H', &parts[3..])]);
     let wal = [&b"w"[..], &[0; 24], b"bytes"].concat();
     let alive = [&b"k"[..], &[0; 16], &[1]].concat();
     let next = [columns.clone(), row(&["2", "0/4000000"]), done.clone(), ready.clone()].concat();
@@ -323,7 +349,7 @@ fn of_texts(add: Add<'_>) {
     }
     for (name, chosen, text) in [
         ("pairs", 0, "host=a,/run port=1,2 user='it\\'s' password=x sslmode=verify-full"),
-        ("uri", 0, "postgresql://me:p%40ss@[::1]:5433,b/db?connect_timeout=3&options=-c%20a=b"),
+        ("uri", 0, "postgresql://me:p%40ss@[::1]:5433,b/db?connect_timeout=3&options=-c%20a%3Db"),
         ("socket-uri", 0, "postgres://%2Frun/db?require_auth=!none,scram-sha-256"),
         ("more", 0, "keepalives_idle=3 target_session_attrs=any load_balance_hosts=random"),
         ("service", 1, "# one\n[other]\nhost=b\n[main]\nhost=a\nport=7\n"),
@@ -357,9 +383,26 @@ queries = [{ database = "app", sql = "select 1", expect = "t" }]
 timeout = "10min"
 "#;
     add("config", "file", &[config.as_bytes()]);
-    add("config", "variable", &[config.as_bytes(), b"\0PGKEEP_REPOSITORY_MAIN__KEY_FILE=/other"]);
+    add("config", "variable", &[config.as_bytes(), b"\0PGKEEP_REPOSITORY__MAIN__KEY_FILE=/other"]);
     let paths =
         [&[9, 0, 0, 0][..], &piece(b"base/1/\"1259\\\x01"), &[0; 4], &piece(b"a\xff")].concat();
     add("backup_manifest", "17", &[&[1], &paths]);
+    let entry = |how: u8, mode: u16, path: &str| {
+        [&[how][..], &mode.to_le_bytes(), &piece(path.as_bytes())].concat()
+    };
+    let tree = [
+        entry(1, 0o700, "base"),
+        [entry(0, 0o600, "base/1"), piece(&[7; 9000])].concat(),
+        [entry(0, 0o640, "postgresql.auto.conf"), piece(b"work_mem = '4MB'\n")].concat(),
+        [entry(0, 0o600, "tablespace_map"), piece(b"16400 /old\n")].concat(),
+        entry(1, 0o700, "pg_tblspc"),
+        entry(1, 0o700, "pg_tblspc/16400"),
+        entry(1, 0o700, "pg_tblspc/16400/PG_15"),
+        [entry(4, 0o600, "pg_tblspc/16400/PG_15/9"), piece(b"x"), vec![9, 0, 0, 0]].concat(),
+    ];
+    add("restore", "whole", &[&tree[..7].concat()]);
+    add("restore", "other-size", &[&tree.concat()]);
+    let out = [entry(1, 0o700, "../out"), [entry(8, 0o600, "/tmp/x"), piece(b"x")].concat()];
+    add("restore", "out", &[&out.concat(), &[1, 0, 0, 0]]);
     add("backup_manifest", "names-only", &[&[2], &paths]);
 }

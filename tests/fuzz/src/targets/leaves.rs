@@ -1,8 +1,8 @@
 //! File leaves and map leaves, whole ones and patches.
 //!
 //! The first byte chooses: 0 a file leaf, 1 a map leaf, as they are stored; 2 and 3 the same, read through a
-//! tree's reader, with the rest cut in two: the leaf at the beginning of its frame, and the frame that all
-//! extents in it lead to. What is read and written again is the same; no path leads out.
+//! tree's reader, with the rest cut in two: the leaf at the beginning of its frame, and what lies wherever
+//! an extent in it leads. What is read and written again is the same; no path leads out.
 
 use std::sync::Arc;
 
@@ -30,7 +30,12 @@ const HERE: Place = Place { backup: 0, pack: 0, frame: 0, offset: 0 };
 impl ReadFrames for Two {
     async fn frame(&self, _table: &BackupTable, place: Place) -> Result<Vec<u8>> {
         let here = (place.pack, place.frame) == (HERE.pack, HERE.frame);
-        Ok(if here { self.0.clone() } else { self.1.clone() })
+        if here {
+            return Ok(self.0.clone());
+        }
+        // Where it is looked for, but for what no frame is long enough for.
+        let before = if place.offset < 1 << 18 { place.offset as usize } else { 0 };
+        Ok([vec![0; before], self.1.clone()].concat())
     }
 
     fn object(&self, _table: &BackupTable, place: Place) -> String {

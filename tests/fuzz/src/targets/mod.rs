@@ -18,6 +18,7 @@ mod manifest;
 mod names;
 mod objects;
 mod place;
+mod restore;
 mod sealed;
 mod server;
 mod tar;
@@ -37,6 +38,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("manifest", manifest::run),
     ("names", names::run),
     ("objects", objects::run),
+    ("restore", restore::run),
     ("sealed", sealed::run),
     ("server", server::run),
     ("tar", tar::run),

@@ -22,6 +22,7 @@ use pgkeep::{
     },
     storage::ObjectName,
 };
+use sha2::{Digest, Sha256};
 
 use super::{
     input::Input,
@@ -133,7 +134,11 @@ fn summary(content: &[u8]) {
 fn timeline(content: &[u8]) {
     let layout = layout();
     let file = "00000002.history".parse().expect("a file");
-    let (_, repository) = with(&layout.wal_file(system(), file), content, &[]);
+    let digits = Sha256::digest(content);
+    let sha256 = digits.iter().map(|byte| format!("{byte:02x}")).collect();
+    let summary = StoredSummary { size: content.len() as u64, sha256, segment: None };
+    let summary = summary.to_bytes().expect("it is written");
+    let (_, repository) = with(&layout.wal_file(system(), file), content, &summary);
     let store = WalStore::new(&repository, &layout, system());
     let _ = wait(store.history(Timeline(2)));
     let size = SegmentSize::default();
