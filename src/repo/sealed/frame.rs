@@ -132,7 +132,6 @@ fn compress<T>(raw: &[u8], level: i32, take: impl FnOnce(&[u8]) -> T) -> io::Res
     })
 }
 
-/// Decompresses to `raw`, in place of what it has, and at most to `len` bytes.
 /// Decompresses to `raw`, in place of what it has: up to `len` bytes, or as many as it has room for anyway.
 fn decompress(compressed: &[u8], len: usize, raw: &mut Vec<u8>) -> io::Result<()> {
     DECOMPRESSOR.with_borrow_mut(|slot| {
@@ -370,6 +369,11 @@ impl Opener {
     }
 }
 
+/// The longest that a frame may be as stored, without its prefix, in bytes.
+pub(super) fn max_sealed() -> usize {
+    zstd::zstd_safe::compress_bound(MAX_RAW as usize) + TAG_LEN
+}
+
 /// A stored frame's lengths, from its first 8 bytes.
 pub(super) fn parse_prefix(bytes: &[u8]) -> Result<Lengths, String> {
     let mut reader = Reader::new(bytes);
@@ -377,10 +381,9 @@ pub(super) fn parse_prefix(bytes: &[u8]) -> Result<Lengths, String> {
     let lengths = number()
         .and_then(|sealed| Ok(Lengths { sealed, raw: number()? }))
         .map_err(|e| e.to_string())?;
-    let sealed_bound = zstd::zstd_safe::compress_bound(MAX_RAW as usize) + TAG_LEN;
     if lengths.raw > MAX_RAW
         || (lengths.sealed as usize) < TAG_LEN
-        || lengths.sealed as usize > sealed_bound
+        || lengths.sealed as usize > max_sealed()
     {
         return Err("its lengths are impossible".into());
     }

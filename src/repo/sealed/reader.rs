@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::frame::{HEADER_LEN, Header, Lengths, Opener, PREFIX_LEN, TRAILER_LEN, TRAILER_MAGIC};
+use super::frame::{
+    HEADER_LEN, Header, Lengths, MAX_RAW, Opener, PREFIX_LEN, TRAILER_LEN, TRAILER_MAGIC,
+    max_sealed,
+};
 use crate::{
     error::{Error, Kind, Result},
     repo::{Repository, codec::Reader},
@@ -13,6 +16,10 @@ use crate::{
 
 /// How much of an object's end is read first: enough for the closing frame of most objects.
 const TAIL: u64 = 16 << 10;
+
+/// The most that all frames of an object which is read whole may be, in bytes: the largest is a
+/// manifest, of three. Bounds memory whatever an object claims.
+const MAX_WHOLE: u64 = 4 * MAX_RAW as u64;
 
 /// Sealed frames that were fetched together.
 #[derive(Debug)]
@@ -251,6 +258,10 @@ fn parse_trailer(tail: &[u8]) -> Result<(u64, u32), String> {
     if &magic != TRAILER_MAGIC {
         return Err("it doesn't end like a pgkeep object; its end may be missing".into());
     }
+    // Before so much is read.
+    if len as usize > PREFIX_LEN + max_sealed() {
+        return Err(format!("its trailer says that its closing frame has {len} bytes"));
+    }
     Ok((offset, len))
 }
 
@@ -282,6 +293,10 @@ pub fn open_whole(repository: &Repository, name: &ObjectName, bytes: &[u8]) -> R
         let reader = ObjectReader::from_whole(repository, name, bytes)?;
         if bytes.get(..HEADER_LEN) != Some(&reader.header.0[..]) {
             return Err("its header and its trailer differ".into());
+        }
+        let raw: u64 = reader.frames.iter().map(|(_, lengths)| u64::from(lengths.raw)).sum();
+        if raw > MAX_WHOLE {
+            return Err(format!("it unpacks to {raw} bytes, more than any object of its kind"));
         }
         let mut frames = Vec::with_capacity(reader.frames.len());
         for (number, (at, lengths)) in reader.frames.iter().enumerate() {

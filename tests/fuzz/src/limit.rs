@@ -8,9 +8,9 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// What a target may hold beside what was held before it, in bytes: an object's largest frame is
-/// 16 MiB raw, and there are two of them when one is opened.
-const MOST: usize = 96 << 20;
+/// What a target may hold beside what was held before it, in bytes: an object that is read whole may have
+/// 64 MiB, and is then compared frame by frame with two more readers of it, at up to 16 MiB each.
+const MOST: usize = 128 << 20;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static BOUND: AtomicUsize = AtomicUsize::new(usize::MAX);

@@ -1,8 +1,9 @@
-#![no_main]
 //! The fuzzer: libFuzzer around the [`targets`].
 //!
 //! One program for all of them, so that the library is linked once: `PGKEEP_FUZZ_TARGET` says which
 //! one it is. `tools/fuzz.sh` builds and runs it.
+
+#![no_main]
 
 mod limit;
 mod targets;

@@ -12,11 +12,23 @@ use std::{
     fs,
     panic::catch_unwind,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use pgkeep::{
+    error::Kind,
+    repo::{
+        Repository,
+        keys::KeyMaterial,
+        sealed::{ObjectReader, SealedWriter, read_whole},
+    },
+    storage::ObjectName,
+};
+use tokio::runtime::Runtime;
+
 use self::targets::TARGETS;
-use crate::support::random::Random;
+use crate::support::{memory::Memory, random::Random};
 
 /// How long seeds are mutated, all targets together.
 const MUTATED_FOR: Duration = Duration::from_secs(20);
@@ -124,6 +136,36 @@ fn what_was_kept_passes_when_it_is_changed() {
         eprintln!("{target}: {runs} inputs");
         assert!(runs > 20, "{target} is so slow that hardly anything was tried: {runs} inputs");
     }
+}
+
+/// The fuzzer's inputs are too short for what this takes.
+#[test]
+fn an_object_that_unpacks_to_too_much_is_refused() {
+    let runtime = Runtime::new().unwrap();
+    let memory = Memory::default();
+    runtime.block_on(async {
+        Repository::init(&memory, &KeyMaterial::None).await.unwrap();
+        let storage = Arc::new(memory.clone());
+        let repository = Repository::open("main", storage, &KeyMaterial::None, 1).await.unwrap();
+        let name = ObjectName::new("clusters/main/backups/x/manifest").unwrap();
+        let zeros = vec![0; 16 << 20];
+        let mut writer = SealedWriter::create(&repository, &name).await.unwrap();
+        for _ in 0..20 {
+            writer.seal(&zeros).await.unwrap();
+        }
+        let size = writer.finish(&[]).await.unwrap();
+        assert!(size < 1 << 20, "320 MiB take {size} bytes");
+        let error = read_whole(&repository, &name).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged);
+        assert!(error.to_string().contains("unpacks to 335544320 bytes"), "{error}");
+        // A closing frame that would have to be read first.
+        let mut bytes = memory.objects()[name.as_str()].to_vec();
+        let at = bytes.len() - 12;
+        bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        memory.objects().insert(name.to_string(), bytes.into());
+        let error = ObjectReader::open(&repository, &name).await.err().unwrap();
+        assert!(error.to_string().contains("its closing frame has 4294967295 bytes"), "{error}");
+    });
 }
 
 /// One of the inputs with a few changes.
