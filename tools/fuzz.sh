@@ -63,7 +63,7 @@ for target in $targets; do
     begin=$(date +%s)
     # Inputs of 20 KiB reach everything, and longer ones would take a time of their own. What an input may
     # take of memory is bounded by the fuzzer itself (tests/fuzz/src/limit.rs); the bound here is that of the process.
-    status=0
+    status=0 left=0
     PGKEEP_FUZZ_TARGET=$target "$program" "$corpus" "$seeds" -max_total_time="$seconds" -max_len=20480 \
         -timeout=10 -rss_limit_mb=1024 -use_value_profile=1 -print_final_stats=1 -verbosity=1 \
         -artifact_prefix="$found" >"$log" 2>&1 </dev/null || status=$?
@@ -79,7 +79,7 @@ for target in $targets; do
             # Slow, and yet within its time.
             *slow-unit-*) continue ;;
         esac
-        failed=1
+        failed=1 left=1
         kept=$seeds/$(basename "$input" | cut -d - -f 2- | cut -c 1-28)
         cp "$input" "$kept"
         {
@@ -88,7 +88,7 @@ for target in $targets; do
             echo "replay it: cargo test --locked --test integration -- fuzzed::what_was_kept_passes"
         } >&2
     done
-    if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
+    if [ "$status" -ne 0 ] && [ "$left" -eq 0 ]; then
         echo "tools/fuzz.sh: the target $target ended with $status and left no input; see $log" >&2
         failed=1
     fi

@@ -25,7 +25,7 @@ mod verify;
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 
 pub(in crate::postgres) use auth::unexpected;
@@ -38,6 +38,13 @@ pub use row::Row;
 
 use super::SUPPORTED;
 use connection::Connection;
+
+/// The most that the rows of a result may take, in bytes, their own bookkeeping counted roughly: millions of
+/// rows, where the longest results that are asked for have some thousands.
+const MAX_RESULT: usize = 256 << 20;
+
+/// What a value takes beside its bytes, roughly.
+const VALUE: usize = 32;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,14 +156,25 @@ impl Client {
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Row>, PgError> {
         self.send_query(sql).await?;
         let mut columns: Arc<[String]> = Arc::from(Vec::new());
-        let mut rows = Vec::new();
+        let (mut rows, mut taken) = (Vec::new(), 0usize);
         loop {
             match self.receive().await? {
                 Message::RowDescription(names) => {
                     columns = Arc::from(names);
                     rows.clear();
+                    taken = 0;
                 }
-                Message::DataRow(values) => rows.push(Row::new(Arc::clone(&columns), values)),
+                Message::DataRow(values) => {
+                    let sizes = values.iter().map(|v| VALUE + v.as_ref().map_or(0, Bytes::len));
+                    taken += VALUE + sizes.sum::<usize>();
+                    if taken > MAX_RESULT {
+                        return Err(PgError::protocol(format!(
+                            "a result is longer than {} MiB",
+                            MAX_RESULT >> 20
+                        )));
+                    }
+                    rows.push(Row::new(Arc::clone(&columns), values));
+                }
                 Message::CommandComplete(_) | Message::EmptyQuery => {}
                 Message::Notice(notice) => log(&notice),
                 Message::ReadyForQuery => return Ok(rows),

@@ -10,6 +10,8 @@ mod targets;
 use std::{
     collections::BTreeSet,
     fs,
+    io::Write,
+    os::unix::net::UnixListener,
     panic::catch_unwind,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +20,7 @@ use std::{
 
 use pgkeep::{
     error::Kind,
+    postgres::client::{Client, ConnInfo, Environment, Mode},
     repo::{
         Repository,
         keys::KeyMaterial,
@@ -166,6 +169,31 @@ fn an_object_that_unpacks_to_too_much_is_refused() {
         let error = ObjectReader::open(&repository, &name).await.err().unwrap();
         assert!(error.to_string().contains("its closing frame has 4294967295 bytes"), "{error}");
     });
+}
+
+/// Neither are they long enough for this.
+#[test]
+fn a_result_without_an_end_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let ready = b"Z\0\0\0\x05I";
+        let welcome = b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19server_version\x0017.10\0";
+        socket.write_all(&[&welcome[..], ready].concat()).unwrap();
+        let row = [&b"D\0\0\x10\x0a\0\x01\0\0\x10\0"[..], &[b'x'; 4096]].concat();
+        let rows = row.repeat(64);
+        // Until the client hangs up.
+        while socket.write_all(&rows).is_ok() {}
+    });
+    let text = format!("host={} user=me", folder.path().display());
+    let info = ConnInfo::parse_in(&text, &Environment::new(&[], None, Some("me"))).unwrap();
+    let error = Runtime::new().unwrap().block_on(async {
+        let mut client = Client::connect(&info, Mode::Replication).await.unwrap();
+        client.query("IDENTIFY_SYSTEM").await.unwrap_err()
+    });
+    assert!(error.to_string().contains("a result is longer than 256 MiB"), "{error}");
+    server.join().unwrap();
 }
 
 /// One of the inputs with a few changes.
