@@ -26,6 +26,9 @@ use crate::{
     support::memory::{Memory, Objects},
 };
 
+/// A leaf's bytes, those of the one that it is over, and how many blocks it has.
+type Leaf = (Vec<u8>, Vec<u8>, usize);
+
 type Seed = (&'static str, String, Vec<u8>);
 
 const INCREMENTAL: &str = "20250120T205812Z-incr";
@@ -122,7 +125,7 @@ fn of_the_fixture(add: Add<'_>) {
         frame[from..from + extent.len as usize].to_vec()
     };
     // The shortest of each form, with what it is over.
-    let mut shortest: BTreeMap<(u8, &str), (Vec<u8>, Vec<u8>, usize)> = BTreeMap::new();
+    let mut shortest: BTreeMap<(u8, &str), Leaf> = BTreeMap::new();
     let mut keep = |form: u8, leaf: &[u8], over: Option<Vec<u8>>, count: usize| {
         let kind = if over.is_some() { "patch" } else { "whole" };
         let kept = shortest.get(&(form, kind));

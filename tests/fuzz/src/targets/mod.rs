@@ -25,8 +25,11 @@ mod tar;
 mod time;
 mod wal;
 
-/// Each target with its name, which is also that of its folder in `fixtures/fuzz/`.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A name, which is also that of a folder in `fixtures/fuzz/`, and what takes an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All there are.
+pub const TARGETS: &[Target] = &[
     ("backup_manifest", backup_manifest::run),
     ("config", config::run),
     ("conninfo", conninfo::run),

@@ -69,8 +69,8 @@ fn repair(bytes: &mut [u8]) {
         if header.iter().all(|b| *b == 0) {
             continue;
         }
-        let octal = header[124..135].iter().fold(Some(0u64), |n, b| match b {
-            b'0'..=b'7' => n?.checked_mul(8)?.checked_add(u64::from(b - b'0')),
+        let octal = header[124..135].iter().try_fold(0u64, |n, b| match b {
+            b'0'..=b'7' => n.checked_mul(8)?.checked_add(u64::from(b - b'0')),
             _ => None,
         });
         header[148..156].fill(b' ');
