@@ -40,7 +40,7 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 program=$build/build/$host/release/fuzz
 
 targets=$*
-[ -n "$targets" ] || targets=$(PGKEEP_FUZZ_TARGET=list "$program" 2>&1 | sed -n 's/^PGKEEP_FUZZ_TARGET is to be one of: //p')
+[ -n "$targets" ] || targets=$(PGKEEP_FUZZ_TARGET=list "$program" -artifact_prefix="$build/" 2>&1 | sed -n 's/^PGKEEP_FUZZ_TARGET is to be one of: //p')
 
 # TARGET SECONDS EXECUTIONS, one line for each run.
 touch "$progress"

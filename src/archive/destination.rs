@@ -66,12 +66,16 @@ impl Destination {
     pub fn finish(self) -> Result<()> {
         self.file.sync_all().context(Kind::Local, || format!("write {}", self.path.display()))?;
         reached("get: synced");
-        self.finish_unsynced()
+        self.give_name()
     }
 
     /// Gives the file its name without waiting until it is durable; that begins.
-    pub fn finish_unsynced(mut self) -> Result<()> {
+    pub fn finish_unsynced(self) -> Result<()> {
         begin_write_out(&self.file, 0, None);
+        self.give_name()
+    }
+
+    fn give_name(mut self) -> Result<()> {
         let give_name = |destination: &mut Destination| -> io::Result<()> {
             if let Some(temporary) = &destination.temporary {
                 fs::rename(temporary, &destination.path)?;

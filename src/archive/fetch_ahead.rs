@@ -14,6 +14,7 @@
 use std::{
     ffi::OsString,
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -42,7 +43,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// How many segments are fetched at a time.
 const AT_ONCE: usize = 4;
 
-/// How much later than others the process gets a processor (`nice(2)`).
+/// How much later than others the threads that fetch get a processor (`nice(2)`).
 const NICE: i32 = 10;
 
 /// How many bytes stay free on the spool's disk, which may be the server's.
@@ -88,12 +89,21 @@ impl FetchAhead {
             command.args(arguments);
             // The server's log must not stay open after the server has ended.
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            // A signal to the server's processes isn't for this one. It stays in recovery's session, in which
+            // priorities are compared where the kernel groups processes by session (`sched(7)`, autogroup).
+            command.process_group(0);
             command.spawn().map(drop)
         });
         if let Err(e) = begun {
             tracing::warn!("fetch ahead of {segment}: {e}");
         }
     }
+}
+
+/// Replay is what is waited for, if there aren't processors for both. Linux has a priority for each thread
+/// (`setpriority(2)`), so each that fetches sets its own.
+fn let_replay_go_first() {
+    let _ = rustix::process::setpriority_process(None, NICE);
 }
 
 fn server_is_first_process(directory: &DataDirectory) -> bool {
@@ -116,10 +126,6 @@ pub async fn fetch_ahead(
     let Some(_lock) = spool.lock() else { return Ok(()) };
     // What one that was killed has left may be half of something.
     spool.drop_all_but(&[]);
-    // A signal to the server's processes isn't for this one.
-    let _ = rustix::process::setsid();
-    // Replay is what is waited for, if there aren't processors for both.
-    let _ = rustix::process::nice(NICE);
     let layout = ClusterLayout::new(&cluster.name)?;
     let mut stores = Vec::with_capacity(repositories.len());
     for settings in repositories {
@@ -170,7 +176,10 @@ impl Fetcher {
                     self.spool.begin(*segment).context(Kind::Local, || "write to state-dir")?;
                     under_way.push(*segment);
                     let (fetcher, segment) = (self.clone(), *segment);
-                    fetching.spawn(async move { (segment, fetcher.fetch(segment).await) });
+                    fetching.spawn(async move {
+                        let_replay_go_first();
+                        (segment, fetcher.fetch(segment).await)
+                    });
                 }
             }
             let Ok(Some(fetched)) = timeout(LOOK, fetching.join_next()).await else {

@@ -191,6 +191,10 @@ impl Spool {
             // Whoever fills the spool may empty it, too.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(_) => {
+                // It wasn't synced, and what couldn't be written out may read as something else by now.
+                if file.sync_all().is_err() {
+                    return Ok(None);
+                }
                 let mut written = Destination::create(destination)?;
                 io::Seek::rewind(&mut file).context(Kind::Local, what)?;
                 io::copy(&mut file, written.file()).context(Kind::Local, what)?;

@@ -282,7 +282,11 @@ async fn read_keys(storage: &dyn Storage, repository: RandomId) -> Result<Vec<Wr
     for listed in storage.list(layout::KEYS, None, 10_000).await? {
         let bytes = match storage.read(&listed.name, Range::All).await {
             Ok(bytes) => bytes,
-            Err(e) if e.is_not_found() => continue,
+            // Gone with the rest, where a disk was unmounted meanwhile.
+            Err(e) if e.is_not_found() => {
+                read_repository_file(storage).await?;
+                continue;
+            }
             Err(e) => return Err(e.into()),
         };
         let parsed = WrappedKeys::parse(&bytes, repository).map_err(|e| {

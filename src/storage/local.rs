@@ -249,8 +249,8 @@ impl Drop for Temporary {
     }
 }
 
-/// Begins with the writing out of a file's bytes from `offset` on, all of them without a `length`, and waits for
-/// nothing. Linux does so when it is told that nobody needs the pages (mm/fadvise.c); those that aren't clean yet
+/// Begins with the writing out of a file's bytes from `offset` on, all of them without a `length`, and doesn't wait
+/// for its end. What is written out already leaves the kernel's cache. Linux does so when it is told that nobody needs the pages (mm/fadvise.c); those that aren't clean yet
 /// stay in its cache.
 pub fn begin_write_out(file: &File, offset: u64, length: Option<NonZeroU64>) {
     let _ = fadvise(file, offset, length, Advice::DontNeed);

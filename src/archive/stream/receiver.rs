@@ -3,8 +3,8 @@
 //! Bytes come into [`Incoming`]; jobs make them durable beside that. There are three kinds:
 //!
 //! - *parts*: what has come since the last one. Where commits wait for the stream, a part is made
-//!   whenever fewer than [`AT_ONCE`] are on their way, so that a commit waits for one of them and for
-//!   no timer; else when its first byte is `max-lag` old. A segment that is complete by then has no parts.
+//!   whenever fewer than [`AT_ONCE`], with less than [`BYTES_AT_ONCE`], are on their way, so that a commit
+//!   waits for one of them and for no timer; else when its first byte is `max-lag` old. A segment that is complete by then has no parts.
 //! - *segments*: a complete one is stored under its own name, and its parts go.
 //! - *merges*: many small parts become one, and many of those ([`super::levels`]), so that a slow segment
 //!   with a commit now and then doesn't end up as a hundred thousand objects.
@@ -350,7 +350,7 @@ impl Receiver {
         let report = self.reported.map_or_else(Instant::now, |(_, when)| when + REPORT);
         match self.pending_since {
             // With all parts on their way, one of them comes back first.
-            Some(since) if self.has_room() && self.may_dispatch() => {
+            Some(since) if self.has_room() && self.may_dispatch() && !self.is_to_compare() => {
                 report.min(since + self.pace.max_lag)
             }
             _ => report,

@@ -123,7 +123,8 @@ fn what_was_kept_passes_when_it_is_changed() {
         let (mut random, begin) = (random.clone(), Instant::now());
         let kept: Vec<Vec<u8>> = kept(target).into_iter().map(|(_, bytes)| bytes).collect();
         let mut runs = 0;
-        while begin.elapsed() < each {
+        // On a machine that has much else to do it takes longer.
+        while begin.elapsed() < each || runs <= 20 {
             let input = mutated(&mut random, &kept);
             if catch_unwind(|| run(&input)).is_err() {
                 let path = std::env::temp_dir().join(format!("pgkeep-fuzzed-{target}"));
@@ -137,7 +138,6 @@ fn what_was_kept_passes_when_it_is_changed() {
             runs += 1;
         }
         eprintln!("{target}: {runs} inputs");
-        assert!(runs > 20, "{target} is so slow that hardly anything was tried: {runs} inputs");
     }
 }
 

@@ -1,8 +1,8 @@
 //! Random schedules over a repository's life, against a model of what was acknowledged.
 //!
 //! Each schedule begins with a chain of backups and goes through some of what users, cron and crashes do: delete,
-//! expire, clean up, restore, take a backup and archive, lose a backup in the making; each with the storage sound, failing
-//! once, failing now and then, or dying for good in the midst of it. The model knows which backups were acknowledged and never
+//! expire, clean up and restore, each with the storage sound, failing once, failing now and then, or dying for good in the
+//! midst of it; take a backup and archive, or lose a backup in the making, which the test does by itself. The model knows which backups were acknowledged and never
 //! asked to go: they are listed and restore byte for byte, whatever else has happened, and their WAL is there. What was
 //! acknowledged as deleted never comes back. A schedule that fails names its seed.
 
@@ -125,7 +125,12 @@ impl World<'_> {
                 self.steps.push(format!("clean up, {trouble}"));
                 // One that can't even be opened is left alone.
                 if let Ok(repository) = self.opened().await {
-                    let _ = clean_up(&repository, &layout(), &Silent).await;
+                    let done = clean_up(&repository, &layout(), &Silent).await;
+                    assert!(
+                        done.is_ok() || self.faulty.faults() > 0,
+                        "{done:?}: {:#?}",
+                        self.steps
+                    );
                 }
             }
             5 => self.back_up().await,
@@ -167,7 +172,12 @@ impl World<'_> {
         let rules = RetentionSettings { minimum: Some(minimum), ..RetentionSettings::NONE };
         let before = listed(&self.storage).await;
         let Ok(repository) = self.opened().await else { return };
-        let _ = expire(&repository, &layout(), &rules, false, &Silent).await;
+        let done = expire(&repository, &layout(), &rules, false, &Silent).await;
+        if self.faulty.faults() == 0 {
+            done.unwrap_or_else(|e| panic!("{e}: {:#?}", self.steps));
+            let left = before.len().min(minimum as usize);
+            assert_eq!(listed(&self.storage).await.len(), left, "{:#?}", self.steps);
+        }
         // The newest ones stay, also of those that were to go before. Of the others nobody was told that they do.
         let may_go = before.len().saturating_sub(minimum as usize);
         for id in &before[..may_go] {
@@ -335,5 +345,5 @@ fn whatever_happens_what_was_acknowledged_is_there() {
         of(&tally.restores),
         begun.elapsed().as_secs()
     );
-    assert!(of(&tally.deaths) > 0 && of(&tally.restores) > 0);
+    assert!(again.is_some() || (of(&tally.deaths) > 0 && of(&tally.restores) > 0));
 }

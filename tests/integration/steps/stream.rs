@@ -110,7 +110,7 @@ fn leave_a_segment_in_parts(
         while !death.has_come() && Instant::now() < end {
             sleep(Duration::from_millis(10));
         }
-        if death.has_come() {
+        if !death.take_back() {
             running.wait();
             return stream();
         }

@@ -32,6 +32,11 @@ impl Death {
         fs::rename(&new, &self.file).expect("ask for a death");
     }
 
+    /// Nobody has to die any more; false when somebody has.
+    pub fn take_back(&self) -> bool {
+        fs::remove_file(&self.file).is_ok()
+    }
+
     /// Whether who was asked to die has died.
     pub fn has_come(&self) -> bool {
         !self.file.exists()
