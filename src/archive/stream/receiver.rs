@@ -4,7 +4,8 @@
 //!
 //! - *parts*: what has come since the last one. Where commits wait for the stream, a part is made
 //!   whenever fewer than [`AT_ONCE`], with less than [`BYTES_AT_ONCE`], are on their way, so that a commit
-//!   waits for one of them and for no timer; else when its first byte is `max-lag` old. A segment that is complete by then has no parts.
+//!   waits for one of them and for no timer; else when its first byte is `max-lag` old. A segment that is
+//!   complete by then has no parts.
 //! - *segments*: a complete one is stored under its own name, and its parts go.
 //! - *merges*: many small parts become one, and many of those ([`super::levels`]), so that a slow segment
 //!   with a commit now and then doesn't end up as a hundred thousand objects.
