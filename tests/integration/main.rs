@@ -4,6 +4,7 @@
 mod archive;
 mod authentication;
 mod backup;
+mod catalog;
 mod command_line;
 mod configuration;
 mod drill;

@@ -5,6 +5,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -336,21 +337,28 @@ impl Running {
     /// Waits for its end, and says how much memory it had at its peak, as seen each millisecond.
     pub fn wait_and_measure(self) -> (Output, Peak) {
         let status = format!("/proc/{}/status", self.pid());
-        let mut this = self;
-        let mut peak = Peak::default();
-        let child = this.child.as_mut().expect("it wasn't waited for");
-        while child.try_wait().expect("wait").is_none() {
-            let status = fs::read_to_string(&status).unwrap_or_default();
-            let bytes = |name: &str| {
-                let line = status.lines().find_map(|line| line.strip_prefix(name));
-                line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok())
-                    .map_or(0, |kib| kib << 10)
-            };
-            peak.own = peak.own.max(bytes("RssAnon:"));
-            peak.all = peak.all.max(bytes("VmHWM:"));
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        (this.wait(), peak)
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Beside it, as what the program says has to be read or it waits.
+            let measure = scope.spawn(|| {
+                let mut peak = Peak::default();
+                while !ended.load(Ordering::Relaxed) {
+                    let status = fs::read_to_string(&status).unwrap_or_default();
+                    let bytes = |name: &str| {
+                        let line = status.lines().find_map(|line| line.strip_prefix(name));
+                        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+                            .map_or(0, |kib| kib << 10)
+                    };
+                    peak.own = peak.own.max(bytes("RssAnon:"));
+                    peak.all = peak.all.max(bytes("VmHWM:"));
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                peak
+            });
+            let output = self.wait();
+            ended.store(true, Ordering::Relaxed);
+            (output, measure.join().expect("measured"))
+        })
     }
 
     /// Waits for its end.
