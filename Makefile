@@ -11,15 +11,17 @@ RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 # What goes wrong, and how: storage that fails, processes that are killed at each step, schedules by seed.
 FAULTS := durability:: faults:: protocol:: restore_write::real retention::crash retention::schedules s3::faults steps:: stream::rounds
 
-.PHONY: help demo test check faults bench bench-peers bench-wal fuzz build install-demo install-test install-bench
+.PHONY: help demo test check faults bench bench-quick bench-growth bench-chain bench-wal fuzz build install-demo install-test install-bench
 
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
 	@echo "make test    install what is missing, and run every check and test"
 	@echo "make faults  the tests of faults alone and longer: SCHEDULES=10000 ROUNDS=50, and S3=all for its whole matrix"
 	@echo "make check   format, lints and the quick tests, without any server"
-	@echo "make bench   time and memory of backup, restore and archiving, beside PostgreSQL's own tools"
-	@echo "make bench-peers  whole and incremental backups, restores and verification beside pgBackRest: SCALE=1 is 3 GB"
+	@echo "make bench   backups, restores, verification, archiving and catalogs beside pgBackRest: SCALE=1 is 3 GB"
+	@echo "make bench-quick   the same with a tenth, once"
+	@echo "make bench-growth  how costs grow with the cluster and the catalog, as a plot: WRITE=growth.svg"
+	@echo "make bench-chain   scattered changes, a chain of 30 incremental backups, memory on S3"
 	@echo "make bench-wal  archiving, recovery from the archive and the stream, beside pgBackRest and cp"
 	@echo "make fuzz    what reads untrusted bytes, each target for SECONDS=60, or only TARGETS=\"wal tar\""
 	@echo "make build   the release binary, target/release/pgkeep"
@@ -58,11 +60,19 @@ faults: install-test
 		cargo test --locked --test integration -- --nocapture $(FAULTS)
 
 bench: install-bench build
-	@tools/bench.sh $(RELEASE)/pgkeep
-	PGKEEP_TEST_PROGRAM=$(RELEASE)/pgkeep cargo test --quiet --locked --test integration -- --nocapture s3::memory
+	@PGKEEP_BENCH_SCALE=$(or $(SCALE),1) PGKEEP_BENCH_ROUNDS=$(or $(ROUNDS),3) PGKEEP_BENCH_WRITE=$(WRITE) \
+		/usr/bin/python3 tools/bench $(RELEASE)/pgkeep
 
-bench-peers: install-bench build
-	@PGKEEP_BENCH_SCALE=$(or $(SCALE),1) PGKEEP_BENCH_WRITE=$(WRITE) tools/bench-peers.py $(RELEASE)/pgkeep
+bench-quick: install-bench build
+	@PGKEEP_BENCH_SCALE=$(or $(SCALE),0.1) PGKEEP_BENCH_ROUNDS=1 PGKEEP_BENCH_WRITE=$(WRITE) \
+		/usr/bin/python3 tools/bench $(RELEASE)/pgkeep
+
+bench-growth: install-bench build
+	@PGKEEP_BENCH_SCALE=$(or $(SCALE),0.5) /usr/bin/python3 tools/bench $(RELEASE)/pgkeep $(or $(WRITE),growth.svg)
+
+bench-chain: install-bench build
+	@tools/bench-chain.sh $(RELEASE)/pgkeep
+	PGKEEP_TEST_PROGRAM=$(RELEASE)/pgkeep cargo test --quiet --locked --test integration -- --nocapture s3::memory
 
 bench-wal: install-bench build
 	@tools/bench-wal.sh $(RELEASE)/pgkeep

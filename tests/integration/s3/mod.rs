@@ -11,5 +11,6 @@ mod memory;
 mod names;
 mod permissions;
 mod recovery;
+mod served;
 mod slow;
 mod tls;

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Measures backup, restore and archiving of a real cluster beside PostgreSQL's own tools, in one run:
-# the ratios mean something, the times only on a quiet machine. `make bench` calls it with the release
-# binary. Root hands over to the user postgres, as whom a server runs.
+# Measures what a backup stores where one page of 200 has changed, here and there, and how long the last of a
+# chain of incremental backups takes to restore, beside a full backup of the same content. `make bench-chain`
+# calls it with the release binary. Root hands over to the user postgres, as whom a server runs.
 #
-#   tools/bench.sh PGKEEP
+#   tools/bench-chain.sh PGKEEP
 #
 # In the environment, with what they are otherwise:
 #   PGKEEP_BENCH_SCALE=200     pgbench's scale: some 15 MB each
-#   PGKEEP_BENCH_ROUNDS=2      how often each whole backup and restore is measured
 #   PGKEEP_BENCH_CHAIN=30      how long the chain of incremental backups is; 0 leaves it out
 #   PGKEEP_BENCH_DIR=/tmp      where the cluster and the repositories are made
 #   PGKEEP_BENCH_KEEP=         if set, they stay
@@ -18,13 +17,12 @@ if [ "$(id -u)" = 0 ]; then
     trap 'rm -rf "$place"' EXIT
     chmod 0755 "$place"
     install -m 0755 "$pgkeep" "$place/pgkeep"
-    install -m 0755 "$0" "$place/bench.sh"
+    install -m 0755 "$0" "$place/bench-chain.sh"
     cd /
-    setpriv --reuid postgres --regid postgres --init-groups -- "$place/bench.sh" "$place/pgkeep"
+    setpriv --reuid postgres --regid postgres --init-groups -- "$place/bench-chain.sh" "$place/pgkeep"
     exit
 fi
 scale=${PGKEEP_BENCH_SCALE:-200}
-rounds=$(seq "${PGKEEP_BENCH_ROUNDS:-2}")
 chain=${PGKEEP_BENCH_CHAIN:-30}
 bin=/usr/lib/postgresql/15/bin
 [ -x "$bin/pgbench" ] || { echo "PostgreSQL 15 of Debian is needed: make install-bench" >&2; exit 1; }
@@ -86,43 +84,6 @@ measure() {
     peak=$((kib / 1024))
 }
 line() { printf '%-58s %7s s %6s MiB peak   %s\n' "$@"; }
-size_of() { du -sm "$1" | cut -f1; }
-
-for round in $rounds; do
-    measure "${run[@]}" backup --type full
-    line "pgkeep backup --type full (round $round)" "$took" "$peak" "$(size_of "$home/repository/clusters/main/backups") MiB for $round"
-    rm -rf "$home/base"
-    measure "$bin/pg_basebackup" -D "$home/base" -Ft -X none -c fast --compress=client-zstd:level=1,workers=2
-    line "pg_basebackup -Ft, zstd level 1, 2 workers (round $round)" "$took" "$peak" "$(size_of "$home/base") MiB"
-done
-mkdir "$home/unpacked"
-for round in $rounds; do
-    rm -rf "$home/restored"
-    measure "${run[@]}" restore --archive-mode off --pgdata "$home/restored" --target-immediate
-    line "pgkeep restore (round $round)" "$took" "$peak" "verified and synced"
-    rm -rf "$home/unpacked"; mkdir "$home/unpacked"
-    measure sh -c "zstd -dc '$home/base/base.tar.zst' | tar -xC '$home/unpacked'; sync '$home/unpacked'"
-    line "zstd -d | tar -x (round $round)" "$took" "$peak" "neither"
-done
-
-echo
-segment=$(ls "$home"/data/pg_wal | grep -E '^[0-9A-F]{24}$' | head -1)
-time_of() { # the median of 15 runs, in ms
-    for _ in $(seq 15); do
-        local begin=$EPOCHREALTIME
-        "$@" >/dev/null 2>&1 || { "$@"; exit 1; }
-        awk "BEGIN { printf \"%d\n\", ($EPOCHREALTIME - $begin) * 1000 }"
-    done | sort -n | sed -n 8p
-}
-cd "$home/data"
-new_push() { rm -f "$home"/repository/clusters/main/wal/*/*/"$segment"; "${run[@]}" archive-push "pg_wal/$segment"; }
-copy() { rm -f "$home/copy"; cp "pg_wal/$segment" "$home/copy"; sync "$home/copy"; }
-echo "archive-push of a new 16 MiB segment        $(time_of new_push) ms"
-echo "archive-push of one that is there           $(time_of "${run[@]}" archive-push "pg_wal/$segment") ms"
-echo "archive-get                                 $(time_of "${run[@]}" archive-get "$segment" "$home/fetched") ms"
-echo "archive-get of one that isn't there         $(time_of bash -c "! ${run[*]} archive-get 0000000100000FFF00000001 '$home/fetched'") ms"
-echo "cp and sync, for comparison                 $(time_of copy) ms"
-cd "$home"
 
 # What a backup stores where one page of 200 has changed, here and there.
 table_kib() { awk "BEGIN { printf \"%.0f\", $1 / 1024 }"; }
