@@ -48,7 +48,8 @@ impl Server {
                 let what = format!("read conninfo of [cluster.{}]", cluster.name);
                 with_hint(Error::new(Kind::Usage, what).because(e), hint)
             })?
-            .with_application_name("pgkeep check");
+            .with_application_name("pgkeep check")
+            .with_stall_timeout(Some(cluster.stall_timeout));
         let mut client =
             Client::connect(&info, Mode::Sql).await.map_err(|e| Error::of_server("connect", e))?;
         let version = client.server_version().clone();

@@ -26,7 +26,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
         Lsn, Timeline,
-        client::{Client, ConnInfo, Mode},
+        client::{Client, ConnInfo, Mode, PgError},
         incremental::NativeRefusal,
         replication::{self, BaseBackup, BaseBackupOptions, SystemIdentity, TablespaceRow},
     },
@@ -97,7 +97,8 @@ impl<'a> Run<'a> {
     pub async fn take(&mut self) -> Result<()> {
         let conninfo = ConnInfo::parse(&self.cluster.conninfo)
             .context(Kind::Usage, || format!("conninfo of cluster {}", self.cluster.name))?
-            .with_application_name("pgkeep");
+            .with_application_name("pgkeep")
+            .with_stall_timeout(Some(self.cluster.stall_timeout));
         let mut server = Server::connect(&conninfo).await?;
         let mut client = connect(&conninfo, Mode::Replication).await?;
         let identity = replication::identify_system(&mut client)
@@ -148,14 +149,14 @@ impl<'a> Run<'a> {
             self.say_how(&choice, server.facts.major, refusal.as_ref());
             self.say_checkpoint();
             let mut options = self.base_backup_options(&label, cut_off.is_some());
-            let started = BaseBackup::start(&mut client, &options).await;
+            let started = begin(&mut client, &mut server, &options).await?;
             let stream = match (started, &choice.base, cut_off) {
                 // A refusal leaves the connection usable.
                 (Err(e), Some(_), Some(_)) => {
                     refusal = Some(native::refused(e)?);
                     self.say_how(&choice, server.facts.major, refusal.as_ref());
                     options.incremental = false;
-                    BaseBackup::start(&mut client, &options).await
+                    begin(&mut client, &mut server, &options).await?
                 }
                 (Ok(stream), Some(base), Some(cut_off)) => {
                     if !native::holds(&mut server, base, &cut_off).await? {
@@ -477,6 +478,19 @@ impl<'a> Run<'a> {
             }
         }
         outcomes
+    }
+}
+
+/// Begins the backup. The checkpoint may take long, and nothing comes meanwhile: whether the server is
+/// still there is asked beside it.
+async fn begin<'a>(
+    client: &'a mut Client,
+    server: &mut Server,
+    options: &BaseBackupOptions,
+) -> Result<Result<BaseBackup<'a>, PgError>> {
+    tokio::select! {
+        started = BaseBackup::start(client, options) => Ok(started),
+        gone = server.watch() => Err(gone),
     }
 }
 

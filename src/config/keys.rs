@@ -405,6 +405,15 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         scope: Scope::Cluster,
+        name: "stall-timeout",
+        takes: "a duration from 1s to 1h, as in \"60s\" or \"5min\"",
+        default: "\"2min\"",
+        meaning: "after how long without a word the server is given up, where it has something to say: \
+                  answers, the data of a backup, signs of life of a stream. A checkpoint may take \
+                  longer",
+    },
+    Key {
+        scope: Scope::Cluster,
         name: "outage-timeout",
         takes: "a duration from 0s to 1h, as in \"30s\" or \"2min\"",
         default: "\"30s\"",

@@ -134,6 +134,8 @@ pub struct ClusterSettings {
     pub standby_outage: StandbyOutage,
     /// `archive-timeout`: how long backup and check wait for WAL to arrive in the repository.
     pub archive_wait: Duration,
+    /// `stall-timeout`: after how long without a word the server is given up.
+    pub stall_timeout: Duration,
     /// `outage-timeout`: how long archive-get keeps trying while a repository can't be asked.
     pub outage_wait: Duration,
     /// The keys of `[cluster.NAME.stream]`.
@@ -170,6 +172,7 @@ impl ClusterSettings {
             pgdata: None,
             standby_outage: StandbyOutage::Continue,
             archive_wait: Duration::from_secs(60),
+            stall_timeout: crate::postgres::client::DEFAULT_STALL_TIMEOUT,
             outage_wait: Duration::from_secs(30),
             stream: StreamSettings::default(),
         }
@@ -184,6 +187,7 @@ impl fmt::Debug for ClusterSettings {
             .field("pgdata", &self.pgdata)
             .field("standby_outage", &self.standby_outage)
             .field("archive_wait", &self.archive_wait)
+            .field("stall_timeout", &self.stall_timeout)
             .field("outage_wait", &self.outage_wait)
             .field("slot", &self.stream.slot)
             .field("max_lag", &self.stream.max_lag)

@@ -127,6 +127,9 @@ fn cluster(section: &Section, file: Option<&ConfigFile>) -> Result<ClusterSettin
     if let Some(entry) = section.get("archive-timeout") {
         settings.archive_wait = duration(entry, Duration::from_secs(1), DAY)?;
     }
+    if let Some(entry) = section.get("stall-timeout") {
+        settings.stall_timeout = duration(entry, Duration::from_secs(1), HOUR)?;
+    }
     if let Some(entry) = section.get("outage-timeout") {
         settings.outage_wait = duration(entry, Duration::ZERO, HOUR)?;
     }

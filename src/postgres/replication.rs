@@ -182,12 +182,16 @@ enum Stage {
     Ended,
 }
 
+/// How many messages there are at most before the data of a backup: one for each tablespace, and some.
+const MAX_BEGIN: usize = 1 << 20;
+
 /// The SQLSTATE of "data corrupted", which is what a backup with page checksum failures ends with.
 const DATA_CORRUPTED: &str = "XX001";
 
 impl<'a> BaseBackup<'a> {
     /// Begins a backup. Returns when the server has made its checkpoint and tells where the backup
-    /// starts; the data stays with the server.
+    /// starts; the data stays with the server. Nothing comes until then, however long that takes: whether
+    /// the server is still there has to be asked over another connection.
     pub async fn start(
         client: &'a mut Client,
         options: &BaseBackupOptions,
@@ -196,8 +200,18 @@ impl<'a> BaseBackup<'a> {
         client.send_query(&command).await?;
         let mut notices = std::collections::VecDeque::new();
         let mut results: Vec<Vec<Vec<Option<Bytes>>>> = Vec::new();
+        let mut count = 0usize;
         loop {
-            match client.receive().await? {
+            let message = match results.is_empty() {
+                // The checkpoint isn't done.
+                true => client.receive_at_last().await?,
+                false => client.receive().await?,
+            };
+            count += 1;
+            if count > MAX_BEGIN {
+                return Err(PgError::protocol("BASE_BACKUP begins with too many messages"));
+            }
+            match message {
                 Message::RowDescription(_) => results.push(Vec::new()),
                 Message::DataRow(values) => match results.last_mut() {
                     Some(rows) => rows.push(values),

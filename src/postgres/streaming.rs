@@ -4,8 +4,11 @@
 //! The server sends what it has flushed, from any position on, in messages of up to 128 kB, and waits
 //! for the client to say how far it has stored it. At the end of a timeline it says which one follows.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes};
 use chrono::Utc;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Lsn, Timeline,
@@ -14,6 +17,9 @@ use super::{
 
 /// Microseconds from the Unix epoch to that of PostgreSQL, 2000-01-01.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+/// Longer than any stream.
+const NEVER: Duration = Duration::from_secs(1 << 30);
 
 /// Reads the result of `READ_REPLICATION_SLOT` (PostgreSQL 15 and newer): where a physical slot's WAL
 /// begins, and on which timeline. `None` when there is no such slot; the position is
@@ -97,6 +103,12 @@ pub enum Started<'a> {
 #[derive(Debug)]
 pub struct WalStream<'a> {
     client: &'a mut Client,
+    /// When something came, or when what comes began to be listened to again.
+    heard: Instant,
+    /// Whether the server was asked for a sign of life since.
+    asked: bool,
+    /// After how long without a word the server is given up.
+    limit: Option<Duration>,
 }
 
 impl<'a> WalStream<'a> {
@@ -117,7 +129,11 @@ impl<'a> WalStream<'a> {
         let mut next = None;
         loop {
             match client.receive().await? {
-                Message::CopyBoth => return Ok(Started::Stream(WalStream { client })),
+                Message::CopyBoth => {
+                    let (heard, limit) = (Instant::now(), client.stall_timeout());
+                    let stream = WalStream { client, heard, asked: false, limit };
+                    return Ok(Started::Stream(stream));
+                }
                 Message::Notice(notice) => log(&notice),
                 Message::DataRow(values) => next = Some(next_timeline(&values)?),
                 Message::RowDescription(_) | Message::CommandComplete(_) => {}
@@ -131,12 +147,21 @@ impl<'a> WalStream<'a> {
         }
     }
 
-    /// The next event.
+    /// The next event. A server that says nothing for the connection's stall timeout is given up; one that
+    /// has nothing to say has to be asked for a sign of life before ([`WalStream::ask_at`]).
     ///
     /// Cancel safe. After an error the connection is of no use any more.
     pub async fn next(&mut self) -> Result<StreamEvent, PgError> {
         loop {
-            match self.client.receive().await? {
+            let receive = self.client.receive_at_last();
+            let message = match self.limit {
+                None => receive.await?,
+                Some(limit) => timeout_at(self.heard + limit, receive)
+                    .await
+                    .unwrap_or(Err(PgError::Silent(limit)))?,
+            };
+            (self.heard, self.asked) = (Instant::now(), false);
+            match message {
                 Message::CopyData(data) => return event(data),
                 Message::CopyDone => return Ok(StreamEvent::TimelineEnd),
                 Message::CommandComplete(_) => return Ok(StreamEvent::ServerEnd),
@@ -147,11 +172,34 @@ impl<'a> WalStream<'a> {
         }
     }
 
+    /// Says whether anybody has listened since [`WalStream::next`] was called last: if not, that nothing came
+    /// is no silence of the server's.
+    pub fn was_listened_to(&mut self, was: bool) {
+        if !was {
+            (self.heard, self.asked) = (Instant::now(), false);
+        }
+    }
+
+    /// When to ask the server for a sign of life, by [`WalStream::report`], if nothing comes until then. A
+    /// server that is reported to keeps quiet by itself (`walsender.c`, `WalSndKeepaliveIfNecessary`).
+    pub fn ask_at(&self) -> Instant {
+        let limit = self.limit.filter(|_| !self.asked).unwrap_or(NEVER);
+        self.heard + limit / 2
+    }
+
+    /// Whether that time has come.
+    pub fn is_to_ask(&self) -> bool {
+        self.ask_at() <= Instant::now()
+    }
+
     /// Reports how far the WAL is stored. This is what a commit waits for where the stream is a
     /// synchronous standby, and what the slot may let go. Nothing is ever applied here; the position is
     /// given for that as well, else a commit with `synchronous_commit = remote_apply` would wait for
-    /// ever.
+    /// ever. Where it is time ([`WalStream::ask_at`]) the server is asked to answer, by a
+    /// [`StreamEvent::Keepalive`].
     pub async fn report(&mut self, stored: Lsn) -> Result<(), PgError> {
+        let ask = self.is_to_ask();
+        self.asked |= ask;
         let mut data = Vec::with_capacity(34);
         data.push(b'r');
         for position in [stored, stored, stored] {
@@ -159,7 +207,7 @@ impl<'a> WalStream<'a> {
         }
         let now = Utc::now().timestamp_micros() - POSTGRES_EPOCH;
         data.extend_from_slice(&now.to_be_bytes());
-        data.push(0);
+        data.push(u8::from(ask));
         self.client.send_copy_data(&data).await
     }
 

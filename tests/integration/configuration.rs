@@ -59,6 +59,7 @@ fn a_whole_file_is_read() {
         pgdata = "/var/lib/postgresql/17/billing"
         standby-outage = "stop"
         archive-timeout = "5min"
+        stall-timeout = "20s"
         outage-timeout = "0s"
 
         [cluster.billing.stream]
@@ -82,6 +83,7 @@ fn a_whole_file_is_read() {
         pgdata: Some("/var/lib/postgresql/17/billing".into()),
         standby_outage: StandbyOutage::Stop,
         archive_wait: Duration::from_secs(300),
+        stall_timeout: Duration::from_secs(20),
         outage_wait: Duration::ZERO,
         stream: StreamSettings {
             slot: "receiver_1".into(),

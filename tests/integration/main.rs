@@ -23,6 +23,7 @@ mod restore_write;
 mod retention;
 mod s3;
 mod self_test;
+mod server_faults;
 mod steps;
 mod storage;
 mod stream;

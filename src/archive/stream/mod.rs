@@ -66,7 +66,8 @@ pub async fn stream(
             let error = Error::new(Kind::Usage, what).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?
-        .with_application_name(&cluster.stream.slot);
+        .with_application_name(&cluster.stream.slot)
+        .with_stall_timeout(Some(cluster.stall_timeout));
     let progress = Progress::new(Notify::from_environment());
     let mut context = Context {
         repositories,

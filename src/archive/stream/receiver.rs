@@ -224,8 +224,10 @@ impl Receiver {
     ) -> Result<End> {
         let lost = |e| Error::of_server("receive WAL", e);
         loop {
+            stream.was_listened_to(self.carry.is_empty());
             self.advance()?;
-            if let Some(position) = self.to_report() {
+            let is_to_ask = stream.is_to_ask();
+            if let Some(position) = self.to_report().or(is_to_ask.then(|| self.position())) {
                 reached("stream: to be reported");
                 stream.report(position).await.map_err(lost)?;
                 reached("stream: reported");
@@ -241,7 +243,7 @@ impl Receiver {
                 return Ok(End::Back);
             }
             self.look_for_those_behind();
-            let due = self.due();
+            let due = self.due().min(stream.ask_at());
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ok(End::Stopped),

@@ -55,7 +55,7 @@ pub(super) async fn authenticate(
     let mut bound = false;
     let mut scram = Scram::NotBegun;
     loop {
-        let (kind, body) = match connection.receive().await? {
+        let (kind, body) = match connection.receive(None).await? {
             Message::Authentication(kind, body) => (kind, body),
             Message::Error(error) => return Err(error.into()),
             Message::Notice(notice) => {

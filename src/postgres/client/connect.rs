@@ -174,7 +174,7 @@ async fn establish(
         Err(PgError::Io(e)) => return Err(tls::error(e, host, address)),
         Err(e) => return Err(e),
     };
-    let mut client = Client::new(connection, parameters)?;
+    let mut client = Client::new(connection, parameters, info.stall_timeout)?;
     if mode == Mode::Sql {
         client.prepare_session().await?;
     }
@@ -259,10 +259,11 @@ async fn session(
         .map_err(|e| PgError::protocol(format!("the startup message can't be written: {e}")))?;
     connection.send(&startup).await?;
     auth::authenticate(connection, &channel).await?;
-    connection.authenticated();
+    connection.authenticated(info.stall_timeout);
     let mut told = Vec::new();
     loop {
-        match connection.receive().await? {
+        // The whole attempt has a limit.
+        match connection.receive(None).await? {
             Message::ParameterStatus(name, value) => told.push((name, value)),
             Message::BackendKeyData | Message::Notification | Message::Other(b'v') => {}
             Message::Notice(notice) => tracing::debug!(%notice, "while connecting"),

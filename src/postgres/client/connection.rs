@@ -7,12 +7,14 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpStream, UnixStream},
+    time::timeout,
 };
 use tokio_rustls::client::TlsStream;
 
@@ -75,6 +77,9 @@ const READ_SIZE: usize = 256 << 10;
 /// Less room than this at the end of the buffer isn't worth a system call.
 const MIN_READ: usize = 32 << 10;
 
+/// How long the last words of a server are waited for that doesn't listen any more.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Messages over a socket.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -82,12 +87,14 @@ pub(super) struct Connection {
     input: BytesMut,
     /// Bound on the length of a message, while the server isn't known yet.
     max_length: Option<usize>,
+    /// How long the rest of a message may take whose beginning is here.
+    stall_timeout: Option<Duration>,
 }
 
 impl Connection {
     pub(super) fn new(stream: Stream) -> Self {
         let max_length = Some(message::MAX_STARTUP_LENGTH);
-        Connection { stream, input: BytesMut::new(), max_length }
+        Connection { stream, input: BytesMut::new(), max_length, stall_timeout: None }
     }
 
     /// Whether it is a Unix socket.
@@ -95,9 +102,11 @@ impl Connection {
         matches!(self.stream, Stream::Unix(_))
     }
 
-    /// From now on messages of any sane length are taken.
-    pub(super) fn authenticated(&mut self) {
+    /// From now on messages of any sane length are taken; the next byte of one that has begun to come has
+    /// to come within `stall_timeout`.
+    pub(super) fn authenticated(&mut self, stall_timeout: Option<Duration>) {
         self.max_length = None;
+        self.stall_timeout = stall_timeout;
     }
 
     /// Sends whole messages.
@@ -109,17 +118,17 @@ impl Connection {
         match sent.await {
             Ok(()) => Ok(()),
             // A server that went away may have said why before it did.
-            Err(e) => match self.receive().await {
+            Err(e) => match self.receive(Some(LAST_WORDS)).await {
                 Ok(Message::Error(error)) => Err(error.into()),
                 _ => Err(PgError::Io(e)),
             },
         }
     }
 
-    /// The next message.
+    /// The next message. With a `limit`, a server of which nothing comes for so long is given up.
     ///
     /// Cancel safe: what was read stays in the buffer.
-    pub(super) async fn receive(&mut self) -> Result<Message, PgError> {
+    pub(super) async fn receive(&mut self, limit: Option<Duration>) -> Result<Message, PgError> {
         loop {
             if let Some(error) = self.postmaster_error() {
                 return Ok(Message::Error(error));
@@ -130,7 +139,16 @@ impl Connection {
             if self.input.capacity() - self.input.len() < MIN_READ {
                 self.input.reserve(READ_SIZE);
             }
-            match self.stream.read_buf(&mut self.input).await {
+            let limit = if self.input.is_empty() { limit } else { limit.or(self.stall_timeout) };
+            let reading = self.stream.read_buf(&mut self.input);
+            let read = match limit {
+                None => reading.await,
+                Some(limit) => match timeout(limit, reading).await {
+                    Ok(read) => read,
+                    Err(_) => return Err(PgError::Silent(limit)),
+                },
+            };
+            match read {
                 Ok(0) => return Err(PgError::Closed),
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(PgError::Closed),

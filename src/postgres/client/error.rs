@@ -1,6 +1,6 @@
 //! What connections fail with. The server's own words come through: message, SQLSTATE, detail, hint.
 
-use std::{fmt, io};
+use std::{fmt, io, time::Duration};
 
 use super::conninfo::ConnInfoError;
 
@@ -87,6 +87,9 @@ pub enum PgError {
     /// The server closed the connection without a word.
     #[error("PostgreSQL closed the connection unexpectedly")]
     Closed,
+    /// The server was asked and says nothing, while the connection stays open.
+    #[error("PostgreSQL has said nothing for {} s, and the connection is still open", .0.as_secs())]
+    Silent(Duration),
     /// The connection broke.
     #[error("the connection to PostgreSQL broke: {0}")]
     Io(#[from] io::Error),
@@ -127,6 +130,10 @@ impl PgError {
             PgError::NoServer(errors) => errors.iter().find_map(PgError::hint),
             PgError::Closed => Some("the server's log says why"),
             PgError::Io(_) => Some("is the server still there? Its log may say why"),
+            PgError::Silent(_) => Some(
+                "is the server stopped or overloaded, or does something on the way hold back what it \
+                 says? stall-timeout in [cluster.NAME] says how long to wait",
+            ),
             PgError::Unsuitable(_) | PgError::Protocol(_) => None,
         }
     }
@@ -134,7 +141,7 @@ impl PgError {
     /// Whether another server, or the same one later, may answer: nothing was refused.
     pub fn is_unreachable(&self) -> bool {
         match self {
-            PgError::Connect { .. } | PgError::Closed | PgError::Io(_) => true,
+            PgError::Connect { .. } | PgError::Closed | PgError::Io(_) | PgError::Silent(_) => true,
             // cannot_connect_now: starting up, shutting down, or in recovery without hot standby.
             PgError::Server(e) => e.code == "57P03",
             PgError::NoServer(errors) => errors.iter().any(PgError::is_unreachable),

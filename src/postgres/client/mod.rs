@@ -23,13 +23,14 @@ mod socket;
 mod tls;
 mod verify;
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::frontend;
+use tokio::time::timeout;
 
 pub(in crate::postgres) use auth::unexpected;
-pub use conninfo::{ConnInfo, ConnInfoError, Environment};
+pub use conninfo::{ConnInfo, ConnInfoError, DEFAULT_STALL_TIMEOUT, Environment};
 pub use error::{PgError, ServerError};
 pub(in crate::postgres) use message::{Message, bytes_to_nul};
 pub(in crate::postgres) use quote::quote_replication;
@@ -111,6 +112,8 @@ pub struct Client {
     connection: Connection,
     parameters: HashMap<String, String>,
     version: ServerVersion,
+    /// How long the server may say nothing when it was asked.
+    stall_timeout: Option<Duration>,
     /// A command was sent and its end not yet seen.
     busy: bool,
 }
@@ -124,13 +127,17 @@ impl Client {
         connect::connect(info, mode).await
     }
 
-    fn new(connection: Connection, parameters: Vec<(String, String)>) -> Result<Self, PgError> {
+    fn new(
+        connection: Connection,
+        parameters: Vec<(String, String)>,
+        stall_timeout: Option<Duration>,
+    ) -> Result<Self, PgError> {
         let parameters: HashMap<String, String> = parameters.into_iter().collect();
         let version = parameters
             .get("server_version")
             .and_then(|text| ServerVersion::parse(text))
             .ok_or_else(|| PgError::protocol("the server doesn't say its version"))?;
-        Ok(Client { connection, parameters, version, busy: false })
+        Ok(Client { connection, parameters, version, stall_timeout, busy: false })
     }
 
     /// The version of the server.
@@ -144,6 +151,11 @@ impl Client {
         self.connection.is_unix()
     }
 
+    /// How long the server may say nothing when it was asked; `None` waits for ever.
+    pub(in crate::postgres) fn stall_timeout(&self) -> Option<Duration> {
+        self.stall_timeout
+    }
+
     /// A parameter that the server reports by itself (documentation, "Asynchronous Operations"), as
     /// `in_hot_standby`: its value now, as far as messages were read.
     pub fn parameter(&self, name: &str) -> Option<&str> {
@@ -154,11 +166,25 @@ impl Client {
     ///
     /// After an error the session can be used again, unless the server ended it.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Row>, PgError> {
+        self.query_within(sql, self.stall_timeout).await
+    }
+
+    /// As [`Client::query`], of a question whose answer takes the server long: it is waited for ten times
+    /// as long.
+    pub async fn query_long(&mut self, sql: &str) -> Result<Vec<Row>, PgError> {
+        self.query_within(sql, self.stall_timeout.map(|limit| limit * 10)).await
+    }
+
+    async fn query_within(
+        &mut self,
+        sql: &str,
+        limit: Option<Duration>,
+    ) -> Result<Vec<Row>, PgError> {
         self.send_query(sql).await?;
         let mut columns: Arc<[String]> = Arc::from(Vec::new());
         let (mut rows, mut taken) = (Vec::new(), 0usize);
         loop {
-            match self.receive().await? {
+            match self.receive_within(limit).await? {
                 Message::RowDescription(names) => {
                     columns = Arc::from(names);
                     rows.clear();
@@ -205,13 +231,33 @@ impl Client {
         frontend::query(sql, &mut message)
             .map_err(|e| PgError::protocol(format!("a command can't be written: {e}")))?;
         self.busy = true;
-        self.connection.send(&message).await
+        self.send(&message).await
     }
 
-    /// The next message, but for those that may come at any time and need no answer.
+    /// Sends whole messages, to a server that takes them.
+    async fn send(&mut self, messages: &[u8]) -> Result<(), PgError> {
+        match self.stall_timeout {
+            None => self.connection.send(messages).await,
+            Some(limit) => timeout(limit, self.connection.send(messages))
+                .await
+                .unwrap_or(Err(PgError::Silent(limit))),
+        }
+    }
+
+    /// The next message, but for those that may come at any time and need no answer. A server that says
+    /// nothing for the connection's stall timeout is given up ([`PgError::Silent`]).
     pub(in crate::postgres) async fn receive(&mut self) -> Result<Message, PgError> {
+        self.receive_within(self.stall_timeout).await
+    }
+
+    /// As [`Client::receive`], where the server may well have nothing to say for long.
+    pub(in crate::postgres) async fn receive_at_last(&mut self) -> Result<Message, PgError> {
+        self.receive_within(None).await
+    }
+
+    async fn receive_within(&mut self, limit: Option<Duration>) -> Result<Message, PgError> {
         loop {
-            match self.connection.receive().await? {
+            match self.connection.receive(limit).await? {
                 Message::ParameterStatus(name, value) => {
                     self.parameters.insert(name, value);
                 }
@@ -232,14 +278,14 @@ impl Client {
         frontend::CopyData::new(data)
             .map_err(|e| PgError::protocol(format!("data can't be sent: {e}")))?
             .write(&mut message);
-        self.connection.send(&message).await
+        self.send(&message).await
     }
 
     /// Says that the data is complete.
     pub(in crate::postgres) async fn send_copy_done(&mut self) -> Result<(), PgError> {
         let mut message = BytesMut::new();
         frontend::copy_done(&mut message);
-        self.connection.send(&message).await
+        self.send(&message).await
     }
 
     /// The next message, if it is here already: while data is being sent, nobody waits for one.

@@ -46,7 +46,7 @@ impl CutOff {
              WHERE s.tli = {timeline} AND s.end_lsn > '{from}' \
              AND c.is_limit_block AND c.relblocknumber > 0 GROUP BY 1, 2, 3",
         );
-        let rows = client.query(&sql).await?;
+        let rows = client.query_long(&sql).await?;
         let cut_off = rows.iter().map(relation).collect::<Option<_>>();
         let unreadable = || PgError::protocol("the server's WAL summaries can't be read");
         cut_off.map(CutOff).ok_or_else(unreadable)

@@ -61,7 +61,9 @@ impl Access {
             words.iter().map(|(key, value)| format!("{key}={}", quoted(value))).collect();
         let nothing_else = Environment::new(&[], None, None);
         let info = ConnInfo::parse_in(&info.join(" "), &nothing_else)
-            .map_err(|e| NoSession::Other(PgError::ConnInfo(e)))?;
+            .map_err(|e| NoSession::Other(PgError::ConnInfo(e)))?
+            // The queries are the user's, and so is the time that they may take.
+            .with_stall_timeout(None);
         Client::connect(&info, Mode::Sql).await.map_err(|e| match e.code() {
             // Invalid authorization; also a role that doesn't exist or may not log in.
             Some(code) if code.starts_with("28") => NoSession::Role(e),

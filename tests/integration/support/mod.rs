@@ -3,14 +3,17 @@
 
 pub mod answers;
 pub mod child;
+pub mod chosen;
 pub mod cluster;
 pub mod faulty;
+pub mod files;
 pub mod gate;
 pub mod install;
 pub mod memory;
 pub mod moto;
 pub mod objects;
 pub mod pgkeep;
+pub mod pgwire;
 pub mod places;
 pub mod random;
 pub mod reading;

@@ -316,6 +316,12 @@ impl Running {
         self.child.as_ref().expect("it wasn't waited for").id()
     }
 
+    /// Whether it hasn't ended.
+    pub fn runs(&mut self) -> bool {
+        let child = self.child.as_mut().expect("it wasn't waited for");
+        child.try_wait().expect("wait").is_none()
+    }
+
     /// Sends it a signal: 2, 15.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid() as i32).expect("a process id");

@@ -32,6 +32,7 @@ use std::{
 use zeroize::Zeroizing;
 
 pub use environment::Environment;
+pub use options::DEFAULT_STALL_TIMEOUT;
 pub(super) use options::{
     AuthMethod, CertMode, ChannelBindingMode, KeepAlive, Negotiation, RequiredAuth, RootCert,
     SessionAttrs, SslMode, TlsOptions,
@@ -158,6 +159,8 @@ pub struct ConnInfo {
     pub(super) require_auth: Option<RequiredAuth>,
     /// For each address; `None` waits for ever.
     pub(super) connect_timeout: Option<Duration>,
+    /// How long the server may say nothing when it was asked; `None` waits for ever.
+    pub(super) stall_timeout: Option<Duration>,
     pub(super) keep_alive: KeepAlive,
     pub(super) session_attrs: SessionAttrs,
     pub(super) random_host: bool,
@@ -197,6 +200,15 @@ impl ConnInfo {
         if self.application_name == options::FALLBACK_APPLICATION_NAME {
             name.clone_into(&mut self.application_name);
         }
+        self
+    }
+
+    /// The same, with another time after which a server that says nothing is given up; `None` waits for
+    /// ever. [`DEFAULT_STALL_TIMEOUT`] unless it is said. libpq has no such limit, and the kernel's
+    /// ([keepalives](self)) don't see a server that is stopped, or something in between that answers for it.
+    #[must_use]
+    pub fn with_stall_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.stall_timeout = limit;
         self
     }
 

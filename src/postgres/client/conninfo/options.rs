@@ -124,6 +124,10 @@ pub(super) const FALLBACK_APPLICATION_NAME: &str = "pgkeep";
 const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_DATABASE: &str = "postgres";
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// After how long without a word a server is given up that was asked something.
+pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(120);
+
 const DEFAULT_KEEPALIVE: KeepAlive = KeepAlive {
     enabled: true,
     idle: Some(Duration::from_secs(60)),
@@ -171,6 +175,7 @@ pub(super) fn build(values: &Values, environment: &Environment) -> Result<ConnIn
                 u64::try_from(seconds).ok().filter(|&seconds| seconds > 0).map(Duration::from_secs)
             }
         },
+        stall_timeout: Some(DEFAULT_STALL_TIMEOUT),
         keep_alive: keep_alive(values)?,
         session_attrs: choice(
             values,

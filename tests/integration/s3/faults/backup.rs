@@ -2,12 +2,10 @@
 
 use std::{fs, path::PathBuf};
 
-use super::{
-    cluster::{Files, files_of, small_cluster},
-    *,
-};
+use super::{cluster::small_cluster, *};
 use crate::support::{
     Cluster,
+    files::{Files, files_of},
     objects::{ObjectKind, objects, objects_of},
     versions,
 };

@@ -2,11 +2,12 @@
 
 use std::{fs, path::PathBuf};
 
-use super::{
-    cluster::{Files, files_of, small_cluster},
-    *,
+use super::{cluster::small_cluster, *};
+use crate::support::{
+    Cluster,
+    files::{Files, files_of},
+    wait_until,
 };
-use crate::support::{Cluster, wait_until};
 
 struct Restore {
     pgkeep: Pgkeep,
