@@ -202,6 +202,12 @@ impl<'a> Run<'a> {
         if read.end.timeline != begin.timeline {
             return Err(promoted());
         }
+        if read.end.stop_lsn < begin.start_lsn {
+            let (start, stop) = (begin.start_lsn, read.end.stop_lsn);
+            let what =
+                format!("the server says that the backup from {start} ends before, at {stop}");
+            return Err(Error::new(Kind::Postgres, what));
+        }
         client.close().await;
         self.prove(&mut server, &begin, Part::Whole(read.end.stop_lsn)).await?;
         reached("backup: its WAL is archived");

@@ -39,6 +39,25 @@ fn a_backup_over_connections_to_different_servers_is_refused() {
     fails(&site, &who, Fault::Field(2, "no position"), 6, "xlogpos");
 }
 
+#[test]
+fn positions_of_a_backup_that_cannot_be_are_refused() {
+    let site = archiving_site(15);
+    site.wire.heal();
+    let output = run_to_end(&mut site.command(None, &["backup"]));
+    assert_eq!(output.code, 0, "{output}");
+    let id = committed(&site.pgkeep).remove(0);
+    site.pgkeep.ok(["delete", &id]);
+    let seen = site.wire.seen();
+    let rows = |place: &&Place| place.asked.starts_with("BASE_BACKUP") && place.what == "D";
+    let rows: Vec<Place> = seen.iter().map(|seen| &seen.place).filter(rows).cloned().collect();
+    let (first, last) = (rows.first().expect("a row"), rows.last().expect("a row"));
+    fails(&site, last, Fault::Field(0, "0/28"), 6, "ends before");
+    fails(&site, last, Fault::Field(0, "FFFFFFFF/FFFFFF28"), 7, "WAL");
+    fails(&site, last, Fault::Field(1, "9"), 6, "promoted");
+    fails(&site, first, Fault::Field(0, "0/28"), 6, "backup_label says");
+    fails(&site, first, Fault::Field(1, "9"), 6, "timeline");
+}
+
 /// The second connection of a stream leads to another system: nothing of that is taken.
 #[test]
 fn a_stream_that_is_led_to_another_system_ends() {
