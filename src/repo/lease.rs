@@ -4,7 +4,7 @@
 //! process, operation, when it was last renewed. One that wasn't renewed for [`EXPIRED_AFTER`] is
 //! taken for a crashed process's; on the host itself a crash is seen at once ([`Holder`]).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,7 @@ pub struct HeldLease {
     repository: Repository,
     layout: ClusterLayout,
     lease: Lease,
+    clock: LeaseClock,
     renewing: tokio::task::JoinHandle<()>,
 }
 
@@ -111,18 +112,21 @@ impl HeldLease {
         lease: Lease,
     ) -> Result<Self> {
         lease.store(repository, layout).await?;
-        let renewing = tokio::spawn(renew(repository.clone(), layout.clone(), lease.clone()));
-        Ok(HeldLease { repository: repository.clone(), layout: layout.clone(), lease, renewing })
+        let clock = LeaseClock { at: Instant::now(), then: lease.renewed };
+        let (repository, layout) = (repository.clone(), layout.clone());
+        let renewing =
+            tokio::spawn(renew(repository.clone(), layout.clone(), lease.clone(), clock));
+        Ok(HeldLease { repository, layout, lease, clock, renewing })
     }
 
     /// Says from where on WAL is needed.
     pub async fn needs_wal_from(&mut self, lsn: Lsn) -> Result<()> {
         self.renewing.abort();
         self.lease.start_lsn = Some(lsn);
-        self.lease.renewed = Utc::now();
+        self.lease.renewed = self.clock.now();
         self.lease.store(&self.repository, &self.layout).await?;
         let (repository, layout) = (self.repository.clone(), self.layout.clone());
-        self.renewing = tokio::spawn(renew(repository, layout, self.lease.clone()));
+        self.renewing = tokio::spawn(renew(repository, layout, self.lease.clone(), self.clock));
         Ok(())
     }
 
@@ -142,10 +146,25 @@ impl Drop for HeldLease {
     }
 }
 
-async fn renew(repository: Repository, layout: ClusterLayout, mut lease: Lease) {
+/// The time by which a lease is renewed: never earlier than it was taken and the time that has passed
+/// since. If the clock is set back meanwhile, the lease doesn't look as if it hadn't been renewed for so
+/// long, which would have others take a running backup for a crashed one.
+#[derive(Debug, Clone, Copy)]
+struct LeaseClock {
+    at: Instant,
+    then: DateTime<Utc>,
+}
+
+impl LeaseClock {
+    fn now(self) -> DateTime<Utc> {
+        Utc::now().max(self.then + self.at.elapsed())
+    }
+}
+
+async fn renew(repository: Repository, layout: ClusterLayout, mut lease: Lease, clock: LeaseClock) {
     loop {
         tokio::time::sleep(RENEWED_EVERY).await;
-        lease.renewed = Utc::now();
+        lease.renewed = clock.now();
         if let Err(e) = lease.store(&repository, &layout).await {
             tracing::warn!("renew the lease: {e}");
         }

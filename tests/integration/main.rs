@@ -5,6 +5,7 @@ mod archive;
 mod authentication;
 mod backup;
 mod catalog;
+mod clocks;
 mod command_line;
 mod configuration;
 mod drill;

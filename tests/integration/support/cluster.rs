@@ -13,7 +13,7 @@ use std::{
 use super::{
     install::{command, program, run},
     scratch::{Scratch, write},
-    server::{Server, Stop},
+    server::{Server, Stop, Variable},
     session::Session,
     template, wait_until,
 };
@@ -47,6 +47,7 @@ pub struct Cluster {
     port: u16,
     tcp: bool,
     options: Vec<String>,
+    environment: Vec<Variable>,
     server: Option<Server>,
     // Dropped after the server, as fields are in order.
     scratch: Scratch,
@@ -130,7 +131,16 @@ impl Cluster {
 
     fn new(version: u32, pgdata: PathBuf, tcp: bool, scratch: Scratch) -> Self {
         let port = if tcp { free_port() } else { 5432 };
-        Cluster { version, pgdata, port, tcp, options: Vec::new(), server: None, scratch }
+        Cluster {
+            version,
+            pgdata,
+            port,
+            tcp,
+            options: Vec::new(),
+            environment: Vec::new(),
+            server: None,
+            scratch,
+        }
     }
 
     /// A standby that streams from `primary`, started. It keeps a slot there, so that the primary
@@ -242,6 +252,11 @@ impl Cluster {
         self.options.push(option.to_owned());
     }
 
+    /// Variables for the server, and so for its archive command, from the next start on.
+    pub fn environment(&mut self, variables: impl IntoIterator<Item = Variable>) {
+        self.environment.extend(variables);
+    }
+
     /// Makes the server read its configuration again.
     pub fn reload(&self) {
         let loaded = "SELECT extract(epoch FROM pg_conf_load_time())";
@@ -259,7 +274,13 @@ impl Cluster {
     pub fn try_start(&mut self) -> Result<(), String> {
         assert!(self.server.is_none(), "the server runs already");
         let options = self.command_line();
-        let server = Server::start(self.version, &self.pgdata, &options, &self.log_path())?;
+        let server = Server::start(
+            self.version,
+            &self.pgdata,
+            &options,
+            &self.environment,
+            &self.log_path(),
+        )?;
         self.server = Some(server);
         Ok(())
     }
@@ -268,7 +289,13 @@ impl Cluster {
     pub fn spawn(&mut self) {
         assert!(self.server.is_none(), "the server runs already");
         let options = self.command_line();
-        self.server = Some(Server::spawn(self.version, &self.pgdata, &options, &self.log_path()));
+        self.server = Some(Server::spawn(
+            self.version,
+            &self.pgdata,
+            &options,
+            &self.environment,
+            &self.log_path(),
+        ));
     }
 
     fn command_line(&self) -> Vec<String> {

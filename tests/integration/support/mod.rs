@@ -4,6 +4,7 @@
 pub mod answers;
 pub mod child;
 pub mod chosen;
+pub mod clock;
 pub mod cluster;
 pub mod faulty;
 pub mod files;

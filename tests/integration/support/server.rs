@@ -12,6 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::install::{command, program};
 
+/// A variable for a process: its name and its value.
+pub type Variable = (&'static str, PathBuf);
+
 /// How to stop a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -38,9 +41,10 @@ impl Server {
         version: u32,
         pgdata: &Path,
         options: &[String],
+        environment: &[Variable],
         log: &Path,
     ) -> Result<Self, String> {
-        let mut server = Server::spawn(version, pgdata, options, log);
+        let mut server = Server::spawn(version, pgdata, options, environment, log);
         let end = Instant::now() + Duration::from_secs(START_SECONDS);
         while Instant::now() < end {
             if let Some(status) = server.child.try_wait().expect("wait for the server") {
@@ -55,9 +59,16 @@ impl Server {
     }
 
     /// Starts a server and doesn't wait for anything.
-    pub fn spawn(version: u32, pgdata: &Path, options: &[String], log: &Path) -> Self {
+    pub fn spawn(
+        version: u32,
+        pgdata: &Path,
+        options: &[String],
+        environment: &[Variable],
+        log: &Path,
+    ) -> Self {
         let file = File::options().append(true).create(true).open(log).expect("open the log");
         let mut postgres: Command = command(program(version, "postgres"));
+        postgres.envs(environment.iter().cloned());
         postgres.arg("-D").arg(pgdata);
         for option in options {
             postgres.arg("-c").arg(option);
