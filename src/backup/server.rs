@@ -277,7 +277,8 @@ impl Server {
     }
 
     async fn execute(&mut self, sql: &str) -> Result<()> {
-        self.client.execute(sql).await.map_err(|e| Error::of_server(sql, e))
+        let doing = || format!("prepare the session with the server: {sql}");
+        self.client.execute(sql).await.map_err(|e| Error::of_server(doing(), e))
     }
 
     /// Asks, on a new connection when the old one is gone: it is idle for as long as a backup

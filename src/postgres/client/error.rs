@@ -42,7 +42,7 @@ impl fmt::Display for ServerError {
 #[non_exhaustive]
 pub enum PgError {
     /// The server said so.
-    #[error("{0}")]
+    #[error("PostgreSQL says {0}")]
     Server(Box<ServerError>),
     /// The connection string can't be used.
     #[error(transparent)]

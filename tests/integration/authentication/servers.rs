@@ -165,7 +165,7 @@ fn sessions_are_fit_for_long_work(version: u32) {
         let raise =
             "DO $$BEGIN RAISE 'no' USING HINT = 'do', DETAIL = 'so', ERRCODE = 'P0999'; END$$";
         let error = client.execute(raise).await.unwrap_err();
-        assert_eq!(error.to_string(), "ERROR: no: so (SQLSTATE P0999)");
+        assert_eq!(error.to_string(), "PostgreSQL says ERROR: no: so (SQLSTATE P0999)");
         assert_eq!(error.hint(), Some("do"));
         // A server that ends the session says why.
         let pid = client.query("SELECT pg_backend_pid()").await.unwrap();
