@@ -18,6 +18,9 @@ use super::{
 /// Microseconds from the Unix epoch to that of PostgreSQL, 2000-01-01.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
+/// The smallest page of WAL that a server can be built with, in bytes.
+const SMALLEST_PAGE: u64 = 1024;
+
 /// Longer than any stream.
 const NEVER: Duration = Duration::from_secs(1 << 30);
 
@@ -252,6 +255,7 @@ fn event(mut data: Bytes) -> Result<StreamEvent, PgError> {
             let start = Lsn(data.try_get_u64().map_err(short)?);
             let server_end = Lsn(data.try_get_u64().map_err(short)?);
             data.try_get_i64().map_err(short)?;
+            check_end(start, data.len(), server_end)?;
             Ok(StreamEvent::Data { start, server_end, bytes: data })
         }
         b'k' => {
@@ -263,6 +267,21 @@ fn event(mut data: Bytes) -> Result<StreamEvent, PgError> {
         other => Err(PgError::protocol(format!(
             "the WAL stream has a message of the unknown type {:?}",
             char::from(other)
+        ))),
+    }
+}
+
+/// That WAL ends where a server ends a message: at the end of its own WAL, or before that at the end of a
+/// page (`walsender.c`, `XLogSendPhysical`). Nothing else says how much a message has but its length, and
+/// what is taken for WAL is stored and reported; so a byte too many would never be got rid of.
+fn check_end(start: Lsn, length: usize, server_end: Lsn) -> Result<(), PgError> {
+    let end = start.0.checked_add(length as u64).map(Lsn);
+    match end {
+        Some(end) if end == server_end => Ok(()),
+        Some(end) if end < server_end && end.0.is_multiple_of(SMALLEST_PAGE) => Ok(()),
+        _ => Err(PgError::protocol(format!(
+            "{length} bytes of WAL from {start} on end in the midst of a page, and not where the server's \
+             WAL does, at {server_end}"
         ))),
     }
 }
@@ -286,14 +305,14 @@ mod tests {
     #[test]
     fn messages_are_read_and_nonsense_is_refused() {
         let mut data = vec![b'w'];
-        for number in [0x1_0000_0028_u64, 0x1_0000_0100, 0] {
+        for number in [0x1_0000_0028_u64, 0x1_0000_002B, 0] {
             data.extend_from_slice(&number.to_be_bytes());
         }
         data.extend_from_slice(b"wal");
         let Ok(StreamEvent::Data { start, server_end, bytes }) = event(data.clone().into()) else {
             panic!("no data")
         };
-        assert_eq!((start.to_string(), server_end.to_string()), ("1/28".into(), "1/100".into()));
+        assert_eq!((start.to_string(), server_end.to_string()), ("1/28".into(), "1/2B".into()));
         assert_eq!(bytes, "wal");
         let mut keepalive = vec![b'k'];
         keepalive.extend_from_slice(&[0; 16]);
@@ -302,11 +321,16 @@ mod tests {
             event(keepalive.clone().into()),
             Ok(StreamEvent::Keepalive { wants_report: true, server_end: Lsn(0) })
         ));
-        for cut in 0..24 {
+        for cut in 0..data.len() {
             assert!(event(Bytes::copy_from_slice(&data[..cut])).is_err(), "{cut}");
         }
         assert!(event(Bytes::copy_from_slice(&keepalive[..17])).is_err());
         assert!(event(Bytes::from_static(b"x")).is_err());
+        let wal = |start: u64, length, end: u64| check_end(Lsn(start), length, Lsn(end)).is_ok();
+        assert!(wal(0x28, 0x100, 0x128) && wal(0, 8192, 16384) && wal(1000, 24, 5000));
+        assert!(!wal(0x28, 0x101, 0x128), "more than there is");
+        assert!(!wal(0, 8193, 16384) && !wal(0, 8191, 16384), "in the midst of a page");
+        assert!(!wal(u64::MAX, 1, u64::MAX));
         let row = |values: [&'static str; 2]| values.map(|v| Some(Bytes::from(v)));
         assert_eq!(
             next_timeline(&row(["2", "0/3000100"])).unwrap(),

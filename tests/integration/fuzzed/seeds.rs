@@ -311,7 +311,7 @@ fn of_the_server(add: Add<'_>) {
     let stop = [columns.clone(), row(&["0/3000128", "1"]), done.clone(), ready.clone()].concat();
     let backup = [begin, spaces, notice, copy(b'H', &parts), stop].concat();
     add("server", "base-backup", &[&[4, 1], &backup]);
-    let wal = [&b"w"[..], &[0; 24], b"bytes"].concat();
+    let wal = [&b"w"[..], &[0; 8], &5u64.to_be_bytes(), &[0; 8], b"bytes"].concat();
     let alive = [&b"k"[..], &[0; 16], &[1]].concat();
     let next = [columns.clone(), row(&["2", "0/4000000"]), done.clone(), ready.clone()].concat();
     add("server", "stream", &[&[5, 1], &copy(b'W', &[&wal, &alive]), &next]);

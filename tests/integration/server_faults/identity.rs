@@ -64,7 +64,7 @@ fn a_stream_that_is_led_to_another_system_ends() {
     let site = stream::site();
     let asked = "IDENTIFY_SYSTEM";
     site.wire.plan(&row_of(asked, 1), Fault::Field(0, OTHER));
-    let mut stream = start(site.command(None, &["stream"]));
+    let mut stream = start(site.program(None, &["stream"]));
     let segment = stream::fill_a_segment(&site.cluster);
     let stored = || stream::is_stored(&site, &segment);
     crate::support::wait_until("a segment is stored", 60, stored);

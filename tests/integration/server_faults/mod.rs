@@ -167,13 +167,30 @@ impl Site {
     /// pgkeep by the way that goes wrong. A run that doesn't end by itself is killed, and one that takes
     /// too much memory ends by its own doing, without an exit code of pgkeep's.
     fn command(&self, fault: Option<Fault>, arguments: &[&str]) -> Command {
-        let patient = fault.is_none_or(Fault::goes_unnoticed);
-        let config = if patient { &self.patient } else { &self.config };
-        let mut command = command("prlimit");
-        command.arg("--data=600000000").args(["timeout", "--signal", "KILL", "120"]);
-        command.arg(pgkeep_binary()).arg("--config").arg(config).args(arguments);
+        let mut command = limited();
+        command.args(["timeout", "--signal", "KILL", "120"]).arg(pgkeep_binary());
+        command.arg("--config").arg(self.config_for(fault)).args(arguments);
         command
     }
+
+    /// The same, for a command that doesn't end by itself.
+    fn program(&self, fault: Option<Fault>, arguments: &[&str]) -> Command {
+        let mut command = limited();
+        command.arg(pgkeep_binary()).arg("--config").arg(self.config_for(fault)).args(arguments);
+        command
+    }
+
+    fn config_for(&self, fault: Option<Fault>) -> &PathBuf {
+        let patient = fault.is_none_or(Fault::goes_unnoticed);
+        if patient { &self.patient } else { &self.config }
+    }
+}
+
+/// What runs a program with so many bytes of memory, its threads' stacks included.
+fn limited() -> Command {
+    let mut command = command("prlimit");
+    command.arg("--data=600000000");
+    command
 }
 
 /// A command that is to be run in each case.

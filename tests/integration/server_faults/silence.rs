@@ -51,7 +51,7 @@ fn a_server_that_falls_silent_is_given_up() {
 fn a_stream_tells_a_quiet_server_from_a_silent_one() {
     let site = stream::site();
     site.wire.heal();
-    let stream = start(site.command(Some(Fault::Silence), &["stream"]));
+    let stream = start(site.program(Some(Fault::Silence), &["stream"]));
     let first = stream::fill_a_segment(&site.cluster);
     wait_until("a segment is stored", 60, || stream::is_stored(&site, &first));
     let connected = "SELECT pid FROM pg_stat_replication WHERE state = 'streaming'";

@@ -127,7 +127,9 @@ impl Work for Stream {
 
     fn run(&self, site: &Site, fault: Option<Fault>) -> Output {
         listen(site, &self.lies[self.index(site)]);
-        let mut stream = start(site.command(fault, &["stream"]));
+        // It ends with this process's handle of it, so without a wrapper that would leave it behind.
+        let mut stream = start(site.program(fault, &["stream"]));
+        let began = Instant::now();
         let mut segments = vec![fill_a_segment(&site.cluster)];
         sleep(Duration::from_millis(300));
         segments.extend([fill_a_segment(&site.cluster), fill_a_segment(&site.cluster)]);
@@ -136,6 +138,10 @@ impl Work for Stream {
         while !are_stored() && stream.runs() {
             if Instant::now() > end {
                 panic!("{segments:?} don't come: {}", stream.kill_after(Duration::ZERO));
+            }
+            // A server that never says anything again is waited for for ever.
+            if began.elapsed() > Duration::from_secs(5) {
+                site.wire.end_silence();
             }
             sleep(Duration::from_millis(20));
         }

@@ -159,6 +159,11 @@ impl PgWire {
         lock(&self.state).plan = Some((place.clone(), fault));
     }
 
+    /// Ends a silence, for connections that are still to come.
+    pub fn end_silence(&self) {
+        lock(&self.state).silent = false;
+    }
+
     /// From now on all is well. Connections from before end.
     pub fn heal(&self) {
         let mut state = lock(&self.state);
