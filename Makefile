@@ -4,8 +4,8 @@
 DENY_VERSION := 0.20.2
 # What touches a repository, and so runs a second time with the repositories in S3.
 ON_S3 := archive:: backup:: fixture:: incremental:: recovery:: restore_write::real retention::command retention::server verify::program drill::passes
-# What has these names and isn't meant: faults of S3, which run with it anyway.
-NOT_ON_S3 := --skip s3::
+# What has these names and isn't meant: faults of S3, which run with it anyway, and of servers, which ask no repository.
+NOT_ON_S3 := --skip s3:: --skip server_faults::
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 # What goes wrong, and how: clocks, servers and storage that fail, processes that are killed at each step, schedules by seed.
@@ -16,7 +16,7 @@ FAULTS := clocks:: durability:: faults:: protocol:: restore_write::real retentio
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
 	@echo "make test    install what is missing, and run every check and test"
-	@echo "make faults  the tests of faults alone and longer: SCHEDULES=10000 ROUNDS=50, and S3=all for its whole matrix"
+	@echo "make faults  the tests of faults alone and longer: SCHEDULES=10000 ROUNDS=50, and S3=all for the whole matrices of S3 and of servers"
 	@echo "make check   format, lints and the quick tests, without any server"
 	@echo "make bench   backups, restores, verification, archiving and catalogs beside pgBackRest: SCALE=1 is 3 GB"
 	@echo "make bench-quick   the same with a tenth, once"

@@ -167,13 +167,13 @@ impl Work for Backup {
 
 #[test]
 fn a_full_backup() {
-    matrix(&Backup::new("a full backup", 15, ""), 30, (500, 2000));
+    matrix(&Backup::new("a full backup", 15, ""), 20, (500, 2000));
 }
 
 #[test]
 fn a_full_backup_of_17() {
     if versions().contains(&17) {
-        matrix(&Backup::new("a full backup of 17", 17, ""), 15, (500, 2000));
+        matrix(&Backup::new("a full backup of 17", 17, ""), 10, (500, 2000));
     }
 }
 
@@ -181,6 +181,6 @@ fn a_full_backup_of_17() {
 fn an_incremental_backup_of_17() {
     if versions().contains(&17) {
         let way = "the server sent what changed";
-        matrix(&Backup::new("an incremental backup of 17", 17, way), 30, (500, 2000));
+        matrix(&Backup::new("an incremental backup of 17", 17, way), 20, (500, 2000));
     }
 }

@@ -43,5 +43,5 @@ fn a_check() {
         let pgkeep = Pgkeep::archiving(&cluster);
         Site::new(cluster, pgkeep)
     };
-    matrix(&Check(vec![site(), site()]), 60, (60, 1500));
+    matrix(&Check(vec![site(), site()]), 40, (60, 1500));
 }

@@ -187,5 +187,5 @@ impl Work for Stream {
 #[test]
 fn a_stream() {
     let lies = vec![Arc::default(), Arc::default()];
-    matrix(&Stream { sites: vec![site(), site()], lies }, 40, (30, 700));
+    matrix(&Stream { sites: vec![site(), site()], lies }, 30, (30, 700));
 }
