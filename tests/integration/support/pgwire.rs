@@ -241,6 +241,7 @@ impl Connection {
             match from.read(&mut into[at..]) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => at += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && !self.is_over() => {}
                 Err(e) => return Err(e),
             }
@@ -253,7 +254,9 @@ impl Connection {
         let mut head = [0; 5];
         self.read(from, &mut head)?;
         let [tag, length @ ..] = head;
-        let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+        let length = u32::from_be_bytes(length) as usize;
+        let length = length.checked_sub(4).ok_or(io::ErrorKind::InvalidData)?;
+        let mut body = vec![0; length];
         self.read(from, &mut body)?;
         Ok((tag, body))
     }
@@ -329,7 +332,7 @@ impl Connection {
         (&self.client).write_all(bytes)
     }
 
-    /// Says nothing until the client is gone.
+    /// Says nothing until the client is gone. What the server has said by then isn't whole messages.
     fn fall_silent(&self) -> io::Result<()> {
         while !self.is_over() {
             // What the server says has to go somewhere, else the client would see it stop as well.
@@ -340,7 +343,7 @@ impl Connection {
                 _ => thread::sleep(Duration::from_millis(20)),
             }
         }
-        Ok(())
+        Err(io::ErrorKind::ConnectionAborted.into())
     }
 
     fn strike(&self, fault: Fault, tag: u8, mut body: Vec<u8>) -> io::Result<()> {
