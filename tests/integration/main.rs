@@ -17,6 +17,7 @@ mod fuzzed;
 mod house;
 mod incremental;
 mod native;
+mod power;
 mod protocol;
 mod recovery;
 mod replication;

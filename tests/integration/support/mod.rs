@@ -6,6 +6,7 @@ pub mod child;
 pub mod chosen;
 pub mod clock;
 pub mod cluster;
+pub mod disk;
 pub mod faulty;
 pub mod files;
 pub mod gate;

@@ -138,7 +138,7 @@ impl Trace {
 }
 
 /// Why a process can't be looked at here, if it can't. That strace isn't there is no reason.
-fn forbidden() -> Option<String> {
+pub fn forbidden() -> Option<String> {
     let tried = command("strace").args(["-o", "/dev/null", "true"]).output();
     let tried = tried.expect("strace isn't installed for the tests: run `make test` once");
     if tried.status.success() {

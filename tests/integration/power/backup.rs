@@ -1,0 +1,204 @@
+//! `backup`, `delete` and `expire`: a backup is whole or isn't one.
+
+use std::path::{Path, PathBuf};
+
+use super::{Run, all, assert_sound, is_rest, is_there, whole_or_none};
+use crate::support::{Cluster, Pgkeep, disk::Tree, wait_until};
+
+const BACKUPS: &str = "repository/main/clusters/main/backups";
+
+/// A small cluster that archives, and what it had when its last backup began.
+struct Small {
+    cluster: Cluster,
+    pgkeep: Pgkeep,
+}
+
+impl Small {
+    fn new() -> Self {
+        let cluster = Cluster::builder(15).wal_segsize(1).conf("wal_keep_size = 512MB").start();
+        // A third of the files.
+        cluster.sql("UPDATE pg_database SET datistemplate = false");
+        cluster.sql("DROP DATABASE template0");
+        cluster.sql("DROP DATABASE template1");
+        let pgkeep = Pgkeep::archiving(&cluster);
+        pgkeep.ok(["check"]);
+        cluster.make_table("t", 300);
+        Small { cluster, pgkeep }
+    }
+
+    fn root(&self) -> &Path {
+        self.pgkeep.scratch().path()
+    }
+
+    /// Waits until the server has nothing to archive any more.
+    fn wait_for_quiet(&self) {
+        let last = self.cluster.switch_wal();
+        let archived = "SELECT last_archived_wal FROM pg_stat_archiver";
+        wait_until("all is archived", 60, || self.cluster.sql(archived) >= last);
+        let pushes = || self.pgkeep.scratch().path().join("repository/main/.tmp").read_dir();
+        wait_until("nothing is written", 60, || {
+            pushes().is_ok_and(|mut left| left.next().is_none())
+        });
+    }
+
+    /// Runs a command, while the server archives.
+    fn run(&self, what: &str, arguments: &[&str]) -> Option<Run> {
+        self.wait_for_quiet();
+        let theirs = |path: &Path| {
+            let text = path.to_string_lossy();
+            text.contains("/clusters/main/wal/") || text.contains("/state/") || is_of_server(path)
+        };
+        let run = Run::beside_others(what, self.root(), &self.pgkeep.command(arguments), theirs);
+        self.wait_for_quiet();
+        run
+    }
+
+    /// The backups that `info` lists.
+    fn listed(&self) -> Vec<String> {
+        let info = self.pgkeep.json(["info"]);
+        let systems = info["repositories"][0]["systems"].as_array().expect("systems");
+        let backups =
+            systems.iter().flat_map(|system| system["backups"].as_array().expect("backups"));
+        backups.map(|backup| backup["id"].as_str().expect("an id").to_owned()).collect()
+    }
+}
+
+/// What a push that the server has running writes meanwhile.
+fn is_of_server(path: &Path) -> bool {
+    path.starts_with("state")
+}
+
+/// The folders of backups that a tree has.
+fn folders(tree: &Tree) -> Vec<PathBuf> {
+    let files = tree.files(Path::new(BACKUPS));
+    let depth = Path::new(BACKUPS).components().count() + 1;
+    let mut folders: Vec<PathBuf> =
+        files.map(|(path, _)| path.components().take(depth).collect()).collect();
+    folders.dedup();
+    folders
+}
+
+fn is_a_backup(tree: &Tree, folder: &Path) -> bool {
+    tree.file(folder.join("backup.json")).is_some() && tree.file(folder.join("deleted")).is_none()
+}
+
+/// Each backup of the tree has all that `whole` has of it, and those that are to be there are.
+fn backups_are_whole(tree: &Tree, whole: &Tree, needed: &[PathBuf]) -> Result<(), String> {
+    for folder in folders(whole) {
+        if is_a_backup(tree, &folder) {
+            for (path, _) in whole.files(&folder) {
+                is_there(tree, whole, path)?;
+            }
+        } else if needed.contains(&folder) {
+            return Err(format!("{} is no backup", folder.display()));
+        }
+    }
+    Ok(())
+}
+
+fn ids(folders: &[PathBuf]) -> Vec<String> {
+    let mut ids: Vec<String> = folders
+        .iter()
+        .map(|folder| folder.file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    ids.sort();
+    ids
+}
+
+#[test]
+fn a_backup_is_whole_or_none_whenever_the_power_goes() {
+    let small = Small::new();
+    let Some(full) = small.run("a full backup", &["backup"]) else { return };
+    small.cluster.insert("t", 20);
+    let incremental = small.run("an incremental backup", &["backup", "--type", "incr"]).unwrap();
+    let digest = small.cluster.digest("t");
+    for (number, run) in [full, incremental].into_iter().enumerate() {
+        let end = run.end().now();
+        let backups = folders(&end);
+        assert_eq!(backups.len(), number + 1);
+        let before = folders(&run.before.now());
+        let promise = |tree: &Tree, ended: bool| {
+            whole_or_none(tree, &end, Path::new("repository/main"))?;
+            backups_are_whole(tree, &end, if ended { &backups } else { &before })
+        };
+        let seen = run.keeps(&promise, is_rest);
+        assert!(seen.syncs > 30, "{seen:?}");
+        let needed = run.needs_each_sync(&promise, is_spare);
+        assert!(needed >= 12, "{needed}");
+        let step = if all() { 1 } else { seen.different.len().div_ceil(25) };
+        for (tree, _) in seen.different.iter().rev().step_by(step) {
+            tree.write(small.root());
+            assert_sound(&small.pgkeep, &run.what);
+            let whole: Vec<_> = backups.iter().filter(|b| is_a_backup(tree, b)).cloned().collect();
+            let mut listed = small.listed();
+            listed.sort();
+            assert_eq!(listed, ids(&whole), "{}", run.what);
+        }
+        // The last thing that was seen is what is durable in the end, or nearly.
+        let unfinished = seen.different.iter().filter(|(_, ended)| !ended);
+        for (tree, _) in unfinished.step_by(seen.different.len().div_ceil(3)) {
+            tree.write(small.root());
+            small.pgkeep.ok(["backup"]);
+            assert_sound(&small.pgkeep, "after another backup");
+        }
+        let durable = run.end().lost(super::Rest::Nothing, &mut super::Random::of_seed(1));
+        durable.write(small.root());
+        if number == 1 {
+            let restored = small.pgkeep.restored(
+                15,
+                "latest",
+                &["--target-immediate", "--target-action", "promote"],
+            );
+            assert_eq!(restored.digest("t"), digest);
+        }
+    }
+}
+
+/// Leases say who is at work, and nothing hangs on their being there; nor on what is temporary. Once a cluster has
+/// backups, its folder has none to lose but that of the leases.
+fn is_spare(path: &Path) -> bool {
+    path.iter().any(|part| part == ".tmp" || part == "leases") || path.ends_with("clusters/main")
+}
+
+#[test]
+fn what_is_deleted_takes_nothing_with_it_whenever_the_power_goes() {
+    let small = Small::new();
+    small.pgkeep.ok(["backup"]);
+    small.cluster.insert("t", 20);
+    small.pgkeep.ok(["backup", "--type", "incr"]);
+    small.pgkeep.ok(["backup", "--type", "full"]);
+    small.pgkeep.ok(["backup", "--type", "full"]);
+    let first = small.listed()[0].clone();
+    // One of which another needs some, and what retention doesn't keep.
+    let delete = ["delete", &first];
+    let Some(deleted) = small.run("delete", &delete) else { return };
+    small.pgkeep.add("[repository.main.retention]\nminimum = 1\nafter-backup = false");
+    let expired = small.run("expire", &["expire"]).unwrap();
+    for (run, again) in [(deleted, &delete[..]), (expired, &["expire"])] {
+        let (before, end) = (run.before.now(), run.end().now());
+        let goes: Vec<_> =
+            folders(&before).into_iter().filter(|folder| !is_a_backup(&end, folder)).collect();
+        let stays: Vec<_> =
+            folders(&before).into_iter().filter(|folder| is_a_backup(&end, folder)).collect();
+        assert!(!goes.is_empty() && !stays.is_empty(), "{goes:?} {stays:?}");
+        let promise = |tree: &Tree, ended: bool| {
+            backups_are_whole(tree, &before, &stays)?;
+            match goes.iter().find(|folder| ended && is_a_backup(tree, folder)) {
+                Some(folder) => Err(format!("{} is a backup again", folder.display())),
+                None => Ok(()),
+            }
+        };
+        let seen = run.keeps(&promise, is_rest);
+        let step = if all() { 1 } else { seen.different.len().div_ceil(25) };
+        for (tree, ended) in seen.different.iter().rev().step_by(step) {
+            tree.write(small.root());
+            assert_sound(&small.pgkeep, &run.what);
+            let output = small.pgkeep.run(again);
+            // What is gone already can't be deleted.
+            let is_gone = output.code == 1 && !goes.iter().any(|b| is_a_backup(tree, b));
+            assert!(output.code == 0 || is_gone, "{}: {output}", run.what);
+            assert!(!ended || ids(&stays).iter().all(|id| small.listed().contains(id)));
+            assert_sound(&small.pgkeep, &run.what);
+        }
+    }
+}
