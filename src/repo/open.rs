@@ -21,7 +21,11 @@ use super::{
 use crate::{
     config::{KeySource, Location, RepositorySettings},
     error::{Context, Error, Kind, Result},
-    storage::{Storage, local::Local, s3::S3},
+    storage::{
+        Storage,
+        local::{Local, sync_what_is_there},
+        s3::S3,
+    },
 };
 
 /// How long a passphrase command may take. Archiving waits for it, so it is bounded.
@@ -97,10 +101,15 @@ pub async fn init(settings: &RepositorySettings) -> Result<NewRepository> {
     Ok(NewRepository { id, names, key_file, key_file_made })
 }
 
-/// Makes the key file unless it is there; whether it did.
+/// Makes the key file unless it is there; whether it did. It is durable either way: an `init` that was
+/// killed may have left one that isn't.
 fn make_key_file(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
-        Ok(_) => Ok(false),
+        Ok(_) => {
+            sync_what_is_there(path)
+                .context(Kind::Local, || format!("sync the key file {}", path.display()))?;
+            Ok(false)
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             write_key_file(path).map_err(|e| {
                 e.hint(

@@ -65,9 +65,12 @@ impl Local {
         })
     }
 
-    /// As [`Local::open`], making the directory (0700) when it isn't there.
+    /// As [`Local::open`], making the directory (0700) when it isn't there. Its name is durable then,
+    /// also where one that was killed has made it.
     pub fn open_or_make(root: &Path) -> Result<Self> {
-        make_folders(root).map_err(|e| Local::at(root).error("make", "", e))?;
+        make_folders(root)
+            .and_then(|()| sync_own_names(root))
+            .map_err(|e| Local::at(root).error("make", "", e))?;
         Local::opened(root)
     }
 
@@ -204,6 +207,51 @@ fn make_folders(path: &Path) -> io::Result<()> {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
     }
+}
+
+/// Makes the name of `path` durable, and those of the directories above it, as far up as they belong to this
+/// user: who made them may have died before they were.
+fn sync_own_names(path: &Path) -> io::Result<()> {
+    let user = rustix::process::geteuid().as_raw();
+    for path in path.ancestors() {
+        if fs::symlink_metadata(path)?.uid() != user {
+            break;
+        }
+        sync_name(path)?;
+    }
+    Ok(())
+}
+
+/// Makes the name of `path` durable, which is there already, as far as this user and the file system can do
+/// that: a folder that can't be opened or synced was filled by somebody else.
+pub fn sync_name(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(e) if is_beyond_us(&e) => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes a file durable that is there already, with its name, as far as that can be done; see [`sync_name`].
+pub fn sync_what_is_there(path: &Path) -> io::Result<()> {
+    match File::open(path).and_then(|file| file.sync_all()) {
+        Err(e) if is_beyond_us(&e) => {}
+        result => result?,
+    }
+    sync_name(path)
+}
+
+/// Whether a sync isn't possible here at all, in which case nothing was written here either.
+fn is_beyond_us(e: &io::Error) -> bool {
+    use io::ErrorKind as Io;
+    matches!(
+        e.kind(),
+        Io::PermissionDenied | Io::ReadOnlyFilesystem | Io::InvalidInput | Io::Unsupported
+    )
 }
 
 /// Removes temporary files whose writer is dead. Failing to is no reason to fail a write.

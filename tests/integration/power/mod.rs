@@ -10,6 +10,7 @@
 
 mod archive;
 mod backup;
+mod init;
 
 use std::{
     collections::HashSet,
