@@ -25,6 +25,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     postgres::control::{CONTROL_FILE, ControlFile},
     steps::reached,
+    storage::local::sync_name,
 };
 
 /// Refuses to restore as root, by this command: PostgreSQL doesn't start as root, nor in a directory of
@@ -336,10 +337,12 @@ impl Claim {
 }
 
 /// Makes a directory that isn't there, but not those above it: a disk that isn't mounted must be
-/// noticed.
+/// noticed. Its name is durable then, also where a restore that was killed has made it.
 fn make(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            return sync_name(path).map_err(|e| local("sync the name of", path, e));
+        }
         result => result.map_err(|e| local("make", path, e))?,
     }
     match path.parent() {

@@ -11,6 +11,7 @@
 mod archive;
 mod backup;
 mod init;
+mod restore;
 
 use std::{
     collections::HashSet,
