@@ -332,6 +332,14 @@ impl Request<'_> {
         }
     }
 
+    /// An error while an object is copied: one of this host is about the destination.
+    fn while_writing(&self, e: Error) -> Error {
+        match e.kind() {
+            Kind::Local => e.while_doing(format!("write {}", self.destination.display())),
+            _ => e,
+        }
+    }
+
     /// Writes one object to the destination, if it exists and is what was asked for.
     pub(super) async fn fetch(&self, store: &WalStore, name: &ObjectName) -> Result<bool> {
         let mut destination = match Destination::create(self.destination) {
@@ -340,7 +348,8 @@ impl Request<'_> {
             Err(e) if exists(store.repository(), name).await? => return Err(e),
             Err(_) => return Ok(false),
         };
-        let Some(summary) = store.copy_to(name, destination.file()).await? else {
+        let copied = store.copy_to(name, destination.file()).await;
+        let Some(summary) = copied.map_err(|e| self.while_writing(e))? else {
             return Ok(false);
         };
         if let WalFile::Segment(segment) = self.file {
@@ -370,7 +379,8 @@ impl Request<'_> {
         segment: SegmentName,
     ) -> Result<Option<Received>> {
         let mut destination = Destination::create(self.destination)?;
-        let bytes = store.copy_parts(segment, destination.file()).await?;
+        let copied = store.copy_parts(segment, destination.file()).await;
+        let bytes = copied.map_err(|e| self.while_writing(e))?;
         if bytes < SegmentHeader::LEN as u64 {
             return Ok(None);
         }

@@ -13,6 +13,7 @@ mod durability;
 mod faults;
 mod fixture;
 mod formats_oracle;
+mod full;
 mod fuzzed;
 mod house;
 mod incremental;

@@ -1,77 +1,13 @@
 //! `archive-push` and `archive-get`: what was acknowledged is there, and what a recovery gets is whole.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use super::{
     Run, after_a_boot, all, assert_sound, is_rest, is_there, killed_and_run_again, whole_or_none,
 };
-use crate::support::{
-    Cluster, Pgkeep, Stop,
-    disk::Tree,
-    install::{command, run},
-};
+use crate::support::{disk::Tree, host::Host};
 
 const REPOSITORY: &str = "repository/main";
-
-/// A data directory with closed segments beside a repository, and no server that would do anything by itself.
-struct Host {
-    pgkeep: Pgkeep,
-    data: PathBuf,
-    segments: Vec<String>,
-}
-
-impl Host {
-    /// With so many segments in its `pg_wal`, all of them offered to the archive.
-    fn with(segments: usize) -> Self {
-        let mut cluster = Cluster::builder(15).wal_segsize(1).start();
-        let pgkeep = Pgkeep::new(&cluster);
-        pgkeep.init();
-        pgkeep.set("cluster.main", "archive-timeout = \"1s\"");
-        // It finds that nothing archives, but registers the system.
-        pgkeep.run(["check"]);
-        let segments: Vec<_> = (0..segments).map(|_| cluster.switch_wal()).collect();
-        cluster.stop(Stop::Fast);
-        let data = pgkeep.scratch().folder("data");
-        pgkeep.scratch().folder("data/pg_wal/archive_status");
-        pgkeep.scratch().folder("data/global");
-        let files = segments.iter().map(|segment| format!("pg_wal/{segment}"));
-        let marks = segments.iter().map(|segment| format!("pg_wal/archive_status/{segment}.ready"));
-        let others = ["PG_VERSION".to_owned(), "global/pg_control".to_owned()];
-        for file in files.chain(marks).chain(others) {
-            run(command("cp").arg(cluster.pgdata().join(&file)).arg(data.join(&file)));
-        }
-        let place = |path: &Path| format!("pgdata = \"{}\"", path.display());
-        pgkeep.edit(|text| text.replace(&place(cluster.pgdata()), &place(&data)));
-        Host { pgkeep, data, segments }
-    }
-
-    fn root(&self) -> &Path {
-        self.pgkeep.scratch().path()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.pgkeep.command(arguments);
-        command.current_dir(&self.data);
-        command
-    }
-
-    fn push(&self, segment: &str) -> Command {
-        self.command(&["archive-push", &format!("pg_wal/{segment}")])
-    }
-
-    /// Gets a segment as recovery does, and looks at every byte.
-    fn assert_got(&self, segment: &str) {
-        let target = self.data.join("pg_wal/RECOVERYXLOG");
-        let got = self.pgkeep.run_in(&self.data, ["archive-get", segment, "pg_wal/RECOVERYXLOG"]);
-        assert_eq!(got.code, 0, "{segment}: {got}");
-        let original = fs::read(self.data.join("pg_wal").join(segment)).unwrap();
-        assert!(fs::read(&target).unwrap() == original, "{segment} came back as something else");
-    }
-}
 
 /// Where a segment's object is.
 fn object_of(tree: &Tree, segment: &str) -> PathBuf {

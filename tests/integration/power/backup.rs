@@ -3,64 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use super::{Run, all, assert_sound, is_rest, is_there, whole_or_none};
-use crate::support::{Cluster, Pgkeep, disk::Tree, wait_until};
+use crate::support::{disk::Tree, host::Small};
 
 const BACKUPS: &str = "repository/main/clusters/main/backups";
 
-/// A small cluster that archives, and what it had when its last backup began.
-struct Small {
-    cluster: Cluster,
-    pgkeep: Pgkeep,
-}
-
-impl Small {
-    fn new() -> Self {
-        let cluster = Cluster::builder(15).wal_segsize(1).conf("wal_keep_size = 512MB").start();
-        // A third of the files.
-        cluster.sql("UPDATE pg_database SET datistemplate = false");
-        cluster.sql("DROP DATABASE template0");
-        cluster.sql("DROP DATABASE template1");
-        let pgkeep = Pgkeep::archiving(&cluster);
-        pgkeep.ok(["check"]);
-        cluster.make_table("t", 300);
-        Small { cluster, pgkeep }
-    }
-
-    fn root(&self) -> &Path {
-        self.pgkeep.scratch().path()
-    }
-
-    /// Waits until the server has nothing to archive any more.
-    fn wait_for_quiet(&self) {
-        let last = self.cluster.switch_wal();
-        let archived = "SELECT last_archived_wal FROM pg_stat_archiver";
-        wait_until("all is archived", 60, || self.cluster.sql(archived) >= last);
-        let pushes = || self.pgkeep.scratch().path().join("repository/main/.tmp").read_dir();
-        wait_until("nothing is written", 60, || {
-            pushes().is_ok_and(|mut left| left.next().is_none())
-        });
-    }
-
-    /// Runs a command, while the server archives.
-    fn run(&self, what: &str, arguments: &[&str]) -> Option<Run> {
-        self.wait_for_quiet();
-        let theirs = |path: &Path| {
-            let text = path.to_string_lossy();
-            text.contains("/clusters/main/wal/") || text.contains("/state/") || is_of_server(path)
-        };
-        let run = Run::beside_others(what, self.root(), &self.pgkeep.command(arguments), theirs);
-        self.wait_for_quiet();
-        run
-    }
-
-    /// The backups that `info` lists.
-    fn listed(&self) -> Vec<String> {
-        let info = self.pgkeep.json(["info"]);
-        let systems = info["repositories"][0]["systems"].as_array().expect("systems");
-        let backups =
-            systems.iter().flat_map(|system| system["backups"].as_array().expect("backups"));
-        backups.map(|backup| backup["id"].as_str().expect("an id").to_owned()).collect()
-    }
+/// Runs a command, while the server archives.
+fn run(small: &Small, what: &str, arguments: &[&str]) -> Option<Run> {
+    small.wait_for_quiet();
+    let theirs = |path: &Path| {
+        let text = path.to_string_lossy();
+        text.contains("/clusters/main/wal/") || text.contains("/state/") || is_of_server(path)
+    };
+    let run = Run::beside_others(what, small.root(), &small.pgkeep.command(arguments), theirs);
+    small.wait_for_quiet();
+    run
 }
 
 /// What a push that the server has running writes meanwhile.
@@ -108,9 +64,9 @@ fn ids(folders: &[PathBuf]) -> Vec<String> {
 #[test]
 fn a_backup_is_whole_or_none_whenever_the_power_goes() {
     let small = Small::new();
-    let Some(full) = small.run("a full backup", &["backup"]) else { return };
+    let Some(full) = run(&small, "a full backup", &["backup"]) else { return };
     small.cluster.insert("t", 20);
-    let incremental = small.run("an incremental backup", &["backup", "--type", "incr"]).unwrap();
+    let incremental = run(&small, "an incremental backup", &["backup", "--type", "incr"]).unwrap();
     let digest = small.cluster.digest("t");
     for (number, run) in [full, incremental].into_iter().enumerate() {
         let end = run.end().now();
@@ -171,9 +127,9 @@ fn what_is_deleted_takes_nothing_with_it_whenever_the_power_goes() {
     let first = small.listed()[0].clone();
     // One of which another needs some, and what retention doesn't keep.
     let delete = ["delete", &first];
-    let Some(deleted) = small.run("delete", &delete) else { return };
+    let Some(deleted) = run(&small, "delete", &delete) else { return };
     small.pgkeep.add("[repository.main.retention]\nminimum = 1\nafter-backup = false");
-    let expired = small.run("expire", &["expire"]).unwrap();
+    let expired = run(&small, "expire", &["expire"]).unwrap();
     for (run, again) in [(deleted, &delete[..]), (expired, &["expire"])] {
         let (before, end) = (run.before.now(), run.end().now());
         let goes: Vec<_> =

@@ -4,8 +4,9 @@ use std::{path::Path, process::Command};
 
 use super::{Run, all, is_there, killed_and_run_again};
 use crate::support::{
-    Cluster, Pgkeep,
+    Pgkeep,
     disk::{Node, Tree},
+    host::Small,
     pgkeep::run_to_end,
 };
 
@@ -37,15 +38,10 @@ fn is_content(path: &Path) -> bool {
 
 /// A repository with a backup of a small cluster.
 fn backed_up() -> Pgkeep {
-    let cluster = Cluster::builder(15).wal_segsize(1).start();
-    // A third of the files.
-    cluster.sql("UPDATE pg_database SET datistemplate = false");
-    cluster.sql("DROP DATABASE template0");
-    cluster.sql("DROP DATABASE template1");
-    let pgkeep = Pgkeep::archiving(&cluster);
-    cluster.make_table("t", 300);
-    pgkeep.ok(["backup"]);
-    pgkeep
+    let small = Small::new();
+    small.pgkeep.ok(["backup"]);
+    small.wait_for_quiet();
+    small.pgkeep
 }
 
 fn restore(pgkeep: &Pgkeep) -> Command {

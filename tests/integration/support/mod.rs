@@ -10,6 +10,7 @@ pub mod disk;
 pub mod faulty;
 pub mod files;
 pub mod gate;
+pub mod host;
 pub mod install;
 pub mod memory;
 pub mod moto;

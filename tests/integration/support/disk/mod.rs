@@ -11,6 +11,7 @@
 //! the old one, a part, or zeros where bytes should be. Only a rename stays one thing: the old name goes
 //! with the new one or after it, as every file system with a journal has it.
 
+mod fault;
 mod record;
 mod tree;
 
@@ -22,6 +23,7 @@ use std::{
     rc::Rc,
 };
 
+pub use fault::{Faulty, Place, places, run_with};
 pub use record::{Op, Recording, record};
 pub use tree::{Node, Tree};
 

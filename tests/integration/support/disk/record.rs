@@ -153,19 +153,19 @@ pub fn record(traced: &Command, root: &Path) -> Option<Recording> {
     Some(Recording { output, ops: found.into_iter().map(|(_, op)| op).collect() })
 }
 
-struct Reader<'a> {
-    root: &'a Path,
-    cwd: &'a Path,
+pub(super) struct Reader<'a> {
+    pub root: &'a Path,
+    pub cwd: &'a Path,
 }
 
 /// `3<\x2f…>`, or `3<\x2f…>(deleted)` for what has no name.
-struct Descriptor {
+pub(super) struct Descriptor {
     number: u32,
-    path: PathBuf,
+    pub path: PathBuf,
     has_name: bool,
 }
 
-fn descriptor(text: &str) -> Option<Descriptor> {
+pub(super) fn descriptor(text: &str) -> Option<Descriptor> {
     let (number, rest) = text.split_once('<')?;
     let (path, after) = rest.split_once('>')?;
     let path = unescape(path)?;
@@ -179,7 +179,7 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
     digits.map(|two| u8::from_str_radix(two, 16).ok()).collect()
 }
 
-fn quoted(text: &str) -> Option<Vec<u8>> {
+pub(super) fn quoted(text: &str) -> Option<Vec<u8>> {
     unescape(text.strip_prefix('"')?.strip_suffix('"')?)
 }
 
@@ -192,6 +192,9 @@ impl Reader<'_> {
     /// What a line of the trace did below the root, and when.
     fn ops(&self, line: &str, id: usize) -> Vec<(u64, Op)> {
         let Some((began, took, name, arguments, result)) = split(line) else { return Vec::new() };
+        if result.starts_with(['-', '?']) {
+            return Vec::new();
+        }
         let ended = began + took;
         let arguments: Vec<&str> = arguments.split(", ").collect();
         let what = self.what(name, &arguments, result, line);
@@ -204,7 +207,7 @@ impl Reader<'_> {
         }
     }
 
-    fn is_below(&self, path: &Path) -> bool {
+    pub fn is_below(&self, path: &Path) -> bool {
         path.starts_with(self.root)
     }
 
@@ -320,15 +323,12 @@ fn is_unnamed(path: &Path) -> bool {
 }
 
 /// `1795545422.174075 fsync(3</path>) = 0 <0.000075>`: when, how long, name, arguments, result.
-fn split(line: &str) -> Option<(u64, u64, &str, &str, &str)> {
+pub(super) fn split(line: &str) -> Option<(u64, u64, &str, &str, &str)> {
     let (began, rest) = line.split_once(' ')?;
     let (name, rest) = rest.split_once('(')?;
     let (arguments, result) = rest.rsplit_once(" = ")?;
     let arguments = arguments.trim_end().strip_suffix(')')?;
     let (result, took) = result.rsplit_once(" <")?;
-    if result.starts_with(['-', '?']) {
-        return None;
-    }
     Some((micros(began)?, micros(took.trim_end_matches('>'))?, name, arguments, result))
 }
 
