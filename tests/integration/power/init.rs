@@ -48,7 +48,7 @@ fn an_init_leaves_a_repository_that_its_key_opens_or_none() {
         assert!(is_made || !ended);
         assert_sound(&pgkeep, "after an init");
     }
-    let needed = run.needs_each_sync(&promise, |path| path.ends_with("repository/main/.tmp"));
+    let needed = run.needs_each_sync(&promise, 1, |path| path.ends_with("repository/main/.tmp"));
     assert!(needed >= 6, "{needed}");
 }
 

@@ -12,8 +12,10 @@ mod archive;
 mod backup;
 mod init;
 mod restore;
+mod stream;
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     path::{Path, PathBuf},
     process::Command,
@@ -42,6 +44,8 @@ struct Run {
     what: String,
     before: Disk,
     ops: Vec<Op>,
+    /// Up to where the command had told its server by the moment that is looked at that WAL is durable.
+    told: Cell<u64>,
 }
 
 /// What was gone through.
@@ -55,12 +59,16 @@ struct Seen {
 }
 
 impl Run {
+    fn new(what: &str, before: Disk, ops: Vec<Op>) -> Self {
+        Run { what: what.to_owned(), before, ops, told: Cell::new(0) }
+    }
+
     /// Runs `command` on the disk at `root`, to its end. `None` where nobody may look on.
     fn of(what: &str, root: &Path, command: &Command) -> Option<Self> {
         let before = Disk::of(root);
         let Recording { output, ops } = record(command, root)?;
         assert_eq!(output.code, 0, "{what}: {output}");
-        let run = Run { what: what.to_owned(), before, ops };
+        let run = Run::new(what, before, ops);
         run.assert_replayed(root, |_| false);
         Some(run)
     }
@@ -75,7 +83,7 @@ impl Run {
         let before = Disk::of(root);
         let Recording { output, ops } = record(command, root)?;
         assert_eq!(output.code, 0, "{what}: {output}");
-        let mut run = Run { what: what.to_owned(), before, ops };
+        let mut run = Run::new(what, before, ops);
         run.before.add_of_others(&theirs);
         run.assert_replayed(root, |path| theirs(&root.join(path)));
         Some(run)
@@ -115,9 +123,13 @@ impl Run {
             }
             true
         };
+        self.told.set(0);
         for (at, op) in self.ops.iter().enumerate() {
             if op.is_turn() && !moment(&disk, at) {
                 return;
+            }
+            if let Op::Told(lsn) = op {
+                self.told.set(self.told.get().max(*lsn));
             }
             let is_left_out =
                 matches!(op, Op::BeginSync(id, _) | Op::Sync(id, _) if without.contains(id));
@@ -168,9 +180,14 @@ impl Run {
 
     /// Leaves out one sync after the other. Some crash has to break the promise then, unless the sync had
     /// nothing to do, or another one does the same in time: then some crash breaks it without both. For what isn't
-    /// promised `is_spare` says so. Returns how many
+    /// promised `is_spare` says so. Of many syncs it is every `step`th that is tried. Returns how many
     /// are needed, by themselves or with their like.
-    fn needs_each_sync(&self, promise: Promise<'_>, is_spare: impl Fn(&Path) -> bool) -> usize {
+    fn needs_each_sync(
+        &self,
+        promise: Promise<'_>,
+        step: usize,
+        is_spare: impl Fn(&Path) -> bool,
+    ) -> usize {
         let mut idle = HashSet::new();
         let mut disk = self.before.clone();
         for op in &self.ops {
@@ -191,7 +208,7 @@ impl Run {
         };
         let syncs = self.syncs();
         let (mut needed, mut twins, mut spare, mut missed) = (0, 0, 0, Vec::new());
-        for (id, path) in syncs.iter().filter(|(id, _)| !idle.contains(id)) {
+        for (id, path) in syncs.iter().filter(|(id, _)| !idle.contains(id)).step_by(step) {
             let same = syncs.iter().filter(|(_, other)| other == path);
             let same: Vec<usize> = same.map(|(id, _)| *id).collect();
             if breaks(&[*id]) {

@@ -24,7 +24,7 @@ use std::{
 };
 
 pub use fault::{Faulty, Place, places, run_with};
-pub use record::{Op, Recording, record};
+pub use record::{Op, Recording, record, record_while};
 pub use tree::{Node, Tree};
 
 use super::random::Random;
@@ -259,6 +259,7 @@ impl Disk {
                 assert!(self.names(folder).contains_key(&name), "{} isn't there", path.display());
                 self.change(vec![(folder, name, None)]);
             }
+            Op::Told(_) => {}
             Op::BeginSync(id, path) => {
                 let inode = self.known(path);
                 let covers = match &self.things[inode] {

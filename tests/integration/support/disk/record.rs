@@ -10,19 +10,19 @@ use std::{
 
 use crate::support::{
     install::command,
-    pgkeep::{Output, run_to_end},
+    pgkeep::{Output, run_to_end, start},
     scratch::Scratch,
     strace::forbidden,
 };
 
 /// Calls that change no file and that nobody needs to see: they would only be long.
-const UNSEEN: &str = "read,pread64,readv,preadv,preadv2,recvfrom,recvmsg,sendto,sendmsg,futex,\
+const UNSEEN: &str = "read,pread64,readv,preadv,preadv2,recvfrom,recvmsg,futex,\
                       munmap,mprotect,madvise,brk,rt_sigaction,rt_sigprocmask,epoll_wait,poll,\
                       clock_nanosleep,nanosleep,sched_yield,getrandom";
 
 /// Calls that name files and change nothing of what the model keeps: names and contents. Permissions
 /// and times aren't kept, and what only asks the kernel to begin with something proves nothing.
-const HARMLESS: [&str; 28] = [
+const HARMLESS: [&str; 30] = [
     "access",
     "faccessat",
     "faccessat2",
@@ -51,6 +51,8 @@ const HARMLESS: [&str; 28] = [
     "mmap",
     "syncfs",
     "sync_file_range",
+    "sendto",
+    "sendmsg",
 ];
 
 /// A change, or a step of one, at the moment when it is over.
@@ -105,6 +107,8 @@ pub enum Op {
     BeginSync(usize, PathBuf),
     /// It is over.
     Sync(usize, PathBuf),
+    /// The server is told that WAL up to here is durable: a standby status update (`protocol-replication`).
+    Told(u64),
 }
 
 impl Op {
@@ -131,15 +135,40 @@ pub fn record(traced: &Command, root: &Path) -> Option<Recording> {
         return None;
     }
     let scratch = Scratch::new("record");
+    let output = run_to_end(&mut tracer(traced, &scratch));
+    Some(Recording { output, ops: read(traced, root, &scratch) })
+}
+
+/// As [`record`], of a command that goes on until it is told to stop, by SIGTERM, when `during` is over.
+pub fn record_while(traced: &Command, root: &Path, during: impl FnOnce()) -> Option<Recording> {
+    if let Some(why) = forbidden() {
+        eprintln!("SKIPPED: power losses can't be tested, ptrace is forbidden here: {why}");
+        return None;
+    }
+    let scratch = Scratch::new("record");
+    let strace = start(tracer(traced, &scratch));
+    during();
+    let pid = strace.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let child = children.expect("the tracer's children").trim().parse().expect("one of them");
+    let child = rustix::process::Pid::from_raw(child).expect("a process id");
+    rustix::process::kill_process(child, rustix::process::Signal::TERM).expect("stop it");
+    let output = strace.wait();
+    Some(Recording { output, ops: read(traced, root, &scratch) })
+}
+
+fn tracer(traced: &Command, scratch: &Scratch) -> Command {
     let mut strace = command("strace");
     strace.args(["-f", "-ff", "--seccomp-bpf", "-y", "-xx", "-s", "268435456", "-ttt", "-T", "-e"]);
     strace.arg(format!("trace=!{UNSEEN}"));
     strace.arg("-o").arg(scratch.path().join("trace"));
     strace.arg(traced.get_program()).args(traced.get_args());
-    let cwd = traced.get_current_dir().unwrap_or(Path::new("/"));
-    strace.current_dir(cwd);
-    let output = run_to_end(&mut strace);
-    let reader = Reader { root, cwd };
+    strace.current_dir(traced.get_current_dir().unwrap_or(Path::new("/")));
+    strace
+}
+
+fn read(traced: &Command, root: &Path, scratch: &Scratch) -> Vec<Op> {
+    let reader = Reader { root, cwd: traced.get_current_dir().unwrap_or(Path::new("/")) };
     let mut found = Vec::new();
     for (thread, entry) in fs::read_dir(scratch.path()).expect("read").flatten().enumerate() {
         let text = fs::read_to_string(entry.path()).expect("read a trace");
@@ -150,7 +179,7 @@ pub fn record(traced: &Command, root: &Path) -> Option<Recording> {
     }
     // By time; of one thread also where the clock's microsecond is the same.
     found.sort_by_key(|(at, _)| *at);
-    Some(Recording { output, ops: found.into_iter().map(|(_, op)| op).collect() })
+    found.into_iter().map(|(_, op)| op).collect()
 }
 
 pub(super) struct Reader<'a> {
@@ -179,6 +208,17 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
     digits.map(|two| u8::from_str_radix(two, 16).ok()).collect()
 }
 
+/// What `-xx` makes of a text.
+fn escaped(text: &str) -> String {
+    text.bytes().map(|b| format!("\\x{b:02x}")).collect()
+}
+
+/// The position that a standby status update says is flushed: the second of its three.
+fn told(message: &[u8]) -> Option<u64> {
+    let update = message.strip_prefix(b"d")?.get(4..)?.strip_prefix(b"r")?;
+    Some(u64::from_be_bytes(update.get(8..16)?.try_into().ok()?))
+}
+
 pub(super) fn quoted(text: &str) -> Option<Vec<u8>> {
     unescape(text.strip_prefix('"')?.strip_suffix('"')?)
 }
@@ -203,6 +243,8 @@ impl Reader<'_> {
             Op::Sync(_, path) => {
                 vec![(began, Op::BeginSync(id, path.clone())), (ended, Op::Sync(id, path))]
             }
+            // The server may have it as soon as it is on its way.
+            Op::Told(lsn) => vec![(began, Op::Told(lsn))],
             op => vec![(ended, op)],
         }
     }
@@ -237,6 +279,9 @@ impl Reader<'_> {
                 let truncate = name == "creat" || flags.contains("O_TRUNC");
                 let append = flags.contains("O_APPEND");
                 Some(Op::Open { path: made.path, truncate, append })
+            }
+            "write" | "sendto" if argument(0).contains(&escaped("socket:")) => {
+                told(&quoted(argument(1))?).map(Op::Told)
             }
             "write" | "pwrite64" => {
                 let path = written(0)?.path;
@@ -335,7 +380,7 @@ pub(super) fn split(line: &str) -> Option<(u64, u64, &str, &str, &str)> {
 #[test]
 fn calls_are_read_with_their_bytes() {
     let reader = Reader { root: Path::new("/r"), cwd: Path::new("/r/d") };
-    let escape = |text: &str| text.bytes().map(|b| format!("\\x{b:02x}")).collect::<String>();
+    let escape = escaped;
     let (a, d) = (escape("/r/a"), escape("/r/d"));
     let read = |line: &str| format!("{:?}", reader.ops(line, 7));
     let write = format!("1.000005 write(3<{a}>, \"\\x68\\x00\", 2) = 2 <0.000010>");
