@@ -95,6 +95,16 @@ async fn sweep_folder(
     id: &BackupId,
 ) -> Result<Swept> {
     let mut swept = preview(repository, layout, references, id).await?;
+    if swept.freed.objects == 0 && swept.kept.objects > 0 {
+        return Ok(swept);
+    }
+    // Who has marked it may have died before the mark was durable. What goes while it isn't would be missing from
+    // a backup after a power loss.
+    match repository.storage().ensure_durable(&layout.of_backup(id, "deleted")).await {
+        // Somebody else has removed all of it.
+        Err(e) if e.is_not_found() => return Ok(Swept::none(id)),
+        result => result?,
+    }
     if swept.kept.objects == 0 {
         let marks = ["abandoned", "deleted"].map(|mark| layout.of_backup(id, mark));
         let stayed = remove_folder(repository, layout, id).await?;

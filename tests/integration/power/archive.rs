@@ -81,13 +81,17 @@ fn no_sync_of_a_push_may_be_missing() {
 fn a_push_that_was_killed_and_is_run_again_is_durable() {
     let host = Host::with(1);
     let segment = &host.segments[0];
+    let push = || host.push(segment);
     let times = killed_and_run_again(
         "archive-push",
         host.root(),
-        || host.push(segment),
+        [&push, &push],
         |_| true,
         None,
-        |tree, end| is_there(tree, end, &object_of(end, segment)),
+        |tree, end, ended| {
+            whole_or_none(tree, end, Path::new(REPOSITORY))?;
+            if ended { is_there(tree, end, &object_of(end, segment)) } else { Ok(()) }
+        },
     );
     assert!(times >= 10, "{times}");
 }

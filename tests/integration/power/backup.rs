@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Run, all, assert_sound, is_rest, is_there, whole_or_none};
-use crate::support::{disk::Tree, host::Small};
+use super::{Run, all, assert_sound, is_rest, is_there, killed_and_run_again, whole_or_none};
+use crate::{
+    retention::{BASE, Chain, SECOND, command::program},
+    support::{disk::Tree, host::Small},
+};
 
 const BACKUPS: &str = "repository/main/clusters/main/backups";
 
@@ -156,5 +159,63 @@ fn what_is_deleted_takes_nothing_with_it_whenever_the_power_goes() {
             assert!(!ended || ids(&stays).iter().all(|id| small.listed().contains(id)));
             assert_sound(&small.pgkeep, &run.what);
         }
+    }
+}
+
+#[test]
+fn an_expiry_that_was_killed_and_is_run_again_takes_nothing_with_it() {
+    let small = Small::new();
+    for _ in 0..3 {
+        small.pgkeep.ok(["backup", "--type", "full"]);
+    }
+    small.wait_for_quiet();
+    small.pgkeep.add("[repository.main.retention]\nminimum = 1\nafter-backup = false");
+    let before = Tree::read(small.root());
+    let stays = [folders(&before).pop().expect("the newest")];
+    let expire = || small.pgkeep.command(["expire"]);
+    let times = killed_and_run_again(
+        "expire",
+        small.root(),
+        [&expire, &expire],
+        |path| all() || !path.iter().any(|part| part == "wal" || part == ".tmp"),
+        None,
+        |tree, _, ended| {
+            backups_are_whole(tree, &before, &stays)?;
+            let all = folders(&before);
+            match all.iter().find(|b| ended && !stays.contains(b) && is_a_backup(tree, b)) {
+                Some(folder) => Err(format!("{} is a backup again", folder.display())),
+                None => Ok(()),
+            }
+        },
+    );
+    assert!(times >= 10, "{times}");
+}
+
+/// Who comes after a deletion that was killed removes what it has marked, of which some stays for others.
+#[tokio::test]
+async fn what_a_killed_deletion_has_marked_is_marked_for_good_before_it_goes() {
+    let pgkeep = program(&Chain::make().await, &["main"]);
+    let root = pgkeep.scratch().path();
+    let before = Tree::read(root);
+    let goes = [BASE, SECOND].map(|id| Path::new(BACKUPS).join(id));
+    let stays: Vec<_> = folders(&before).into_iter().filter(|b| !goes.contains(b)).collect();
+    assert_eq!(stays.len(), 2);
+    for after in [BASE, SECOND] {
+        let times = killed_and_run_again(
+            "delete",
+            root,
+            [&|| pgkeep.command(["delete", BASE]), &|| pgkeep.command(["delete", after])],
+            |_| true,
+            None,
+            |tree, _, ended| {
+                backups_are_whole(tree, &before, &stays)?;
+                match goes.iter().find(|b| ended && b.ends_with(after) && is_a_backup(tree, b)) {
+                    Some(folder) => Err(format!("{} is a backup again", folder.display())),
+                    None => Ok(()),
+                }
+            },
+        );
+        assert!(times >= 6, "{times}");
+        before.write(root);
     }
 }

@@ -110,12 +110,22 @@ impl Run {
 
     /// Calls `each` with the trees of each moment, until it says that it has seen enough. `without` are syncs
     /// that didn't happen.
-    fn crashes(&self, without: &[usize], mut each: impl FnMut(&Tree, usize, bool) -> bool) {
+    fn crashes(&self, without: &[usize], each: impl FnMut(&Tree, usize, bool) -> bool) {
+        self.crashes_by(TREES, without, each);
+    }
+
+    /// The same, with so many random trees at each moment.
+    fn crashes_by(
+        &self,
+        trees: usize,
+        without: &[usize],
+        mut each: impl FnMut(&Tree, usize, bool) -> bool,
+    ) {
         let mut disk = self.before.clone();
         let mut random = Random::of_seed(self.ops.len() as u64);
         let mut moment = |disk: &Disk, at: usize| {
             let rests = [Rest::Nothing, Rest::Names, Rest::All].into_iter();
-            let rests = rests.chain(std::iter::repeat_n(Rest::Some, TREES));
+            let rests = rests.chain(std::iter::repeat_n(Rest::Some, trees));
             for rest in rests {
                 if !each(&disk.lost(rest, &mut random), at, at == self.ops.len()) {
                     return false;
@@ -233,18 +243,19 @@ impl Run {
     }
 }
 
-/// Kills a command right before each of its syncs of which `here` says so, runs it again to its end, and then
-/// the power goes. `promise` is asked of what that leaves, with what it should have; not where the second run
-/// ends with the code `nothing_done`. Returns how often it was killed.
+/// Kills a command, the first of `commands`, right before each of its syncs of which `here` says so, and runs it again, or
+/// the second of them, to its end; and then the power goes, at each moment of the second run. `promise` is asked of what that leaves, with what is there in the end, and
+/// whether it was the end; not where the second run ends with the code `nothing_done`. Returns how often it was killed.
 fn killed_and_run_again(
     what: &str,
     root: &Path,
-    command: impl Fn() -> Command,
+    commands: [&dyn Fn() -> Command; 2],
     here: impl Fn(&Path) -> bool,
     nothing_done: Option<i32>,
-    promise: impl Fn(&Tree, &Tree) -> Result<(), String>,
+    promise: impl Fn(&Tree, &Tree, bool) -> Result<(), String>,
 ) -> usize {
-    let Some(first) = Run::of(what, root, &command()) else { return 0 };
+    let Some(first) = Run::of(what, root, &commands[0]()) else { return 0 };
+    let first_end = first.end().now();
     let mut killed = 0;
     for (at, op) in first.ops.iter().enumerate() {
         let Op::BeginSync(_, path) = op else { continue };
@@ -255,21 +266,27 @@ fn killed_and_run_again(
         let mut disk = first.before.clone();
         first.ops[..at].iter().for_each(|op| disk.apply(op));
         disk.now().write(root);
-        let second = record(&command(), root).expect("it worked before");
+        let second = record(&commands[1](), root).expect("it worked before");
         if Some(second.output.code) == nothing_done {
             continue;
         }
         let moment = format!("{what}, killed before a sync of {} and run again", path.display());
         assert_eq!(second.output.code, 0, "{moment}: {}", second.output);
-        second.ops.iter().for_each(|op| disk.apply(op));
-        let differences = disk.now().differences(&Tree::read(root));
-        assert!(differences.is_empty(), "{moment}: the model differs: {differences:#?}");
-        let mut random = Random::of_seed(at as u64);
-        for rest in [Rest::Nothing, Rest::Some, Rest::Some, Rest::Names] {
-            if let Err(why) = promise(&disk.lost(rest, &mut random), &disk.now()) {
+        let second = Run::new(&moment, disk, second.ops);
+        second.assert_replayed(root, |_| false);
+        let end = second.end().now();
+        second.crashes_by(1, &[], |tree, _, ended| {
+            let kept = promise(tree, &end, ended);
+            // Until the second one has come so far, what the first one had made may be whole.
+            let kept = kept.or_else(|why| match ended {
+                false => promise(tree, &first_end, ended).map_err(|_| why),
+                true => Err(why),
+            });
+            if let Err(why) = kept {
                 panic!("{moment}, then a power loss: {why}");
             }
-        }
+            true
+        });
     }
     eprintln!("{what}: killed before {killed} syncs and run again");
     killed

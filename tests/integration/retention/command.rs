@@ -25,7 +25,7 @@ use crate::support::{
 };
 
 /// The program, with repositories of these names that all hold the chain.
-fn program(chain: &Chain, repositories: &[&str]) -> Pgkeep {
+pub fn program(chain: &Chain, repositories: &[&str]) -> Pgkeep {
     let pgkeep = Pgkeep::without_cluster();
     for name in repositories {
         if *name != "main" {

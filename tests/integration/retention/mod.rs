@@ -1,7 +1,7 @@
 //! Deleting, pinning, expiring and cleaning up: what goes, what stays, and what is left when it is
 //! interrupted.
 
-mod command;
+pub mod command;
 mod crash;
 mod expire;
 mod histories;
@@ -57,9 +57,9 @@ const FAULTS: [(Operation, Fault); 9] = [
 /// have two each.
 const SEGMENTS: u64 = 14;
 
-const BASE: &str = "20261120T000000Z-full";
+pub const BASE: &str = "20261120T000000Z-full";
 const FIRST: &str = "20261121T000000Z-incr";
-const SECOND: &str = "20261122T000000Z-incr";
+pub const SECOND: &str = "20261122T000000Z-incr";
 const THIRD: &str = "20261123T000000Z-incr";
 
 fn id(text: &str) -> BackupId {
@@ -116,7 +116,7 @@ pub async fn archive(
 
 /// A full backup and three incremental ones, each of which shares some pages with those before it.
 /// `THIRD` has pages of all four.
-struct Chain {
+pub struct Chain {
     objects: Objects,
     files: BTreeMap<String, Files>,
 }
@@ -126,7 +126,7 @@ async fn open(storage: Arc<dyn Storage>) -> Repository {
 }
 
 impl Chain {
-    async fn make() -> Self {
+    pub async fn make() -> Self {
         let memory = Memory::default();
         Repository::init(&memory, &KeyMaterial::None).await.unwrap();
         let repository = open(Arc::new(memory.clone())).await;
