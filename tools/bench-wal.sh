@@ -209,8 +209,8 @@ stored() { # tool, how many
     local directories each count=0
     case $1 in
         pgkeep) directories=("$home"/{pgkeep-disk,s3/wal/pgkeep}/clusters/main/wal) ;;
-        pgbackrest) directories=("$home"/{pgbackrest-disk,s3/wal/pgbackrest}/archive/main) ;;
-        cp) directories=("$home/copies") ;;
+        pgbackrest*) directories=("$home"/{pgbackrest-disk,s3/wal/pgbackrest}/archive/main) ;;
+        cp | mv) directories=("$home/copies") ;;
     esac
     for each in $(head -n "$2" "$home/segments"); do
         [ -z "$(find "${directories[@]}" -type f -name "$each*" -print -quit 2>/dev/null)" ] || count=$((count + 1))
@@ -298,6 +298,7 @@ push_single() { # tool, segment
     case $1 in
         pgkeep) $(keep_of) archive-push "pg_wal/$2" ;;
         pgbackrest) $(rest_of) archive-push "$home/data/pg_wal/$2" ;;
+        pgbackrest-3) $(rest_of) --compress-level=3 archive-push "$home/data/pg_wal/$2" ;;
         cp) cp "pg_wal/$2" "$home/copies/$2" && sync "$home/copies/$2" "$home/copies" ;;
     esac
 }
@@ -319,6 +320,7 @@ single() { # place, tools, how many there are
     done
     cd "$home"
     echo "a single segment, from ready to durable: $place, the median of $n"
+    say "  pgkeep, of pgbackrest-3" "$(calc "$(median "$home/pgkeep.ms") / $(median "$home/pgbackrest-3.ms")")"
     for tool in "${tools[@]}"; do
         say "  $tool" "$(median "$home/$tool.ms") ms, CPU $(median "$home/$tool.cpu") ms$(ratio "$(median "$home/$tool.ms")" "$(median "$home/pgbackrest.ms")" "$tool")"
     done
@@ -333,7 +335,8 @@ push_command() { # tool
     case $1 in
         pgkeep) echo "$(keep_of) archive-push %p" ;;
         pgbackrest) echo "$(rest_of) --archive-async archive-push %p" ;;
-        cp) echo "cp %p $home/copies/%f && sync $home/copies/%f $home/copies" ;;
+        pgbackrest-3) echo "$(rest_of) --compress-level=3 --archive-async archive-push %p" ;;
+        cp | mv) echo "cp %p $home/copies/%f && sync $home/copies/%f $home/copies" ;;
     esac
 }
 # Sets `took` and `cpu`, seconds.
@@ -369,7 +372,9 @@ backlog() { # place, tools, how many
             say "  $tool (round $round)" "$line"
         done
     done
-    say "  pgkeep's rate, of pgBackRest's (async, 2 processes)" "$(calc "$(median "$home/pgkeep.rate") / $(median "$home/pgbackrest.rate")")"
+    for tool in pgbackrest pgbackrest-3; do
+        say "  pgkeep's rate, of that of $tool" "$(calc "$(median "$home/pgkeep.rate") / $(median "$home/$tool.rate")")"
+    done
 }
 
 # --- A recovery ---
@@ -379,6 +384,8 @@ get_command() { # tool
         pgkeep) echo "$(keep_of) --cluster main archive-get %f %p" ;;
         pgbackrest) echo "$(rest_of) --pg1-path=$home/copy --archive-async archive-get %f %p" ;;
         cp) echo "cp $home/copies/%f %p" ;;
+        # Nothing can take less: the segments are there, unpacked and on the same file system.
+        mv) echo "mv $home/near/%f %p" ;;
         local) echo false ;;
     esac
 }
@@ -388,6 +395,8 @@ recover() { # tool, how many
     wait_for "the last processes end" 60 none_lingers
     rm -rf "$home/copy" "$home/copy.log" "$home"/spool-*/* "$home"/state-*
     cp -a "$home/cold" "$home/copy"
+    rm -rf "$home/near"
+    [ "$1" != mv ] || cp -r "$home/copies" "$home/near"
     if [ "$1" = local ]; then
         for each in $(head -n "$2" "$home/segments"); do cp "$home/data/pg_wal/$each" "$home/copy/pg_wal/"; done
     fi
@@ -540,14 +549,16 @@ echo "$("$home/pgkeep" --version), pgBackRest $(pgbackrest version | cut -d' ' -
 ! wanted_place s3 || describe_s3
 make_wal
 for place in $places; do
+    # pgbackrest-3 is at the level that it takes by itself; all others are at zstd's level 1.
     if [ "$place" = disk ]; then
-        count=$segments beside="pgkeep pgbackrest cp"
+        count=$segments pushing="pgkeep pgbackrest pgbackrest-3 cp" getting="pgkeep pgbackrest cp mv"
     else
-        count=$s3_segments beside="pgkeep pgbackrest"
+        count=$s3_segments pushing="pgkeep pgbackrest pgbackrest-3" getting="pgkeep pgbackrest"
     fi
-    for part in single backlog recovery memory; do
-        ! wanted $part || { echo; $part "$place" "$beside" "$count"; }
-    done
+    ! wanted single || { echo; single "$place" "$pushing" "$count"; }
+    ! wanted backlog || { echo; backlog "$place" "$pushing" "$count"; }
+    ! wanted recovery || { echo; recovery "$place" "$getting" "$count"; }
+    ! wanted memory || { echo; memory "$place"; }
 done
 ! wanted cost || ! wanted_place disk || { echo; cost; }
 exit "$failed"

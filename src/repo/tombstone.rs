@@ -130,12 +130,13 @@ pub async fn remove_folder(
         let listed = storage.list(&folder, begin, PAGE).await?;
         let Some(end) = listed.last() else { break };
         after = Some(end.name.clone());
-        for object in listed {
-            if last.contains(&object.name) {
-                waiting.push(object);
-                continue;
-            }
-            match storage.delete(&object.name).await {
+        let (marks, objects): (Vec<_>, Vec<_>) =
+            listed.into_iter().partition(|object| last.contains(&object.name));
+        waiting.extend(marks);
+        let names: Vec<_> = objects.iter().map(|object| object.name.clone()).collect();
+        let results = storage.delete_all(&names).await;
+        for (object, result) in objects.into_iter().zip(results) {
+            match result {
                 Err(e) if e.kind == ErrorKind::Locked => held.push(object),
                 result => result?,
             }

@@ -256,12 +256,13 @@ impl WalStore {
     /// Removes parts, as their segment or a larger part has what they have. Returns how many a place
     /// doesn't let go of: an expiry removes them later.
     pub async fn remove_parts(&self, parts: &[Part]) -> u64 {
+        let names: Vec<_> = parts.iter().map(|part| part.name.clone()).collect();
         let mut left = 0;
-        for part in parts {
-            if let Err(e) = self.repository().storage().delete(&part.name).await {
-                tracing::debug!("{e}");
-                left += 1;
-            }
+        for failure in
+            self.repository().storage().delete_all(&names).await.into_iter().flat_map(Result::err)
+        {
+            tracing::debug!("{failure}");
+            left += 1;
         }
         left
     }

@@ -1,10 +1,9 @@
 //! Removing objects, and counting them.
 
 use serde::Serialize;
-use tokio::task::JoinSet;
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::Result,
     repo::Repository,
     steps::reached,
     storage::{self, ErrorKind, Listed},
@@ -65,28 +64,14 @@ impl Removed {
 /// counted; any other failure ends it.
 pub(super) async fn remove_all(repository: &Repository, objects: &[Listed]) -> Result<Removed> {
     let mut removed = Removed::default();
-    if !objects.is_empty() {
-        reached("expire: objects are being removed");
+    if objects.is_empty() {
+        return Ok(removed);
     }
-    let at_once = repository.storage().capabilities().questions_at_once.max(1);
-    for some in objects.chunks(at_once) {
-        if let [one] = some {
-            removed.note(one, repository.storage().delete(&one.name).await)?;
-            continue;
-        }
-        let mut asked = JoinSet::new();
-        for object in some.iter().cloned() {
-            let repository = repository.clone();
-            asked.spawn(async move {
-                let result = repository.storage().delete(&object.name).await;
-                (object, result)
-            });
-        }
-        while let Some(done) = asked.join_next().await {
-            let died = |e| Error::new(Kind::Internal, format!("a task that removes died: {e}"));
-            let (object, result) = done.map_err(died)?;
-            removed.note(&object, result)?;
-        }
+    reached("expire: objects are being removed");
+    let names: Vec<_> = objects.iter().map(|object| object.name.clone()).collect();
+    let results = repository.storage().delete_all(&names).await;
+    for (object, result) in objects.iter().zip(results) {
+        removed.note(object, result)?;
     }
     Ok(removed)
 }

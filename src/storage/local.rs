@@ -9,12 +9,13 @@
 //! that was killed, and the next writer removes it.
 
 use std::{
-    collections::BinaryHeap,
+    collections::{BTreeMap, BinaryHeap},
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     num::NonZeroU64,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    slice,
     sync::Once,
     time::Duration,
 };
@@ -95,6 +96,26 @@ impl Local {
     fn at(root: &Path) -> Self {
         let address = format!("file://{}", root.display());
         Local { root: root.to_owned(), address, swept: Once::new() }
+    }
+
+    /// Makes it durable that something was removed from a folder. Folders are only there for the objects in
+    /// them: an empty one goes too.
+    fn sync_removed(&self, folder: &Path) -> io::Result<()> {
+        let mut folder = Some(folder);
+        while let Some(this) = folder.filter(|f| *f != self.root) {
+            match File::open(this) {
+                // Somebody else has found it empty. That it is gone may not be durable yet.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && self.root.is_dir() => {}
+                opened => {
+                    opened?.sync_all()?;
+                    if fs::remove_dir(this).is_err() {
+                        break;
+                    }
+                }
+            }
+            folder = this.parent();
+        }
+        Ok(())
     }
 
     fn path(&self, name: &ObjectName) -> PathBuf {
@@ -413,24 +434,36 @@ impl Storage for Local {
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {
-        let path = self.path(name);
-        let remove = || -> io::Result<()> {
-            match fs::remove_file(&path) {
-                Err(e) if is_nothing(&e) && self.root.is_dir() => return Ok(()),
-                result => result?,
-            }
-            // Folders are only there for the objects in them: an empty one goes too.
-            let mut folder = path.parent();
-            while let Some(this) = folder.filter(|f| *f != self.root) {
-                File::open(this)?.sync_all()?;
-                if fs::remove_dir(this).is_err() {
-                    break;
+        self.delete_all(slice::from_ref(name)).await.pop().unwrap_or(Ok(()))
+    }
+
+    /// A folder is synced once for all that was in it.
+    async fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<()>> {
+        let mut results = Vec::with_capacity(names.len());
+        let mut folders: BTreeMap<PathBuf, Vec<usize>> = BTreeMap::new();
+        for (number, name) in names.iter().enumerate() {
+            let path = self.path(name);
+            results.push(match fs::remove_file(&path) {
+                Err(e) if is_nothing(&e) && self.root.is_dir() => Ok(()),
+                Err(e) => Err(self.error("delete", name, e)),
+                Ok(()) => {
+                    let folder = path.parent().unwrap_or(&self.root).to_owned();
+                    folders.entry(folder).or_default().push(number);
+                    Ok(())
                 }
-                folder = this.parent();
+            });
+        }
+        // Inner ones first.
+        for (folder, removed) in folders.iter().rev() {
+            let Err(e) = self.sync_removed(folder) else { continue };
+            for number in removed {
+                if let (Some(result), Some(name)) = (results.get_mut(*number), names.get(*number)) {
+                    *result =
+                        Err(self.error("delete", name, io::Error::new(e.kind(), e.to_string())));
+                }
             }
-            Ok(())
-        };
-        remove().map_err(|e| self.error("delete", name, e))
+        }
+        results
     }
 
     async fn replace(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {

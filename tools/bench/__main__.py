@@ -67,7 +67,7 @@ def grown_catalog(backups):
 
 def serve_s3():
     """A process that serves S3 until its input ends, and the port, bucket, key and secret."""
-    server = subprocess.Popen(**tests(["--ignored", "s3::served"], {}), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    server = subprocess.Popen(**tests(["s3::served"], {"PGKEEP_TEST_SERVE": "1"}), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     for line in server.stdout:
         if found := re.search(r"serving (\d+) (\S+) (\S+) (.*)", line):
             return server, list(found.groups())

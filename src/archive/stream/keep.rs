@@ -347,18 +347,8 @@ pub fn check_parts(store: &WalStore, chunk: &Chunk, parts: &[Part]) -> Result<()
 /// Removes parts, as many at once as the place is worth asking. What stays, as this host may not
 /// remove or the place holds it, is of no harm.
 async fn remove(store: &WalStore, parts: Vec<Part>) -> Result<()> {
-    let at_once = store.repository().storage().capabilities().questions_at_once.max(1);
-    let per_task = parts.len().div_ceil(at_once).max(1);
-    let mut tasks = JoinSet::new();
-    for some in parts.chunks(per_task) {
-        let (store, some) = (store.clone(), some.to_vec());
-        tasks.spawn(async move { store.remove_parts(&some).await });
-    }
-    let mut left = 0;
     reached("stream: parts are being removed");
-    while let Some(done) = tasks.join_next().await {
-        left += done.unwrap_or(0);
-    }
+    let left = store.remove_parts(&parts).await;
     reached("stream: parts removed");
     if left > 0 {
         let name = store.repository().name();

@@ -28,6 +28,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 
 use self::{create::Taken, engine::Engine, owner::Owner, writer::S3Writer};
 use super::{
@@ -124,6 +125,14 @@ impl Storage for S3 {
     async fn delete(&self, name: &ObjectName) -> Result<()> {
         let of = name.clone();
         self.run("delete", name.as_str(), |e| async move { e.delete(&of).await }).await
+    }
+
+    async fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<()>> {
+        let mut results = Vec::with_capacity(names.len());
+        for some in names.chunks(QUESTIONS_AT_ONCE) {
+            results.extend(join_all(some.iter().map(|name| self.delete(name))).await);
+        }
+        results
     }
 
     async fn replace(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {

@@ -1,6 +1,6 @@
 //! How archiving is doing, as `info` and `check` say it: against what the server says to others.
 
-use std::{net::TcpListener, time::Instant};
+use std::{fs, net::TcpListener, time::Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -144,6 +144,35 @@ fn what_archiving_does_is_told(version: u32) {
     assert_eq!(info["archiving"]["server"], Value::Null);
     assert!(info["archiving"]["waiting"]["files"].is_u64(), "{info:#}");
     assert!(system(&info).get("behind").is_none() && system(&info)["windows"][0].is_object());
+}
+
+/// Other tools have a limit for what may wait, and drop WAL above it.
+#[test]
+fn nothing_that_waits_is_ever_dropped() {
+    let (cluster, pgkeep) = backed_up(15);
+    archived_segment(&cluster, &pgkeep);
+    let (repository, aside) = (pgkeep.repository(), pgkeep.scratch().path().join("aside"));
+    fs::rename(&repository, &aside).unwrap();
+    let waiting: Vec<String> = (0..60)
+        .map(|_| {
+            cluster.insert("t", 10);
+            cluster.switch_wal()
+        })
+        .collect();
+    let failures = || cluster.sql("SELECT failed_count FROM pg_stat_archiver").parse::<u32>();
+    wait_until("pushes fail", 60, || failures().unwrap() > 3);
+    cluster.sql("CHECKPOINT");
+    let pg_wal = cluster.pgdata().join("pg_wal");
+    for segment in &waiting {
+        assert!(pg_wal.join(segment).exists(), "{segment} is gone");
+        assert!(pg_wal.join(format!("archive_status/{segment}.ready")).exists(), "{segment}");
+    }
+    let log = cluster.log();
+    assert!(log.contains("archive command failed with exit code"), "{log}");
+    fs::rename(&aside, &repository).unwrap();
+    wait_until("all of them are archived", 120, || {
+        waiting.iter().all(|segment| is_stored(&pgkeep, segment))
+    });
 }
 
 on_each_version!(a_gap_is_shown_until_it_is_healed);

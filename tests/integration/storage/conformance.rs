@@ -281,6 +281,25 @@ pub async fn deleting_can_be_repeated(storage: &Any) {
     assert!(storage.folders("").await.expect("folders").is_empty());
 }
 
+pub async fn many_are_deleted_together(storage: &Any) {
+    filled(storage).await;
+    // More than are asked for at once, some that never were, and one twice.
+    let mut names: Vec<ObjectName> = (0..40).map(|n| name(&format!("many/{n:02}"))).collect();
+    for object in &names {
+        put(storage, object.as_str(), "x").await;
+    }
+    names.extend(["never/was", "a/b.c/d", "many/00", "a/b/below/an/object"].map(name));
+    let results = storage.delete_all(&names).await;
+    assert_eq!(results.len(), names.len());
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let mut rest = NAMES.to_vec();
+    rest.retain(|object| *object != "a/b.c/d");
+    assert_eq!(listing(storage, "", None, 100).await, rest);
+    assert_eq!(storage.folders("").await.expect("folders"), ["a", "ab"]);
+    assert_eq!(storage.folders("a").await.expect("folders"), ["b2"]);
+    assert!(storage.delete_all(&[]).await.is_empty());
+}
+
 pub async fn a_deleted_name_can_be_used_again(storage: &Any) {
     put(storage, "a/b", "one").await;
     storage.delete(&name("a/b")).await.expect("delete");

@@ -194,6 +194,24 @@ async fn no_permission_is_not_absence() {
     }
 }
 
+/// Of each object it is said what came of it, where some of them can't go.
+#[tokio::test]
+async fn what_cannot_be_deleted_is_told_of_itself_alone() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let storage = Local::open(folder.path()).expect("open");
+    for object in ["a/one", "b/two", "c/three"] {
+        storage.put(&name(object), content(1, 3)).await.expect("put");
+    }
+    // A directory isn't removed as a file is, whoever asks.
+    fs::create_dir(folder.path().join("b/four")).expect("make a directory");
+    let names = ["a/one", "b/four", "c/three", "b/two"].map(name);
+    let results = storage.delete_all(&names).await;
+    let failed: Vec<bool> = results.iter().map(Result::is_err).collect();
+    assert_eq!(failed, [false, true, false, false], "{results:?}");
+    assert!(results[1].as_ref().unwrap_err().to_string().contains("b/four"), "{results:?}");
+    assert!(!folder.path().join("a").exists() && folder.path().join("b/four").exists());
+}
+
 #[test]
 fn modes_do_not_depend_on_the_umask() {
     for umask in ["777", "277", "000"] {

@@ -99,6 +99,7 @@ conform!(directory, wrapped, memory, bucket: [
     a_listing_in_pages_is_the_same_listing,
     folders_are_told,
     deleting_can_be_repeated,
+    many_are_deleted_together,
     a_deleted_name_can_be_used_again,
     replacing_is_all_or_nothing,
     durability_of_what_is_there_can_be_asked_for,
