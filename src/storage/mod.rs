@@ -134,11 +134,18 @@ pub trait Storage: Send + Sync + fmt::Debug {
     async fn delete(&self, name: &ObjectName) -> Result<()>;
 
     /// Removes objects, in any order, each as [`Storage::delete`] does, and says of each what came of it,
-    /// in the order of the names. Where that is quicker than one after the other, this is how.
+    /// in the order of the names. Where that is quicker than one after the other, this is how. After a
+    /// failure, but for [`ErrorKind::Locked`], the others needn't be tried: they get the same one.
     async fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(names.len());
         for name in names {
-            results.push(self.delete(name).await);
+            let result = self.delete(name).await;
+            let failed = failure_of_all(&result).cloned();
+            results.push(result);
+            if let Some(failure) = failed {
+                results.resize(names.len(), Err(failure));
+                break;
+            }
         }
         results
     }
@@ -173,6 +180,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
         writer.write(bytes).await?;
         writer.finish().await
     }
+}
+
+/// The failure to delete one object that isn't about this object alone.
+fn failure_of_all(result: &Result<()>) -> Option<&StorageError> {
+    result.as_ref().err().filter(|e| e.kind != ErrorKind::Locked)
 }
 
 /// An object being written. Dropping it leaves nothing behind under its final name.

@@ -33,6 +33,7 @@ use futures_util::future::join_all;
 use self::{create::Taken, engine::Engine, owner::Owner, writer::S3Writer};
 use super::{
     Capabilities, CreateOnly, Fetched, Listed, ObjectName, ObjectWriter, Range, Result, Storage,
+    failure_of_all,
 };
 
 pub use settings::{
@@ -130,7 +131,13 @@ impl Storage for S3 {
     async fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(names.len());
         for some in names.chunks(QUESTIONS_AT_ONCE) {
-            results.extend(join_all(some.iter().map(|name| self.delete(name))).await);
+            let answers = join_all(some.iter().map(|name| self.delete(name))).await;
+            let failed = answers.iter().find_map(failure_of_all).cloned();
+            results.extend(answers);
+            if let Some(failure) = failed {
+                results.resize(names.len(), Err(failure));
+                break;
+            }
         }
         results
     }

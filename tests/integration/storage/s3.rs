@@ -82,6 +82,27 @@ async fn each_question_is_one_request() {
     assert_eq!(server.front().counts().values().sum::<u64>(), 9, "{:?}", server.front().counts());
 }
 
+/// An outage isn't waited out a thousand times.
+#[tokio::test]
+async fn many_are_deleted_at_once_and_none_after_a_failure() {
+    let server = Server::start();
+    let storage = storage(&server);
+    let names: Vec<_> = (0..100).map(|n| name(&format!("many/{n:02}"))).collect();
+    for object in &names {
+        storage.put(object, content(1, 3)).await.expect("put");
+    }
+    server.front().refuse("DeleteObject", S3ErrorCode::AccessDenied);
+    let results = storage.delete_all(&names).await;
+    assert_eq!(results.len(), 100);
+    assert!(results.into_iter().all(|result| error(result).kind == ErrorKind::Denied));
+    let asked = server.front().counts()["DeleteObject"];
+    assert!(asked < 20, "{asked} requests");
+    server.front().heal();
+    assert!(storage.delete_all(&names).await.iter().all(Result::is_ok));
+    assert_eq!(server.front().counts()["DeleteObject"], 100);
+    assert_eq!(storage.list("many", None, 10).await.expect("list"), []);
+}
+
 #[tokio::test]
 async fn an_answer_that_was_lost_is_no_conflict() {
     let server = Server::start();
