@@ -4,14 +4,14 @@
 DENY_VERSION := 0.20.2
 # What touches a repository, and so runs a second time with the repositories in S3.
 ON_S3 := archive:: backup:: fixture:: incremental:: recovery:: restore_write::real retention::command retention::server verify::program drill::passes
-# What has these names and isn't meant: faults of S3, which run with it anyway, and of servers, which ask no repository.
-NOT_ON_S3 := --skip s3:: --skip server_faults::
+# What has these names and isn't meant: faults of S3, which run with it anyway, and of servers, disks and processes, which are about other things.
+NOT_ON_S3 := --skip s3:: --skip server_faults:: --skip power:: --skip full:: --skip steps::
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 # What goes wrong, and how: clocks, servers, disks and storage that fail, processes that are killed at each step, schedules by seed.
 FAULTS := clocks:: durability:: faults:: full:: power:: protocol:: restore_write::real retention::crash retention::schedules s3::faults server_faults:: steps:: stream::rounds
 
-.PHONY: help demo test check faults bench bench-quick bench-growth bench-chain bench-wal fuzz build install-demo install-test install-bench
+.PHONY: help demo test check faults bench bench-quick bench-growth bench-chain bench-wal mutants fuzz build install-demo install-test install-bench
 
 help:
 	@echo "make demo    install what is missing, build, and show the whole story on a throwaway cluster"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-growth  how costs grow with the cluster and the catalog, as a plot: WRITE=growth.svg"
 	@echo "make bench-chain   scattered changes, a chain of 30 incremental backups, memory on S3"
 	@echo "make bench-wal  archiving, recovery from the archive and the stream, beside pgBackRest and cp"
+	@echo "make mutants  takes the defences out of the code, one at a time, and sees that tests fail: WORDS=\"lease name\", or SHARD=3/60 of all"
 	@echo "make fuzz    what reads untrusted bytes, each target for SECONDS=60, or only TARGETS=\"wal tar\""
 	@echo "make build   the release binary, target/release/pgkeep"
 
@@ -76,6 +77,9 @@ bench-chain: install-bench build
 
 bench-wal: install-bench build
 	@tools/bench-wal.sh $(RELEASE)/pgkeep
+
+mutants: install-test
+	@tools/mutants.py $(if $(SHARD),--shard $(SHARD),$(WORDS))
 
 fuzz:
 	@tools/fuzz.sh $(or $(SECONDS),60) $(TARGETS)

@@ -139,10 +139,11 @@ class Bench:
         cluster.stop()
         shutil.rmtree(cluster.home)
 
-    def archive_nothing(self):
+    @staticmethod
+    def archive_nothing(cluster):
         """From now on the server only says what waits."""
-        self.cluster.archive_with(["false"])
-        self.cluster.reload()
+        cluster.archive_with(["false"])
+        cluster.reload()
         # It may be at a file still.
         time.sleep(2)
 
@@ -150,7 +151,7 @@ class Bench:
         """Segments of pgbench's WAL, each pushed and fetched alone."""
         cluster, folder = self.cluster, f"{self.cluster.data}/pg_wal"
         status = f"{folder}/archive_status"
-        self.archive_nothing()
+        self.archive_nothing(cluster)
         # One more of each tool: its memory is looked at.
         wanted = SINGLE * self.rounds + 1
         ready = lambda: sorted(name[:24] for name in os.listdir(status) if name.endswith(".ready"))
@@ -158,7 +159,7 @@ class Bench:
             cluster.sql("CHECKPOINT")
             cluster.pgbench("-n", "-c", "4", "-T", "4")
         segments = ready()[:wanted]
-        self.nothing_waits()
+        self.nothing_waits(cluster)
         copies = f"{self.home}/copies"
         os.mkdir(copies)
 
@@ -182,9 +183,10 @@ class Bench:
                     self.table.add(row, tool, measured)
         shutil.rmtree(copies)
 
-    def nothing_waits(self):
+    @staticmethod
+    def nothing_waits(cluster):
         """What waits to be archived would be pushed ahead by the first push."""
-        status = f"{self.cluster.data}/pg_wal/archive_status"
+        status = f"{cluster.data}/pg_wal/archive_status"
         for name in os.listdir(status):
             if name.endswith(".ready"):
                 os.rename(f"{status}/{name}", f"{status}/{name[:-6]}.done")
@@ -218,20 +220,21 @@ class Bench:
             shutil.rmtree(folder)
 
     def on_s3(self):
-        """Once more on S3, for the number of requests alone."""
+        """A tenth of the cluster with its repositories on S3, for the number of requests alone."""
         s3 = S3(self.options.s3, self.home, self.options.tools)
+        cluster = Cluster(self.home, "s3", PROGRAMS)
+        self.clusters.append(cluster)
+        tools = [Pgkeep(self.program, cluster, self.level, s3), PgBackRest(cluster, self.level, s3)]
+
+        def count(row, tool, command):
+            before = s3.asked()
+            measured = Measured(command, watch=False, cwd=cluster.data)
+            measured.wall, measured.requests = None, s3.asked() - before
+            self.table.add(row, tool.name, measured)
+
         try:
-            ours, other = Pgkeep(self.program, self.cluster, self.level, s3), PgBackRest(self.cluster, self.level, s3)
-            self.set_up(self.cluster, [ours, other])
-            folder = f"{self.cluster.data}/pg_wal"
-
-            def count(row, tool, command, **more):
-                before = s3.asked()
-                measured = Measured(command, watch=False, **more)
-                measured.wall, measured.requests = None, s3.asked() - before
-                self.table.add(row, tool.name, measured)
-
-            tools = (ours, other)
+            self.set_up(cluster, tools)
+            cluster.fill(self.scale / 10)
             for tool in tools:
                 count("full", tool, tool.backup("full"))
             for tool in tools:
@@ -240,23 +243,23 @@ class Bench:
             self.clear()
             for tool in tools:
                 count("verify", tool, tool.verify())
-            self.cluster.scatter(self.rounds)
+            cluster.scatter(0)
             for tool in tools:
                 count(SCATTERED, tool, tool.backup("incr"))
-            self.archive_nothing()
+            self.archive_nothing(cluster)
             for turn in range(2):
-                self.cluster.insert(1)
-                name = self.cluster.sql("SELECT pg_walfile_name(pg_switch_wal())")
-                self.nothing_waits()
+                cluster.insert(1)
+                name = cluster.sql("SELECT pg_walfile_name(pg_switch_wal())")
+                self.nothing_waits(cluster)
                 for tool in tools:
-                    push = tool.push(f"{folder}/{name}")
+                    push = tool.push(f"{cluster.data}/pg_wal/{name}")
                     # The first one after a pause finds out what is there.
                     if turn == 0:
-                        run(push, cwd=self.cluster.data)
+                        run(push, cwd=cluster.data)
                     else:
-                        count("push of a segment", tool, push, cwd=self.cluster.data)
+                        count("push of a segment", tool, push)
             for tool in tools:
-                count("get of a segment", tool, tool.get(name, f"{self.home}/segment"), cwd=self.cluster.data)
+                count("get of a segment", tool, tool.get(name, f"{self.home}/segment"))
         finally:
             s3.end()
 

@@ -8,12 +8,17 @@ use std::{
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::record::{Reader, descriptor, quoted, split};
 use crate::support::{
     install::command,
-    pgkeep::{Output, run_to_end},
+    pgkeep::{Output, Running, start},
     scratch::Scratch,
     strace::forbidden,
 };
@@ -21,6 +26,9 @@ use crate::support::{
 const CALLS: &str = "open,openat,creat,mkdir,mkdirat,write,pwrite64,writev,copy_file_range,\
                      ftruncate,fallocate,rename,renameat,renameat2,link,linkat,symlink,symlinkat,\
                      unlink,unlinkat,rmdir,fsync,fdatasync";
+
+/// How long a command may take. It is slow under strace, and a backup waits a minute for its WAL.
+const PATIENCE: Duration = Duration::from_secs(100);
 
 /// A call that changes something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,10 +119,37 @@ fn run(traced: &Command, inject: Option<String>) -> (Output, Vec<String>) {
     strace.arg("-o").arg(scratch.path().join("trace"));
     strace.arg(traced.get_program()).args(traced.get_args());
     strace.current_dir(traced.get_current_dir().unwrap_or(Path::new("/")));
-    let output = run_to_end(&mut strace);
+    let output = bounded(start(strace));
     let entries = fs::read_dir(scratch.path()).expect("read").flatten();
     let lines = entries.map(|e| fs::read_to_string(e.path()).expect("read a trace")).collect();
     (output, lines)
+}
+
+/// Waits for the end of strace. Where the call that failed was one of those by which threads wake each other, the command
+/// never ends: it is killed then.
+fn bounded(strace: Running) -> Output {
+    let pid = strace.pid();
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = Instant::now() + PATIENCE;
+            while Instant::now() < end {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+            for child in children.unwrap_or_default().split_whitespace() {
+                if let Some(child) = child.parse().ok().and_then(Pid::from_raw) {
+                    let _ = kill_process(child, Signal::KILL);
+                }
+            }
+        });
+        let output = strace.wait();
+        ended.store(true, Ordering::Relaxed);
+        output
+    })
 }
 
 /// What a call changes below the root, if it does.
