@@ -311,6 +311,8 @@ single() { # place, tools, how many there are
     for segment in $(head -n "$count" "$home/segments" | tail -n "$singles"); do
         for turn in "${!tools[@]}"; do
             tool=${tools[(turn + n) % ${#tools[@]}]}
+            # Both of pgBackRest's have one repository.
+            rm -f "$home"/{pgbackrest-disk,s3/wal/pgbackrest}/archive/main/15-1/*/"$segment"-*
             TIMEFORMAT='%R %U %S'
             { time push_single "$tool" "$segment" 2>"$home/err" || { cat "$home/err"; exit 1; }; } 2>"$home/time"
             awk '{ print $1 * 1000 }' "$home/time" >>"$home/$tool.ms"
