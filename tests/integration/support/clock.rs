@@ -90,7 +90,7 @@ impl Clock {
         fs::write(&source, LIBRARY).expect("write");
         let clock = Clock { folder };
         let options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"];
-        run(Command::new("cc").args(options).arg(clock.library()).arg(source));
+        run(Command::new("cc").args(options).arg(clock.preload()).arg(source));
         fs::write(clock.file(), 0i64.to_ne_bytes()).expect("write");
         // It is of no use where it isn't loaded.
         clock.set(86_400);
@@ -101,7 +101,7 @@ impl Clock {
         clock
     }
 
-    fn library(&self) -> PathBuf {
+    fn preload(&self) -> PathBuf {
         self.folder.path().join("clock.so")
     }
 
@@ -117,7 +117,7 @@ impl Clock {
 
     /// The variables for who goes by it.
     pub fn variables(&self) -> [Variable; 2] {
-        [("LD_PRELOAD", self.library()), ("CLOCK_OFF_BY", self.file())]
+        [("LD_PRELOAD", self.preload()), ("CLOCK_OFF_BY", self.file())]
     }
 }
 
