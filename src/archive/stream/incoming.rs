@@ -4,6 +4,8 @@
 //! to be merged from, and to be compared with. A segment of the usual size is kept whole; of a larger
 //! one a *chunk*, a part of its own as large as parts may be.
 
+use std::collections::VecDeque;
+
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 
@@ -16,8 +18,33 @@ use crate::{
     },
 };
 
-/// How many bytes are kept together in memory. In blocks of one size it is used again without gaps.
+/// How many bytes are kept together in memory.
 const BLOCK: usize = 1 << 20;
+
+/// Blocks that are used again when nobody holds bytes of them any more: what was freed instead would lie between
+/// other things, and come to a third more than is in use.
+#[derive(Default)]
+struct Blocks {
+    /// Of each block that is full, some bytes.
+    lent: VecDeque<Bytes>,
+}
+
+impl Blocks {
+    /// Room for [`BLOCK`] bytes.
+    fn take(&mut self) -> BytesMut {
+        let free = self.lent.iter().position(Bytes::is_unique);
+        let free = free.and_then(|at| self.lent.remove(at));
+        let mut block = free.and_then(|some| some.try_into_mut().ok()).unwrap_or_default();
+        block.clear();
+        block.reserve(BLOCK);
+        block
+    }
+
+    /// Takes note of a block by its last bytes.
+    fn lend(&mut self, last: Option<&Bytes>) {
+        self.lent.extend(last.cloned());
+    }
+}
 
 /// Bytes of a segment, one after the other.
 #[derive(Debug, Clone)]
@@ -76,6 +103,7 @@ pub struct Incoming {
     pieces: Vec<Bytes>,
     /// What came last, and room for what comes next.
     tail: BytesMut,
+    blocks: Blocks,
     received: u64,
     scanner: SegmentScanner,
     digest: Sha256,
@@ -92,6 +120,7 @@ impl Incoming {
             chunk_from: 0,
             pieces: Vec::new(),
             tail: BytesMut::new(),
+            blocks: Blocks::default(),
             received: 0,
             scanner: SegmentScanner::new(name, size, None),
             digest: Sha256::new(),
@@ -133,9 +162,9 @@ impl Incoming {
         let mut left = bytes;
         while !left.is_empty() {
             if self.tail.capacity() == self.tail.len() {
-                let full =
-                    std::mem::replace(&mut self.tail, BytesMut::with_capacity(BLOCK)).freeze();
-                self.pieces.extend((!full.is_empty()).then_some(full));
+                self.keep_tail();
+                self.blocks.lend(self.pieces.last());
+                self.tail = self.blocks.take();
             }
             let some = left.len().min(self.tail.capacity() - self.tail.len());
             self.tail.extend_from_slice(&left[..some]);
@@ -146,12 +175,15 @@ impl Incoming {
         self.digest.update(bytes);
     }
 
+    /// What came last goes to the pieces; the room behind it stays.
+    fn keep_tail(&mut self) {
+        let piece = self.tail.split().freeze();
+        self.pieces.extend((!piece.is_empty()).then_some(piece));
+    }
+
     /// Bytes of the chunk as a chunk of their own.
     pub fn part(&mut self, from: Lsn, to: Lsn) -> Result<Chunk> {
-        let piece = self.tail.split().freeze();
-        if !piece.is_empty() {
-            self.pieces.push(piece);
-        }
+        self.keep_tail();
         let offset = |lsn: Lsn| lsn.0.checked_sub(self.start.0);
         let range = offset(from)
             .zip(offset(to))
@@ -174,6 +206,7 @@ impl Incoming {
     pub fn take_chunk(&mut self) -> Result<(Chunk, Option<StoredSummary>)> {
         let (from, to) = (self.chunk_from, self.received);
         let chunk = self.part(Lsn(self.start.0 + from), Lsn(self.start.0 + to))?;
+        self.blocks.lend(self.pieces.last());
         self.pieces.clear();
         self.tail = BytesMut::new();
         self.chunk_from = to;
@@ -227,6 +260,41 @@ mod tests {
         );
         assert_eq!(incoming.number(), 4);
         assert_eq!((incoming.end(), incoming.room()), (at(1 << 20), 1 << 20));
+    }
+
+    #[test]
+    fn a_block_that_nobody_holds_is_used_again() {
+        let mut blocks = Blocks::default();
+        let mut block = blocks.take();
+        let address = block.as_ptr();
+        block.extend_from_slice(&[1; BLOCK]);
+        let (first, last) = (block.split_to(1000).freeze(), block.freeze());
+        blocks.lend(Some(&last));
+        drop(last);
+        assert_ne!(blocks.take().as_ptr(), address, "its beginning is held");
+        drop(first);
+        let again = blocks.take();
+        assert_eq!((again.as_ptr(), again.len(), again.capacity()), (address, 0, BLOCK));
+    }
+
+    #[test]
+    fn no_more_blocks_are_held_than_two_chunks_have() {
+        let size = SegmentSize::new(4 << 20).unwrap();
+        let mut incoming = Incoming::new(Timeline(1), 1, size);
+        let mut on_its_way = None;
+        for number in 0..20u8 {
+            for _ in 0..8 {
+                incoming.push(&[number; BLOCK / 2]);
+                let from = Lsn(incoming.end().0 - 1000);
+                let part = incoming.part(from, incoming.end()).unwrap();
+                assert!(part.pieces().concat().iter().all(|byte| *byte == number));
+            }
+            let (chunk, _) = incoming.take_chunk().unwrap();
+            assert!(chunk.pieces().concat().iter().all(|byte| *byte == number));
+            on_its_way = Some(chunk);
+            assert!(incoming.blocks.lent.len() <= 2 * 4, "{}", incoming.blocks.lent.len());
+        }
+        assert!(on_its_way.is_some());
     }
 
     #[test]

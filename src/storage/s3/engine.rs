@@ -13,9 +13,11 @@ use aws_sdk_s3::Client;
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::{
+    buffers::Buffers,
     client::connect,
     errors::{About, Again, Failure},
     settings::S3Settings,
+    writer::PART,
 };
 use crate::storage::{ErrorKind, StorageError};
 
@@ -36,6 +38,8 @@ pub(super) struct Engine {
     client: OnceCell<Client>,
     /// A permit for each part on its way.
     pub parts: Arc<Semaphore>,
+    /// What parts are made in.
+    pub buffers: Buffers,
     /// An answer named a version, so deleting has to name versions too.
     versioned: AtomicBool,
     /// Whether creations carry a condition.
@@ -52,6 +56,7 @@ impl Engine {
             settings,
             client: OnceCell::new(),
             parts: Arc::new(Semaphore::new(PARTS_IN_FLIGHT)),
+            buffers: Buffers::new(PART),
             versioned: AtomicBool::new(false),
             conditional: AtomicBool::new(true),
             aborting: Mutex::new(0),

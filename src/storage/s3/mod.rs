@@ -9,6 +9,7 @@
 //!
 //! Nothing is connected or read before the first request.
 
+mod buffers;
 mod client;
 mod create;
 mod engine;

@@ -7,7 +7,7 @@ use std::{collections::VecDeque, mem, sync::Arc};
 
 use async_trait::async_trait;
 use aws_sdk_s3::types::CompletedPart;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::task::JoinHandle;
 
 use super::{
@@ -28,8 +28,8 @@ pub(super) struct S3Writer {
     owner: Arc<Owner>,
     name: ObjectName,
     mark: String,
-    /// What isn't sent yet: at most a part, and what was written last.
-    filling: Vec<u8>,
+    /// What isn't sent yet: at most a part.
+    filling: BytesMut,
     upload: Option<Upload>,
 }
 
@@ -43,11 +43,11 @@ struct Upload {
 impl S3Writer {
     /// Begins an object. Nothing is sent before there is more than a part of it.
     pub fn new(owner: Arc<Owner>, name: ObjectName) -> Self {
-        S3Writer { owner, name, mark: mark(), filling: Vec::new(), upload: None }
+        S3Writer { owner, name, mark: mark(), filling: BytesMut::new(), upload: None }
     }
 
     /// Sends a part as soon as the budget has room for it.
-    async fn send(&mut self, part: Vec<u8>) -> Result<()> {
+    async fn send(&mut self, part: Bytes) -> Result<()> {
         let engine = self.owner.engine().clone();
         let about = engine.about("write", self.name.as_str());
         let upload = match &mut self.upload {
@@ -71,7 +71,8 @@ impl S3Writer {
         let room = room.map_err(|e| about.error(ErrorKind::Unavailable, e.to_string()))?;
         let (name, id) = (self.name.clone(), upload.id.clone());
         upload.sending.push_back(self.owner.spawn(&about, async move {
-            let sent = engine.put_part(&name, &id, number as i32, Bytes::from(part)).await;
+            let sent = engine.put_part(&name, &id, number as i32, part.clone()).await;
+            engine.buffers.take_back(part);
             drop(room);
             sent
         })?);
@@ -82,22 +83,29 @@ impl S3Writer {
 #[async_trait]
 impl ObjectWriter for S3Writer {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        self.filling.extend_from_slice(&bytes);
-        while self.filling.len() > PART {
-            let rest = self.filling.split_off(PART);
-            let part = mem::replace(&mut self.filling, rest);
+        let mut rest: &[u8] = &bytes;
+        while self.filling.len() + rest.len() > PART {
+            let (now, later) = rest.split_at(PART - self.filling.len());
+            self.owner.engine().buffers.append(&mut self.filling, now);
+            rest = later;
+            let part = mem::take(&mut self.filling).freeze();
             self.send(part).await?;
         }
+        self.owner.engine().buffers.append(&mut self.filling, rest);
         Ok(())
     }
 
     async fn finish(mut self: Box<Self>) -> Result<()> {
         let engine = self.owner.engine().clone();
         let about = engine.about("create", self.name.as_str());
-        let last = mem::take(&mut self.filling);
+        let last = mem::take(&mut self.filling).freeze();
         let name = self.name.clone();
         if self.upload.is_none() {
-            let put = async move { engine.put(&name, last.into(), Taken::Refuse).await };
+            let put = async move {
+                let done = engine.put(&name, last.clone(), Taken::Refuse).await;
+                engine.buffers.take_back(last);
+                done
+            };
             return self.owner.run(&about, put).await;
         }
         self.send(last).await?;
