@@ -23,7 +23,7 @@ help:
 	@echo "make bench-growth  how costs grow with the cluster and the catalog, as a plot: WRITE=growth.svg"
 	@echo "make bench-chain   scattered changes, a chain of 30 incremental backups, memory on S3"
 	@echo "make bench-wal  archiving, recovery from the archive and the stream, beside pgBackRest and cp"
-	@echo "make mutants  takes the defences out of the code, one at a time, and sees that tests fail: WORDS=\"lease name\", or SHARD=3/60 of all"
+	@echo "make mutants  takes the defences out of the code, one at a time, and sees that tests fail: WORDS=\"lease 18\", or ALL=60 for every change"
 	@echo "make fuzz    what reads untrusted bytes, each target for SECONDS=60, or only TARGETS=\"wal tar\""
 	@echo "make build   the release binary, target/release/pgkeep"
 
@@ -79,7 +79,7 @@ bench-wal: install-bench build
 	@tools/bench-wal.sh $(RELEASE)/pgkeep
 
 mutants: install-test
-	@tools/mutants.py $(if $(SHARD),--shard $(SHARD),$(WORDS))
+	@/usr/bin/python3 tools/mutants $(if $(ALL),--all $(ALL)) $(WORDS)
 
 fuzz:
 	@tools/fuzz.sh $(or $(SECONDS),60) $(TARGETS)

@@ -82,8 +82,13 @@ fn every_file_is_part_of_a_program() {
     let mut complaints = Vec::new();
     let all = rust_files();
     for (path, _) in &all {
-        let top =
-            ["src/lib.rs", "src/main.rs", "tests/integration/main.rs", "tests/fuzz/src/main.rs"];
+        let top = [
+            "src/lib.rs",
+            "src/main.rs",
+            "tests/integration/main.rs",
+            "tests/fuzz/src/main.rs",
+            "tests/mutants/src/main.rs",
+        ];
         if top.iter().any(|top| path == Path::new(top)) {
             continue;
         }
