@@ -20,6 +20,7 @@ use std::{
     fmt,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,7 +31,7 @@ pub use retention::RetentionSettings;
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    storage::s3::S3Settings,
+    storage::{Storage, s3::S3Settings},
 };
 
 /// What the command line says about the configuration.
@@ -85,13 +86,28 @@ pub enum Location {
     Directory(PathBuf),
     /// In a bucket: `url` and the keys of `[repository.NAME.s3]`.
     Bucket(Box<S3Settings>),
+    /// In a storage that whoever calls the library brings along. No configuration names one.
+    Given(GivenStorage),
 }
+
+/// A storage that was brought along ([`Location::Given`]). It is equal to itself only.
+#[derive(Debug, Clone)]
+pub struct GivenStorage(pub Arc<dyn Storage>);
+
+impl PartialEq for GivenStorage {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for GivenStorage {}
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Location::Directory(path) => write!(f, "file://{}", path.display()),
             Location::Bucket(settings) => settings.fmt(f),
+            Location::Given(storage) => f.write_str(storage.0.address()),
         }
     }
 }

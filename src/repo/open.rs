@@ -44,6 +44,7 @@ fn storage(location: &Location) -> Result<Arc<dyn Storage>> {
     Ok(match location {
         Location::Directory(root) => Arc::new(Local::open(root)?),
         Location::Bucket(place) => Arc::new(S3::new((**place).clone())),
+        Location::Given(given) => Arc::clone(&given.0),
     })
 }
 
@@ -80,7 +81,7 @@ pub struct NewRepository {
 pub async fn init(settings: &RepositorySettings) -> Result<NewRepository> {
     let storage: Arc<dyn Storage> = match &settings.location {
         Location::Directory(root) => Arc::new(Local::open_or_make(root)?),
-        Location::Bucket(place) => Arc::new(S3::new((**place).clone())),
+        elsewhere => storage(elsewhere)?,
     };
     // Asked before a key is made that wouldn't open what is there.
     match storage.size(&layout::repository_file()).await {
