@@ -29,6 +29,7 @@ pub mod steps;
 pub mod strace;
 pub mod tables;
 pub mod template;
+pub mod wal;
 
 use std::{
     thread::sleep,
