@@ -153,8 +153,19 @@ pub async fn settle(
 }
 
 /// Makes sure that an object has this content, to the last byte, and that it is durable. Whoever
-/// wrote it may have been killed before it was.
+/// wrote it may have been killed before it was. What seems damaged is read once more: a bit may have
+/// flipped on the way, and other content would be taken for a damaged copy of this one.
 async fn confirm(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -> Result<()> {
+    match confirm_once(store, name, summary).await {
+        Err(e) if e.kind() == Kind::Damaged => {
+            tracing::warn!("{e}: reading it once more");
+            confirm_once(store, name, summary).await
+        }
+        confirmed => confirmed,
+    }
+}
+
+async fn confirm_once(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -> Result<()> {
     let differs = |stored: &StoredSummary| {
         Error::new(
             Kind::Conflict,

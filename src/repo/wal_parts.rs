@@ -144,7 +144,7 @@ impl WalStore {
         match store.await {
             Ok(_) => {}
             // The name has the content's checksum. Whoever made it may have died before it was durable.
-            Err(e) if e.kind() == Kind::Conflict => match self.prove_part(&name).await {
+            Err(e) if e.kind() == Kind::Conflict => match self.prove_part_twice(&name).await {
                 // What can't be read is of no use to anybody, and here are the bytes that it had.
                 Err(e) if e.kind() == Kind::Damaged => {
                     tracing::warn!("{e}: storing it again");
@@ -165,6 +165,18 @@ impl WalStore {
             return Err(Error::new(Kind::Repository, format!("{name} vanished just now")));
         }
         Ok(self.repository().storage().ensure_durable(name).await?)
+    }
+
+    /// As [`WalStore::prove_part`], but what seems damaged is read once more: a bit may have flipped on the
+    /// way, and somebody may have been told that the part is there.
+    async fn prove_part_twice(&self, name: &ObjectName) -> Result<()> {
+        match self.prove_part(name).await {
+            Err(e) if e.kind() == Kind::Damaged => {
+                tracing::warn!("{e}: reading it once more");
+                self.prove_part(name).await
+            }
+            proven => proven,
+        }
     }
 
     /// Copies what the parts of a segment have to `sink`, from its start to the first byte that none
