@@ -240,8 +240,15 @@ impl WalStore {
                         WalObject::Plain(WalFile::Segment(_))
                             | WalObject::Content(WalFile::Segment(_), _)
                     );
-                    if segment && let Ok(Some(summary)) = self.summary(&name).await {
-                        return Ok(SegmentSize::new(summary.size));
+                    if !segment {
+                        continue;
+                    }
+                    match self.summary(&name).await {
+                        Ok(Some(summary)) => return Ok(SegmentSize::new(summary.size)),
+                        Ok(None) => {}
+                        // The next one may tell. What can't be read now isn't damaged.
+                        Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => {}
+                        Err(e) => return Err(e),
                     }
                 }
             }
