@@ -95,7 +95,18 @@ impl Repository {
         }
         let address = storage.address();
         let keyring = match (file.encryption, material) {
-            (Encryption::None, KeyMaterial::None) => Keyring::plain(file.repository),
+            (Encryption::None, KeyMaterial::None) => {
+                // No key proves the id, and what is written now is of use only with the right one: a bit may
+                // have flipped on the way.
+                if read_repository_file(storage.as_ref()).await? != file {
+                    return Err(Error::new(
+                        Kind::Damaged,
+                        format!("repo.json in {address} is damaged: read twice, it isn't the same"),
+                    )
+                    .hint("check the disk under the repository, and the way to it"));
+                }
+                Keyring::plain(file.repository)
+            }
             (Encryption::None, _) => {
                 return Err(Error::new(
                     Kind::Key,
