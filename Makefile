@@ -9,7 +9,7 @@ NOT_ON_S3 := --skip s3:: --skip server_faults:: --skip power:: --skip full:: --s
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 # What goes wrong, and how: clocks, servers, disks and storage that fail, processes that are killed at each step, schedules by seed.
-FAULTS := clocks:: durability:: faults:: full:: power:: protocol:: restore_write::real retention::crash retention::schedules s3::faults server_faults:: steps:: stream::rounds
+FAULTS := clocks:: durability:: faults:: full:: life:: power:: protocol:: restore_write::real retention::crash s3::faults server_faults:: steps:: stream::rounds
 
 .PHONY: help demo test check faults bench bench-quick bench-growth bench-chain bench-wal mutants fuzz build install-demo install-test install-bench
 

@@ -17,6 +17,7 @@ mod full;
 mod fuzzed;
 mod house;
 mod incremental;
+mod life;
 mod native;
 mod power;
 mod protocol;

@@ -46,7 +46,7 @@ DEFENCES = [
     ("packs that another backup uses stay", "22", "src/retention/references.rs",
      "self.packs.get(backup).is_some_and(|packs| packs.contains(&pack))",
      "self.packs.get(backup).is_some_and(|packs| packs.len() > pack as usize + packs.len())",
-     ["retention::crash", "retention::schedules"]),
+     ["retention::crash", "life::"]),
     ("nothing goes under a mark that may not last", "22", "src/retention/sweep.rs",
      'match repository.storage().ensure_durable(&layout.of_backup(id, "deleted")).await {',
      'match repository.storage().size(&layout.of_backup(id, "deleted")).await.map(drop) {',

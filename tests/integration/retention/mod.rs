@@ -5,7 +5,6 @@ pub mod command;
 mod crash;
 mod expire;
 mod histories;
-mod schedules;
 mod server;
 
 use std::{collections::BTreeMap, sync::Arc};

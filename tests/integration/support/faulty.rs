@@ -62,6 +62,8 @@ enum Plan {
         seed: u64,
         of: u64,
     },
+    /// Nothing answers any more, and nobody counts that.
+    Over,
 }
 
 #[derive(Debug)]
@@ -105,6 +107,11 @@ impl Faulty {
     /// Each operation fails with a chance of one in `of`, the same ones for the same seed.
     pub fn random(&self, seed: u64, of: u64) {
         self.plan(Plan::Random { seed, of });
+    }
+
+    /// Whoever works with it was killed: nothing that is still under way takes effect. The counts stay.
+    pub fn ends(&self) {
+        *self.state.plan.lock().expect("the plan") = Plan::Over;
     }
 
     /// Lets everything through again.
@@ -155,6 +162,7 @@ impl Faulty {
                     _ => Some(Fault::Fails(ErrorKind::Unavailable)),
                 }
             }
+            Plan::Over => return Some(Fault::Fails(ErrorKind::Unavailable)),
             Plan::Random { seed, of } => {
                 let drawn = mix(seed.wrapping_add(log.len() as u64));
                 drawn.is_multiple_of(of).then_some(Fault::Fails(ErrorKind::Unavailable))
