@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 
-from working_copy import copied, ROOT
+from working_copy import ROOT, copied, files
 
 FOLDERS = ["repo", "archive", "retention", "restore"]
 # Of the tests beside the library's own. The others are about other folders, or make a whole matrix of servers for each answer.
@@ -111,10 +111,8 @@ def end(group, scratch):
 
 def digest():
     """Of all that a result depends on."""
-    names = subprocess.run(["git", "ls-files", "-z", "src", "tests", "Cargo.lock", "tools/mutants"], cwd=ROOT, capture_output=True, text=True,
-                           check=True).stdout
     whole = hashlib.sha256()
-    for name in sorted(filter(None, names.split("\0"))):
+    for name in files("src", "tests", "Cargo.lock", "tools/mutants"):
         with open(f"{ROOT}/{name}", "rb") as file:
             whole.update(name.encode() + b"\0" + hashlib.sha256(file.read()).digest())
     return whole.hexdigest()
