@@ -31,7 +31,11 @@ use crate::{
         wal::{SegmentHeader, scan_file},
     },
     repo::{
-        Repository, catalog::exists, layout::ClusterLayout, open::open, wal::WalStore,
+        Repository,
+        catalog::exists,
+        layout::ClusterLayout,
+        open::open,
+        wal::{WalStore, longest},
         wal_floor::Floors,
     },
     steps::reached,
@@ -348,7 +352,7 @@ impl Request<'_> {
             Err(e) if exists(store.repository(), name).await? => return Err(e),
             Err(_) => return Ok(false),
         };
-        let copied = store.copy_to(name, destination.file()).await;
+        let copied = store.copy_at_most(name, longest(self.file), destination.file()).await;
         let Some(summary) = copied.map_err(|e| self.while_writing(e))? else {
             return Ok(false);
         };

@@ -18,12 +18,8 @@ use crate::{
         history::TimelineHistory,
         wal::{RecordHead, SegmentHeader, SegmentScanner, trailing_head},
     },
-    repo::wal::{StoredSummary, WAL_FRAME, WalStore},
+    repo::wal::{SMALL_FILE, StoredSummary, WAL_FRAME, WalStore},
 };
-
-/// The largest history or backup history file that is believed, in bytes. Real ones have a line a
-/// promotion, or ten lines.
-const SMALL_FILE: u64 = 1 << 20;
 
 /// How many frames of one file are compressed at a time: one thread reads and hashes in the time in
 /// which two compress.

@@ -32,6 +32,19 @@ use crate::{
 /// How many raw bytes of a WAL file a frame has.
 pub const WAL_FRAME: usize = 1 << 20;
 
+/// The largest history or backup history file that is believed, in bytes. Real ones have a line a
+/// promotion, or ten lines.
+pub const SMALL_FILE: u64 = 1 << 20;
+
+/// How many bytes a file of the archive has at most, whatever its object says: PostgreSQL's largest segments
+/// have 1 GiB.
+pub fn longest(file: WalFile) -> u64 {
+    match file {
+        WalFile::Segment(_) | WalFile::Partial(_) => 1 << 30,
+        WalFile::History(_) | WalFile::BackupHistory(..) => SMALL_FILE,
+    }
+}
+
 /// What `archive-get` says when it refuses a segment that makes a tablespace; whoever asked it to finds
 /// this in the server's log.
 pub const REFUSES_TABLESPACE: &str = "which replay would make in a directory that isn't its own";
@@ -202,20 +215,44 @@ impl WalStore {
         name: &ObjectName,
         sink: &mut (dyn Write + Send),
     ) -> Result<Option<StoredSummary>> {
+        self.copy_at_most(name, u64::MAX, sink).await
+    }
+
+    /// As [`WalStore::copy_to`]; an object of more than `most` bytes is damaged ([`Kind::Damaged`]). A few
+    /// bytes may unpack to any number of them, so whoever has no room without end says how much there is.
+    pub async fn copy_at_most(
+        &self,
+        name: &ObjectName,
+        most: u64,
+        sink: &mut (dyn Write + Send),
+    ) -> Result<Option<StoredSummary>> {
         let Some(mut frames) = FrameStream::find(&self.repository, name).await? else {
             return Ok(None);
         };
         let summary = self.parse_summary(name, frames.summary())?;
+        if summary.size > most {
+            let what = format!("it has {} bytes, where {most} are the most", summary.size);
+            return Err(self.damaged(name, &what));
+        }
         let (mut digest, mut size) = (Sha256::new(), 0);
         while let Some(raw) = frames.next().await? {
             digest.update(raw);
             size += raw.len() as u64;
+            if size > summary.size {
+                break;
+            }
             sink.write_all(raw).context(Kind::Local, || format!("write the content of {name}"))?;
         }
         if size != summary.size || hex::encode(digest.finalize()) != summary.sha256 {
             return Err(self.damaged(name, "its content doesn't fit its checksum"));
         }
         Ok(Some(summary))
+    }
+
+    /// Reads an object's content, as [`WalStore::copy_at_most`] does it.
+    pub async fn read_at_most(&self, name: &ObjectName, most: u64) -> Result<Option<Vec<u8>>> {
+        let mut content = Vec::new();
+        Ok(self.copy_at_most(name, most, &mut content).await?.map(|_| content))
     }
 
     /// The size of the system's segments: that of its newest backup, or else of what is archived.
@@ -308,16 +345,13 @@ impl WalStore {
     /// none.
     pub async fn history(&self, timeline: Timeline) -> Result<Option<Vec<u8>>> {
         let file = WalFile::History(timeline);
-        let mut content = Vec::new();
         let Some(name) = self.find(file).await? else { return Ok(None) };
-        let stored = match self.copy_to(&name, &mut content).await {
-            Ok(None) => return Ok(None),
-            Ok(Some(_)) => return Ok(Some(content)),
+        let stored = match self.read_at_most(&name, SMALL_FILE).await {
+            Ok(content) => return Ok(content),
             Err(e) => e,
         };
         for name in self.repairs(file).await? {
-            content.clear();
-            if let Ok(Some(_)) = self.copy_to(&name, &mut content).await {
+            if let Ok(Some(content)) = self.read_at_most(&name, SMALL_FILE).await {
                 return Ok(Some(content));
             }
         }

@@ -257,11 +257,10 @@ impl WalStore {
         if range.bytes() > LONGEST_PART {
             return Err(damaged(format!("no part has {} bytes", range.bytes())));
         }
-        let mut bytes = Vec::new();
-        match self.copy_to(name, &mut bytes).await? {
+        match self.read_at_most(name, range.bytes()).await? {
             None => Ok(None),
-            Some(_) if bytes.len() as u64 == range.bytes() => Ok(Some(bytes)),
-            Some(_) => Err(damaged(format!("it has {} bytes", bytes.len()))),
+            Some(bytes) if bytes.len() as u64 == range.bytes() => Ok(Some(bytes)),
+            Some(bytes) => Err(damaged(format!("it has {} bytes", bytes.len()))),
         }
     }
 

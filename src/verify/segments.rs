@@ -23,7 +23,7 @@ use crate::{
         BackupId,
         catalog::{PAGE, exists},
         named::{Named, named},
-        wal::{StoredSummary, WalObject, WalStore},
+        wal::{StoredSummary, WalObject, WalStore, longest},
         wal_parts::PartRange,
     },
     storage::{Listed, ObjectName},
@@ -328,7 +328,7 @@ impl One {
         let found = match (file, self.level) {
             (WalFile::History(timeline), _) => {
                 let mut content = Vec::new();
-                let read = self.store.copy_to(name, &mut content).await;
+                let read = self.store.copy_at_most(name, longest(file), &mut content).await;
                 let summary = read.and_then(|s| s.map(|s| s.to_bytes()).transpose());
                 let found = look(repository, name, summary).await?;
                 match (&found, TimelineHistory::parse(timeline, &content)) {

@@ -39,7 +39,7 @@ use crate::{
         repository::Names,
         sealed::SealedWriter,
         wal::{StoredSummary, WalObject, WalStore},
-        wal_parts::{Part, seal_pieces},
+        wal_parts::{LONGEST_PART, Part, seal_pieces},
     },
     steps::reached,
     storage::ObjectName,
@@ -408,10 +408,9 @@ impl Content {
             Content::Parts(parts) => {
                 let mut digest = Sha256::new();
                 for (part, skip) in parts.iter() {
-                    let mut bytes = Vec::new();
-                    if store.copy_to(&part.name, &mut bytes).await?.is_none() {
+                    let Some(bytes) = store.read_at_most(&part.name, LONGEST_PART).await? else {
                         return Err(vanished(store, &part.name));
-                    }
+                    };
                     let bytes = Bytes::from(bytes);
                     let bytes = bytes.slice((*skip).min(bytes.len())..);
                     digest.update(&bytes);
