@@ -27,7 +27,8 @@ use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renam
 use crate::steps::reached;
 
 use super::{
-    Capabilities, ErrorKind, Listed, ObjectName, ObjectWriter, Range, Result, Storage, StorageError,
+    Capabilities, ErrorKind, LARGEST_WHOLE, Listed, ObjectName, ObjectWriter, Range, Result,
+    Storage, StorageError,
 };
 
 const TEMPORARY: &str = ".tmp";
@@ -153,6 +154,7 @@ impl Local {
             Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
             Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::Full,
             Io::UnexpectedEof => ErrorKind::OutOfRange,
+            Io::InvalidData => ErrorKind::Refused,
             _ => ErrorKind::Unavailable,
         };
         self.failure(kind, operation, object, e.to_string())
@@ -196,6 +198,10 @@ impl Local {
         let mut file = File::open(self.path(name))?;
         let size = file.metadata()?.len();
         let (offset, len) = match range {
+            Range::All if size > LARGEST_WHOLE => {
+                let what = format!("it has {size} bytes, where {LARGEST_WHOLE} are the most");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
             Range::All => (0, size),
             Range::Last(len) => (size - len.min(size), len.min(size)),
             Range::At { offset, len } => (offset, len),

@@ -60,9 +60,14 @@ pub enum Range {
     },
     /// The last bytes of the object: at most this many, fewer if it is shorter.
     Last(u64),
-    /// Everything.
+    /// Everything, of an object of at most [`LARGEST_WHOLE`] bytes; a larger one is refused
+    /// ([`ErrorKind::Refused`]).
     All,
 }
+
+/// The largest object that is read whole, in bytes: a manifest of 64 MiB that can't be compressed. Bounds
+/// memory whatever lies there.
+pub const LARGEST_WHOLE: u64 = 65 << 20;
 
 /// An object in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,6 +20,10 @@ use aws_smithy_http_client::{
     Builder,
     tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
 };
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 
 use super::{
     settings::{Checksums, S3Settings},
@@ -92,9 +96,7 @@ fn http_client(settings: &S3Settings) -> Result<SharedHttpClient, String> {
     let mut trust = TrustStore::default();
     if let Some(path) = &settings.ca_file {
         let pem = fs::read(path).map_err(|e| format!("the ca-file {}: {e}", path.display()))?;
-        if !pem.windows(11).any(|part| part == b"-----BEGIN ") {
-            return Err(format!("the ca-file {} has no certificate in PEM form", path.display()));
-        }
+        check_certificates(&pem).map_err(|why| format!("the ca-file {} {why}", path.display()))?;
         trust = trust.with_pem_certificate(pem);
     }
     let tls = TlsContext::builder()
@@ -105,6 +107,18 @@ fn http_client(settings: &S3Settings) -> Result<SharedHttpClient, String> {
         .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
         .tls_context(tls)
         .build_https())
+}
+
+/// Refuses what the HTTP client would panic at: it takes for granted that there are certificates, and that all of
+/// them can be read.
+fn check_certificates(pem: &[u8]) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|e| format!("isn't in PEM form: {e}"))?;
+        let added = roots.add(certificate);
+        added.map_err(|e| format!("has a certificate that can't be read: {e}"))?;
+    }
+    if roots.is_empty() { Err("has no certificate in PEM form".to_owned()) } else { Ok(()) }
 }
 
 /// Refuses a file of credentials that everybody on this host may read.

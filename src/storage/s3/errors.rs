@@ -71,7 +71,7 @@ impl About {
             operation: self.operation,
             object: self.object.clone(),
             address: self.address.clone(),
-            message: message.into(),
+            message: shortened(message.into()),
             hint: None,
         }
     }
@@ -155,7 +155,7 @@ impl About {
         }
         let Judgement { kind, again, hint } = judge(status, e.code());
         let hint = match header("x-amz-bucket-region") {
-            Some(region) if is_elsewhere(status, e.code()) => {
+            Some(region) if is_elsewhere(status, e.code()) && is_region(&region) => {
                 Some(format!("the bucket is in {region}: set region = \"{region}\""))
             }
             _ => hint.map(str::to_owned),
@@ -287,6 +287,22 @@ fn judge(status: u16, code: Option<&str>) -> Judgement {
         _ => (Refused, Never, None),
     };
     Judgement { kind, again, hint }
+}
+
+/// The most of what a server says that is shown, in bytes.
+const SHOWN: usize = 1000;
+
+fn shortened(mut text: String) -> String {
+    if text.len() > SHOWN {
+        text.truncate(text.floor_char_boundary(SHOWN));
+        text.push('…');
+    }
+    text
+}
+
+/// Whether a text can be a region's name.
+fn is_region(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// An error with everything below it, without what repeats.

@@ -9,6 +9,7 @@
 //!
 //! Nothing is connected or read before the first request.
 
+mod bounded;
 mod buffers;
 mod client;
 mod create;

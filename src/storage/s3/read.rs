@@ -10,10 +10,57 @@ use super::{
     engine::Engine,
     errors::{About, Again, Failure},
 };
-use crate::storage::{ErrorKind, Fetched, ObjectName, Range, Result};
+use crate::storage::{ErrorKind, Fetched, LARGEST_WHOLE, ObjectName, Range, Result};
 
 /// No object is longer: S3's own limit, 5 TiB, with room.
 const LONGEST: u64 = 1 << 43;
+
+/// What a GET asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    All,
+    /// The bytes from the first to the last one.
+    From(u64, u64),
+    /// So many last bytes.
+    Last(u64),
+}
+
+impl Asked {
+    /// The header's value.
+    fn range(self) -> Option<String> {
+        match self {
+            Asked::All => None,
+            Asked::From(first, last) => Some(format!("bytes={first}-{last}")),
+            Asked::Last(len) => Some(format!("bytes=-{len}")),
+        }
+    }
+
+    /// Whether an answer that covers this of an object is the one that was asked for.
+    fn fits(self, covered: &Covered) -> bool {
+        let Covered { first, last, size } = *covered;
+        match self {
+            Asked::All => false,
+            Asked::From(from, to) => (first, last) == (from, to.min(size - 1)),
+            Asked::Last(len) => (first, last) == (size.saturating_sub(len), size - 1),
+        }
+    }
+
+    /// Whether nothing of it is there in an object of this size.
+    fn is_behind(self, size: u64) -> bool {
+        match self {
+            Asked::From(first, _) => size <= first,
+            Asked::All | Asked::Last(_) => size == 0,
+        }
+    }
+}
+
+/// What a `Content-Range` says: which bytes come, of how many. The last one is within the object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Covered {
+    first: u64,
+    last: u64,
+    size: u64,
+}
 
 /// A GET's answer.
 struct Got {
@@ -26,23 +73,24 @@ impl Engine {
     /// Reads a range as far as the object goes, and says how long it is.
     pub async fn fetch(&self, name: &ObjectName, range: Range) -> Result<Fetched> {
         let about = self.about("read", name.as_str());
-        let wanted = match range {
-            Range::All => None,
+        let asked = match range {
+            Range::All => Asked::All,
             Range::Last(0) | Range::At { len: 0, .. } => {
                 let size = self.size(name).await?;
                 return Ok(Fetched { bytes: Bytes::new(), size });
             }
-            Range::Last(len) => Some(format!("bytes=-{}", len.min(LONGEST))),
+            Range::Last(len) => Asked::Last(len.min(LONGEST)),
             Range::At { offset, len } => {
                 let last = offset.saturating_add(len - 1).min(LONGEST);
-                Some(format!("bytes={}-{last}", offset.min(LONGEST)))
+                Asked::From(offset.min(LONGEST), last)
             }
         };
-        match self.get(&about, name, wanted).await {
+        match self.get(&about, name, asked).await {
             Ok(Got { bytes, size }) => Ok(Fetched { bytes, size }),
             // Nothing of the range is there, so the object ends before it.
             Err(failure) if failure.error.kind == ErrorKind::OutOfRange => {
-                Ok(Fetched { bytes: Bytes::new(), size: self.size_by_head(name).await? })
+                let size = self.size_behind(name, asked).await?;
+                Ok(Fetched { bytes: Bytes::new(), size })
             }
             Err(failure) => Err(failure.error),
         }
@@ -65,19 +113,29 @@ impl Engine {
     /// An object's size.
     pub async fn size(&self, name: &ObjectName) -> Result<u64> {
         let about = self.about("look at", name.as_str());
-        match self.get(&about, name, Some("bytes=0-0".into())).await {
+        let asked = Asked::From(0, 0);
+        match self.get(&about, name, asked).await {
             Ok(got) => Ok(got.size),
             Err(failure) if failure.error.kind == ErrorKind::OutOfRange => {
-                self.size_by_head(name).await
+                self.size_behind(name, asked).await
             }
             Err(failure) => Err(failure.error),
         }
     }
 
-    /// The size of an object that is known to be there.
-    async fn size_by_head(&self, name: &ObjectName) -> Result<u64> {
+    /// The size of an object that is known to be there, and of which nothing is that was asked for.
+    async fn size_behind(&self, name: &ObjectName, asked: Asked) -> Result<u64> {
         let head = self.head(name, None).await?;
-        Ok(head.content_length().unwrap_or_default().unsigned_abs())
+        let size = head.content_length().and_then(|len| u64::try_from(len).ok());
+        size.filter(|size| asked.is_behind(*size)).ok_or_else(|| {
+            let what = match size {
+                Some(size) => {
+                    format!("nothing of {asked:?} is said to be there, and {size} bytes are")
+                }
+                None => "the server doesn't say how long it is".to_owned(),
+            };
+            self.about("look at", name.as_str()).error(ErrorKind::Unavailable, what)
+        })
     }
 
     /// What the server says of an object, or of a version of it, without its bytes.
@@ -100,56 +158,60 @@ impl Engine {
     }
 
     /// A GET, with its body. It is tried again when the body breaks off, too.
-    async fn get(
-        &self,
-        about: &About,
-        name: &ObjectName,
-        range: Option<String>,
-    ) -> Result<Got, Failure> {
+    async fn get(&self, about: &About, name: &ObjectName, asked: Asked) -> Result<Got, Failure> {
         let client = self.client(about).await.map_err(Failure::from)?;
         self.attempts(|| async {
             let answer = client
                 .get_object()
                 .bucket(&self.settings.bucket)
                 .key(self.settings.key(name.as_str()))
-                .set_range(range.clone())
+                .set_range(asked.range())
                 .send()
                 .await
                 .map_err(|e| about.failure(&e))?;
             self.saw_version(answer.version_id());
-            collect(about, answer, range.is_some()).await
+            collect(about, answer, asked).await
         })
         .await
     }
 }
 
-async fn collect(about: &About, mut answer: GetObjectOutput, ranged: bool) -> Result<Got, Failure> {
-    let len = answer.content_length().unwrap_or_default().unsigned_abs();
-    let strange = |what: String| Failure {
-        error: about.error(ErrorKind::Unavailable, what),
-        again: Again::Soon,
-        code: None,
+async fn collect(about: &About, mut answer: GetObjectOutput, asked: Asked) -> Result<Got, Failure> {
+    let failure =
+        |kind, again, what: String| Failure { error: about.error(kind, what), again, code: None };
+    let strange = |what: String| failure(ErrorKind::Unavailable, Again::Soon, what);
+    let Some(len) = answer.content_length().and_then(|len| u64::try_from(len).ok()) else {
+        return Err(strange("the server doesn't say how long its answer is".to_owned()));
     };
-    let size = match answer.content_range() {
-        // That as much comes as the range has is the only thing that tells a cut answer whose
-        // length was made to fit.
-        Some(range) => match parse_range(range) {
-            Some((covered, size)) if covered == len => size,
-            _ => return Err(strange(format!("{len} bytes came, and {range:?} is said of them"))),
-        },
-        // Allowed by HTTP, and of no use here.
-        None if ranged => {
-            return Err(Failure {
-                error: about.error(ErrorKind::Refused, "the server doesn't read ranges of objects"),
-                again: Again::Never,
-                code: None,
-            });
+    let size = match (answer.content_range(), asked) {
+        (None, Asked::All) if len > LARGEST_WHOLE => {
+            let what = format!("it has {len} bytes, where {LARGEST_WHOLE} are the most");
+            return Err(failure(ErrorKind::Refused, Again::Never, what));
         }
-        None => len,
+        (None, Asked::All) => len,
+        // Allowed by HTTP, and of no use here.
+        (None, _) => {
+            let what = "the server doesn't read ranges of objects".to_owned();
+            return Err(failure(ErrorKind::Refused, Again::Never, what));
+        }
+        // That as much comes as the range has is the only thing that tells a cut answer whose
+        // length was made to fit; and that it is the range that was asked for, what came from elsewhere.
+        (Some(range), asked) => match parse_range(range) {
+            Some(covered) if covered.last - covered.first + 1 == len && asked.fits(&covered) => {
+                covered.size
+            }
+            _ => {
+                let what = format!("{len} bytes came for {asked:?}, and {range:?} is said of them");
+                return Err(strange(what));
+            }
+        },
     };
-    let mut bytes = BytesMut::with_capacity(len.min(64 << 20) as usize);
+    let mut bytes = BytesMut::with_capacity(usize::try_from(len).unwrap_or_default());
     while let Some(piece) = answer.body.next().await {
         bytes.extend_from_slice(&piece.map_err(|e| about.broken_off(&e))?);
+        if bytes.len() as u64 > len {
+            break;
+        }
     }
     if bytes.len() as u64 != len {
         return Err(strange(format!("{} of {len} bytes came", bytes.len())));
@@ -157,12 +219,13 @@ async fn collect(about: &About, mut answer: GetObjectOutput, ranged: bool) -> Re
     Ok(Got { bytes: bytes.freeze(), size })
 }
 
-/// How many bytes a `Content-Range` covers, and how many the whole object has: `bytes 0-9/100`.
-fn parse_range(text: &str) -> Option<(u64, u64)> {
+/// What a `Content-Range` says: `bytes 0-9/100`.
+fn parse_range(text: &str) -> Option<Covered> {
     let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    Some((last.checked_sub(first)?.checked_add(1)?, size.parse().ok()?))
+    let covered =
+        Covered { first: first.parse().ok()?, last: last.parse().ok()?, size: size.parse().ok()? };
+    (covered.first <= covered.last && covered.last < covered.size).then_some(covered)
 }
 
 #[cfg(test)]
@@ -171,10 +234,33 @@ mod tests {
 
     #[test]
     fn ranges_are_read() {
-        assert_eq!(parse_range("bytes 0-9/100"), Some((10, 100)));
-        assert_eq!(parse_range("bytes 5-5/6"), Some((1, 6)));
-        for bad in ["", "bytes */100", "bytes 9-0/100", "bytes 0-9/*", "0-9/100", "bytes 0-9"] {
+        let covered = |first, last, size| Some(Covered { first, last, size });
+        assert_eq!(parse_range("bytes 0-9/100"), covered(0, 9, 100));
+        assert_eq!(parse_range("bytes 5-5/6"), covered(5, 5, 6));
+        for bad in [
+            "",
+            "bytes */100",
+            "bytes 9-0/100",
+            "bytes 0-9/*",
+            "0-9/100",
+            "bytes 0-9",
+            "bytes 0-9/9",
+            "bytes 0-18446744073709551615/18446744073709551615",
+        ] {
             assert_eq!(parse_range(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn another_range_than_was_asked_for_is_seen() {
+        let fits = |asked: Asked, text: &str| asked.fits(&parse_range(text).unwrap());
+        assert!(fits(Asked::From(5, 14), "bytes 5-14/100"));
+        assert!(fits(Asked::From(5, 14), "bytes 5-9/10"), "the object ends there");
+        assert!(!fits(Asked::From(5, 14), "bytes 5-9/100"));
+        assert!(!fits(Asked::From(5, 14), "bytes 15-24/100"));
+        assert!(fits(Asked::Last(5), "bytes 95-99/100"));
+        assert!(fits(Asked::Last(5), "bytes 0-2/3"));
+        assert!(!fits(Asked::Last(5), "bytes 94-98/100"));
+        assert!(!fits(Asked::All, "bytes 0-9/10"));
     }
 }

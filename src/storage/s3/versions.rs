@@ -12,6 +12,12 @@ use chrono::{DateTime, Utc};
 use super::{engine::Engine, errors::Failure};
 use crate::storage::{ErrorKind, ObjectName, Result, StorageError};
 
+/// The most versions that one object may have. Nothing is created twice but leases, and those in minutes.
+const MOST_VERSIONS: usize = 1_000_000;
+
+/// What is wrong with a listing that would never end.
+const GOES_NOWHERE: &str = "the server says that there is more, and not where it goes on";
+
 /// Until when, and how strictly, an object is held.
 #[derive(Debug, Clone)]
 pub(super) struct Retention {
@@ -76,7 +82,11 @@ impl Engine {
                 return Ok(found);
             }
             let marker = page.next_version_id_marker().map(str::to_owned);
-            after = Some((page.next_key_marker().map(str::to_owned), marker));
+            let next = Some((page.next_key_marker().map(str::to_owned), marker));
+            if next == after || next == Some((None, None)) || found.len() > MOST_VERSIONS {
+                return Err(self.not_a_listing(name.as_str(), GOES_NOWHERE));
+            }
+            after = next;
         }
     }
 
@@ -256,10 +266,14 @@ impl Engine {
             if !page.is_truncated().unwrap_or(false) {
                 return Ok(removed);
             }
-            after = (
+            let next = (
                 page.next_key_marker().map(str::to_owned),
                 page.next_upload_id_marker().map(str::to_owned),
             );
+            if next == after || next == (None, None) {
+                return Err(self.not_a_listing(prefix, GOES_NOWHERE));
+            }
+            after = next;
         }
     }
 }

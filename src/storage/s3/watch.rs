@@ -30,7 +30,10 @@ use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::send_queue::unacknowledged;
+use super::{
+    bounded::{asks_for_an_object, bounded},
+    send_queue::unacknowledged,
+};
 
 /// How much of a body is handed over at a time, in bytes.
 const PIECE: usize = 64 << 10;
@@ -58,12 +61,13 @@ impl HttpConnector for Watched {
             *request.body_mut() = SdkBody::from_body_1_x(pieces);
         }
         let connection = request.extension::<CaptureSmithyConnection>().cloned();
+        let may_be_an_object = asks_for_an_object(&request);
         let answer = self.inner.call(request);
         let stall = self.stall;
         HttpConnectorFuture::new(async move {
             tokio::select! {
                 biased;
-                answer = answer => answer,
+                answer = answer => answer.map(|answer| bounded(answer, may_be_an_object)),
                 () = standstill(&moved, connection, stall) => {
                     let what = format!("nothing moved for {} s", stall.as_secs_f32());
                     Err(ConnectorError::timeout(what.into()))
