@@ -54,12 +54,14 @@ pub(in crate::postgres::client) fn look_up(path: &Path, wanted: Wanted<'_>) -> A
     }
 }
 
+/// The first line that fits counts, as in libpq (`passwordFromFile` in `fe-connect.c`): also if it has no
+/// password, and up to the next colon only.
 fn find(contents: &[u8], wanted: Wanted<'_>) -> Option<Secret> {
     let port = wanted.port.to_string();
     let fields = [wanted.host, &port, wanted.database, wanted.user];
-    contents.split(|&b| b == b'\n').find_map(|line| {
+    let password = contents.split(|&b| b == b'\n').find_map(|line| {
         let line = std::str::from_utf8(line).ok()?;
-        let line = line.strip_suffix('\r').unwrap_or(line);
+        let line = line.trim_end_matches('\r');
         if line.starts_with('#') {
             return None;
         }
@@ -67,15 +69,15 @@ fn find(contents: &[u8], wanted: Wanted<'_>) -> Option<Secret> {
         for field in fields {
             rest = field_matches(rest, field)?;
         }
-        let password = unescaped(rest);
-        (!password.is_empty()).then(|| Secret::new(password))
-    })
+        Some(unescaped(rest.get(..field_end(rest)).unwrap_or(rest)))
+    })?;
+    (!password.is_empty()).then(|| Secret::new(password))
 }
 
-/// What follows the first field of `line`, if that field is `*` or says `wanted`.
-fn field_matches<'a>(line: &'a str, wanted: &str) -> Option<&'a str> {
+/// Where the first field of `text` ends: at a colon without a backslash before it, or with the text.
+fn field_end(text: &str) -> usize {
     let mut escaped = false;
-    let end = line.bytes().position(|b| match b {
+    let end = text.bytes().position(|b| match b {
         _ if escaped => {
             escaped = false;
             false
@@ -85,8 +87,14 @@ fn field_matches<'a>(line: &'a str, wanted: &str) -> Option<&'a str> {
             false
         }
         b => b == b':',
-    })?;
-    let (field, rest) = (&line[..end], &line[end + 1..]);
+    });
+    end.unwrap_or(text.len())
+}
+
+/// What follows the first field of `line`, if that field is `*` or says `wanted`.
+fn field_matches<'a>(line: &'a str, wanted: &str) -> Option<&'a str> {
+    let (field, rest) = line.split_at_checked(field_end(line))?;
+    let rest = rest.strip_prefix(':')?;
     (field == "*" || unescaped(field) == wanted).then_some(rest)
 }
 
@@ -110,7 +118,8 @@ mod tests {
     use super::*;
 
     const FILE: &str = "#h:5432:db:u:comment\nh:5432:db:u:first\n*:*:*:u:any\n\
-        a\\:b:*:db:u\\\\v:with\\:colon\\\\\r\nlocalhost:*:replication:r:rep\n";
+        a\\:b:*:db:u\\\\v:with\\:colon\\\\\r\nlocalhost:*:replication:r:rep:more\nh:*:db:none:\n\
+        h:*:db:none:later\n";
 
     fn password(host: &str, database: &str, user: &str) -> Option<String> {
         let wanted = Wanted { host, port: 5432, database, user };
@@ -124,6 +133,7 @@ mod tests {
         assert_eq!(password("a:b", "db", "u\\v").as_deref(), Some("with:colon\\"));
         assert_eq!(password("localhost", "replication", "r").as_deref(), Some("rep"));
         assert_eq!(password("localhost", "db", "r"), None);
+        assert_eq!(password("h", "db", "none"), None, "its line has no password");
     }
 
     #[test]
