@@ -146,11 +146,18 @@ fn passphrase_file(path: &Path) -> Result<Zeroizing<String>> {
     if meta.mode() & 0o007 != 0 {
         return Err(refuse("may be used by everybody on this host").hint("chmod 600 it"));
     }
-    let text = Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
-    match text.lines().next().unwrap_or_default() {
-        "" => Err(refuse("has no passphrase in its first line")),
-        phrase => Ok(Zeroizing::new(phrase.to_owned())),
+    let text = Zeroizing::new(fs::read(path).map_err(unreadable)?);
+    match first_line(&text) {
+        Ok("") => Err(refuse("has no passphrase in its first line")),
+        Ok(phrase) => Ok(Zeroizing::new(phrase.to_owned())),
+        Err(_) => Err(refuse("has a first line that isn't UTF-8")),
     }
+}
+
+/// What a passphrase's source says in its first line, without the line's end.
+fn first_line(text: &[u8]) -> Result<&str, std::str::Utf8Error> {
+    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line))
 }
 
 /// The first line that a shell command writes. What it says on standard error goes to ours.
@@ -176,9 +183,7 @@ async fn passphrase_command(repository: &str, command: &str) -> Result<Zeroizing
     if !output.status.success() {
         return Err(refuse(format!("failed: {}", output.status)));
     }
-    let line = stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    match std::str::from_utf8(line) {
+    match first_line(&stdout) {
         Ok("") => Err(refuse("wrote nothing".into()).hint("it must write the passphrase")),
         Ok(phrase) => Ok(Zeroizing::new(phrase.to_owned())),
         Err(_) => Err(refuse("wrote something that isn't UTF-8".into())),
