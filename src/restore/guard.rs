@@ -382,7 +382,9 @@ fn disarm(pgdata: &Path) -> Result<()> {
     }
 }
 
-/// Empties the tablespaces' directories of an interrupted restore that the new one doesn't use.
+/// Empties the tablespaces' directories of an interrupted restore that the new one doesn't use: those that
+/// say themselves that it was filling them. Of others only the data directory's marker says so, and that may be old by
+/// now; nobody has named them to this restore.
 fn clear_old_tablespaces(before: &Marker, places: &Places, locks: &mut Vec<File>) -> Result<()> {
     for path in before.tablespaces.values() {
         let again = places.all().any(|p| p == path);
@@ -394,10 +396,15 @@ fn clear_old_tablespaces(before: &Marker, places: &Places, locks: &mut Vec<File>
             Err(e) if e.kind() == io::ErrorKind::InvalidData => false,
             Err(e) => return Err(local("look into", path, e)),
         };
-        if marked || Places::wrote(before, path) {
+        if marked {
             locks.push(lock(path)?);
             clear(path)?;
             Marker::remove(path).map_err(|e| local("remove the marker from", path, e))?;
+        } else if Places::wrote(before, path) {
+            tracing::warn!(
+                "{} may have files of an earlier restore, of a tablespace that lies elsewhere now: they are left there",
+                path.display()
+            );
         }
     }
     Ok(())
