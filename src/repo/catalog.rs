@@ -21,7 +21,7 @@ use super::{
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{Timeline, history::TimelineHistory},
-    storage::ObjectName,
+    storage::{Listed, ObjectName},
 };
 
 /// How many objects a listing asks for at once.
@@ -110,7 +110,19 @@ async fn state(
 ) -> Result<BackupState> {
     // One listing tells what is there, since the names of packs come after those of the others.
     let folder = layout.backup_folder(id);
-    let listed = repository.storage().list(&folder, None, BESIDE_PACKS).await?;
+    let packs = layout.packs_folder(id);
+    let mut listed: Vec<Listed> = Vec::new();
+    // More than one only where much is in the folder that doesn't belong there.
+    loop {
+        let last = listed.last().map(|object| object.name.clone());
+        let after = last.as_ref().map(ObjectName::as_str);
+        let page = repository.storage().list(&folder, after, BESIDE_PACKS).await?;
+        let is_last = page.len() < BESIDE_PACKS;
+        listed.extend(page);
+        if is_last || listed.last().is_none_or(|last| last.name.as_str() >= packs.as_str()) {
+            break;
+        }
+    }
     let has = |part: &str| {
         let name = layout.of_backup(id, part);
         listed.iter().any(|object| object.name == name)
@@ -280,7 +292,12 @@ pub async fn reserve(
 pub async fn systems(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<SystemId>> {
     let folder = layout.systems_folder();
     let listed = repository.storage().list(&folder, None, PAGE).await?;
-    Ok(listed.iter().filter_map(|object| object.name.file_name().parse().ok()).collect())
+    let registered = listed.into_iter().filter_map(|object| {
+        let system = object.name.file_name().parse().ok()?;
+        // Another way to write it is another object.
+        (layout.system(system) == object.name).then_some(system)
+    });
+    Ok(registered.collect())
 }
 
 /// Registers a system as one of the cluster's; nothing happens when it is already.
