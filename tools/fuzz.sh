@@ -39,6 +39,15 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
     --manifest-path tests/fuzz/Cargo.toml
 program=$build/build/$host/release/fuzz
 
+# Each client of S3 reads the system's certificates; one is enough here.
+{
+    echo '-----BEGIN CERTIFICATE-----'
+    tail -c +2 fixtures/fuzz/certificate/seed-names | base64
+    echo '-----END CERTIFICATE-----'
+} >"$build/certificate.pem"
+SSL_CERT_FILE=$build/certificate.pem
+export SSL_CERT_FILE
+
 targets=$*
 [ -n "$targets" ] || targets=$(PGKEEP_FUZZ_TARGET=list "$program" -artifact_prefix="$build/" 2>&1 | sed -n 's/^PGKEEP_FUZZ_TARGET is to be one of: //p')
 
@@ -47,6 +56,9 @@ touch "$progress"
 total() {
     awk -v target="$1" '$1 == target { s += $2; n += $3 } END { printf "%d s, %.0f executions", s, n }' "$progress"
 }
+
+# A program of Rust's own ignores it; the fuzzer's main is libFuzzer's.
+trap '' PIPE
 
 failed=0
 for target in $targets; do

@@ -50,7 +50,9 @@ struct Note {
 /// A segment that was taken out: where it came from.
 #[derive(Debug, Clone)]
 pub struct Taken {
+    /// The repository's name.
     pub repository: String,
+    /// The object's.
     pub object: String,
 }
 

@@ -19,7 +19,7 @@ const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1
 /// The hash of a certificate that `tls-server-end-point` binds to: by the hash function of its
 /// signature, with SHA-256 in place of MD5 and SHA-1 (RFC 5929, section 4.1). `None` if the
 /// signature has no hash function of its own, as Ed25519's.
-pub(super) fn end_point_hash(der: &[u8]) -> Option<Vec<u8>> {
+pub fn end_point_hash(der: &[u8]) -> Option<Vec<u8>> {
     let certificate = Certificate::from_der(der).ok()?;
     let algorithm = certificate.signature_algorithm();
     let hash = match algorithm.oid == RSA_PSS {
@@ -68,14 +68,20 @@ fn pss_hash(algorithm: &AlgorithmIdentifierOwned) -> Option<ObjectIdentifier> {
 
 /// The names that a certificate is for.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub struct Names {
     dns: Vec<String>,
     addresses: Vec<Vec<u8>>,
     common: Vec<String>,
 }
 
 impl Names {
-    pub(super) fn of(certificate: &Certificate) -> Self {
+    /// Those of a certificate in DER; `None` if it isn't one.
+    pub fn read(der: &[u8]) -> Option<Self> {
+        Certificate::from_der(der).ok().map(|certificate| Names::of(&certificate))
+    }
+
+    /// Those of a certificate.
+    pub fn of(certificate: &Certificate) -> Self {
         let mut names = Names::default();
         let certificate = certificate.tbs_certificate();
         if let Ok(Some((_, SubjectAltName(alternatives)))) = certificate.get_extension() {
@@ -100,7 +106,7 @@ impl Names {
 
     /// Whether one of the names is `host`. As in libpq, the common name counts only where no
     /// alternative name of the same kind is given, and `*.` stands for one label.
-    pub(super) fn fit(&self, host: &str) -> bool {
+    pub fn fit(&self, host: &str) -> bool {
         let by_dns = self.dns.iter().any(|name| dns_name_fits(name, host));
         let common = || self.common.last().is_some_and(|name| dns_name_fits(name, host));
         match host.parse::<IpAddr>() {
@@ -117,7 +123,7 @@ impl Names {
     }
 
     /// For people.
-    pub(super) fn list(&self) -> String {
+    pub fn list(&self) -> String {
         let shown = if self.dns.is_empty() { &self.common } else { &self.dns };
         let mut shown: Vec<String> = shown.clone();
         shown.extend(self.addresses.iter().filter_map(|bytes| match bytes.as_slice() {

@@ -11,7 +11,7 @@
 //! part of a backup makes the server wait.
 
 mod auth;
-mod certificate;
+pub mod certificate;
 mod connect;
 mod connection;
 mod conninfo;

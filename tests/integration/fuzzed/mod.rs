@@ -103,6 +103,23 @@ fn every_target_is_one_of_the_fuzzers() {
     let of_libfuzzer = |package: &&String| package.contains("\"arbitrary\"");
     let others: Vec<_> = fuzzers.difference(&ours).filter(|p| !of_libfuzzer(p)).collect();
     assert!(others.is_empty(), "tests/fuzz/Cargo.lock has others: {others:?}");
+    // And with all that the library needs: it is built with --locked.
+    let text = fs::read_to_string(root().join("tests/fuzz/Cargo.lock")).unwrap();
+    let ours = text.split("[[package]]\n").find(|block| block.starts_with("name = \"pgkeep\"\n"));
+    let ours = ours.expect("the library is in it");
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, needed) = manifest.split_once("\n[dependencies]\n").unwrap();
+    let needed = needed.split("\n[").next().unwrap().lines();
+    let needed = needed.filter_map(|line| line.split_once(" = ")).map(|(name, _)| name.trim());
+    let is_missing = |name: &&str| {
+        let begins = [format!("\n \"{name}\""), format!("\n \"{name} ")];
+        !begins.iter().any(|begin| ours.contains(begin.as_str()))
+    };
+    let missing: Vec<_> = needed.filter(|name| !name.starts_with('#')).filter(is_missing).collect();
+    assert!(
+        missing.is_empty(),
+        "tests/fuzz/Cargo.lock lacks {missing:?}: cargo metadata adds them"
+    );
 }
 
 #[test]

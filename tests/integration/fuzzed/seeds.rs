@@ -1,5 +1,7 @@
 //! What a target is begun with: one valid input of each form that it tells apart.
 
+mod outside;
+
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use pgkeep::{
@@ -43,6 +45,7 @@ pub fn all() -> Vec<Seed> {
     of_the_wal(&mut add);
     of_the_server(&mut add);
     of_texts(&mut add);
+    outside::all(&mut add);
     seeds
 }
 

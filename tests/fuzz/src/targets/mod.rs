@@ -6,19 +6,27 @@
 //! `fixtures/fuzz/`. Where a checksum or a tag would stop every mutation at the door, a target puts it right.
 
 mod backup_manifest;
+mod certificate;
 mod config;
 mod conninfo;
 mod control;
 mod history;
 mod incremental;
 mod input;
+mod keys;
 mod label;
 mod leaves;
 mod manifest;
+mod marker;
 mod names;
+mod notes;
 mod objects;
+mod parts;
+mod pgpass;
 mod place;
+mod repository;
 mod restore;
+mod s3;
 mod sealed;
 mod server;
 mod tar;
@@ -31,17 +39,25 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All there are.
 pub const TARGETS: &[Target] = &[
     ("backup_manifest", backup_manifest::run),
+    ("certificate", certificate::run),
     ("config", config::run),
     ("conninfo", conninfo::run),
     ("control", control::run),
     ("history", history::run),
     ("incremental", incremental::run),
+    ("keys", keys::run),
     ("label", label::run),
     ("leaves", leaves::run),
     ("manifest", manifest::run),
+    ("marker", marker::run),
     ("names", names::run),
+    ("notes", notes::run),
     ("objects", objects::run),
+    ("parts", parts::run),
+    ("pgpass", pgpass::run),
+    ("repository", repository::run),
     ("restore", restore::run),
+    ("s3", s3::run),
     ("sealed", sealed::run),
     ("server", server::run),
     ("tar", tar::run),

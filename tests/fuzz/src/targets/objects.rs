@@ -1,10 +1,11 @@
 //! The small objects of a repository: JSON, and what the names beside them say.
 //!
 //! The first byte chooses the object; the rest is its raw content, sealed here under its name and read back
-//! as the library reads it. `repo.json` and keys objects aren't sealed, and come as they are. What a reader
+//! as the library reads it. `repo.json` and keys objects aren't sealed, and come as they are; of a backup's marks comes
+//! which there are, of registrations their names, by lines. What a reader
 //! accepts and writes again is the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use pgkeep::{
@@ -17,6 +18,7 @@ use pgkeep::{
         keys::KeyMaterial,
         layout as names, lease, pin,
         timelines::WalInventory,
+        tombstone,
         wal::{StoredSummary, WalStore},
         wal_floor::Floors,
     },
@@ -171,11 +173,66 @@ fn keys(content: &[u8]) {
     let _ = wait(repository.check_keys_object(&name, 1));
 }
 
+/// The marks of a backup: which of them there are decides, and nothing that is in them.
+fn marks(content: &[u8]) {
+    let Some((&which, content)) = content.split_first() else { return };
+    let (layout, id) = (layout(), backup());
+    let (place, repository) = plain();
+    let record = include_bytes!("../../../../fixtures/fuzz/objects/seed-backup-json");
+    let there = |bit: u8| which & bit == bit;
+    for (bit, object) in [(1, "begin"), (2, "abandoned"), (4, "deleted"), (8, "backup.json")] {
+        let name = layout.of_backup(&id, object);
+        // One byte in front of it says what it is a seed of.
+        let content = if bit == 8 { &record[1..] } else { content };
+        let sealed = seal(&repository, &name, &[content], &[]);
+        if there(bit) {
+            place.put(&name, if there(16) && bit != 8 { content.to_vec() } else { sealed });
+        }
+    }
+    // What doesn't belong there, before all of them.
+    for number in 0..if there(32) { 40 } else { 0 } {
+        place.put(&layout.of_backup(&id, &format!("a.{number}")), Vec::new());
+    }
+    let entries = wait(catalog::entries(&repository, &layout)).expect("they are listed");
+    let backups = wait(catalog::backups(&repository, &layout)).expect("they are listed");
+    let exists = there(1) && there(8) && !there(4);
+    assert_eq!(backups.len(), usize::from(exists));
+    let complete = |entry: &catalog::CatalogEntry| matches!(entry.state, BackupState::Complete(_));
+    assert_eq!(entries.iter().any(complete), exists);
+    let unmarked =
+        wait(tombstone::is_unmarked(&repository, &layout, &id)).expect("it is looked at");
+    assert_eq!(unmarked, there(1) && !there(4));
+    let committed = wait(tombstone::check_committed(&repository, &layout, &id));
+    assert_eq!(committed.is_ok(), unmarked && !there(2));
+    let base = wait(tombstone::check_base(&repository, &layout, &id));
+    assert_eq!(base.is_ok(), unmarked);
+}
+
+/// The registrations of systems, one a line: what isn't one is left out.
+fn registrations(content: &[u8]) {
+    let (place, repository) = plain();
+    let text = String::from_utf8_lossy(content);
+    let mut expected = BTreeSet::new();
+    for line in text.lines() {
+        let Ok(name) = ObjectName::new(format!("{}{line}", layout().systems_folder())) else {
+            continue;
+        };
+        if let Ok(system) = line.parse::<SystemId>()
+            && system.to_string() == line
+        {
+            expected.insert(system);
+        }
+        place.put(&name, content.to_vec());
+    }
+    let found = wait(catalog::systems(&repository, &layout())).expect("they are listed");
+    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected);
+}
+
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let chosen = input.byte();
     let content = input.rest();
-    match chosen % 9 {
+    match chosen % 11 {
         0 => record(content),
         1 => pins(content),
         2 => leases(content),
@@ -184,6 +241,8 @@ pub fn run(bytes: &[u8]) {
         5 => summary(content),
         6 => timeline(content),
         7 => repository_file(content),
-        _ => keys(content),
+        8 => keys(content),
+        9 => marks(content),
+        _ => registrations(content),
     }
 }

@@ -31,6 +31,11 @@ pub fn wait<T>(future: impl Future<Output = T>) -> T {
     RUNTIME.with(|runtime| runtime.block_on(future))
 }
 
+/// A directory for what is written. Much of it is synced, so in memory where there is some.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
 /// Objects by name.
 #[derive(Debug, Clone, Default)]
 pub struct Place(Arc<Mutex<BTreeMap<String, Bytes>>>);

@@ -13,6 +13,10 @@ use std::{
     sync::Arc,
 };
 
+use super::{
+    input::Input,
+    place::{Place, layout, plain, scratch, seal, wait},
+};
 use pgkeep::{
     progress::Silent,
     repo::{
@@ -28,12 +32,6 @@ use pgkeep::{
         settings::{RecoverySettings, Signal},
         write::{WriteRequest, write},
     },
-};
-use tempfile::TempDir;
-
-use super::{
-    input::Input,
-    place::{Place, layout, plain, seal, wait},
 };
 
 const ID: &str = "20250120T205812Z-incr";
@@ -165,11 +163,6 @@ fn names(folder: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(folder).expect("it can be read");
     let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
     entries.map(|entry| name(entry).to_string_lossy().into_owned()).collect()
-}
-
-fn scratch() -> TempDir {
-    // Everything is synced, so in memory where there is some.
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
 pub fn run(bytes: &[u8]) {
