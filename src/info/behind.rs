@@ -112,6 +112,13 @@ mod tests {
     }
 
     #[test]
+    fn behind_the_last_segment_of_all_is_the_last_position() {
+        let there = WalInventory::of(SIZE, &[(1, &[(1 << 40) - 1])], &[]);
+        let behind = Behind::of(&server(1, "0/4000200"), &there, &[]);
+        assert_eq!((behind.archived_lsn, behind.bytes), (Some(Lsn(u64::MAX)), Some(0)));
+    }
+
+    #[test]
     fn a_new_timeline_goes_on_from_what_it_comes_from() {
         let histories: &[(u32, &str)] = &[(2, "1\t0/4800000\tpromoted\n")];
         let there = WalInventory::of(SIZE, &[(1, &[2, 3]), (2, &[])], histories);

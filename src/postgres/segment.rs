@@ -46,9 +46,9 @@ impl SegmentSize {
         lsn.0.saturating_sub(1) / self.0
     }
 
-    /// Where segment `number` begins.
+    /// Where segment `number` begins; the last position behind the last one that names can be of.
     pub fn start_of(self, number: u64) -> Lsn {
-        Lsn(number * self.0)
+        Lsn(number.saturating_mul(self.0))
     }
 
     /// The name of segment `number` on `timeline`.
