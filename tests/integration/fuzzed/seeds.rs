@@ -321,6 +321,44 @@ fn of_the_server(add: Add<'_>) {
     add("server", "refused", &[&[5, 1], &error, &ready]);
     let slot = row(&["physical", "0/3000028", "1"]);
     add("server", "slot", &[&[6, 1], &columns, &slot, &done, &ready]);
+    let mut asked = |chosen: u8, name: &str, said: &[(&str, &str)]| {
+        let (names, values): (Vec<&str>, Vec<&str>) = said.iter().copied().unzip();
+        let answer = [columns_of(&names), row(&values), done.clone(), ready.clone()].concat();
+        add("server", name, &[&[chosen, 1], &answer]);
+    };
+    let (file, at) = ("000000010000000000000007", "2026-11-20T12:00:00.000000Z");
+    let of_archiver = [
+        ("archived_count", "5"),
+        ("last_archived_wal", file),
+        ("failed_count", "1"),
+        ("last_failed_wal", file),
+        ("last_archived_time", at),
+        ("last_failed_time", at),
+        ("stats_reset", at),
+    ];
+    asked(7, "archiver", &of_archiver);
+    let of_position = [
+        ("system_identifier", "-7"),
+        ("standby", "f"),
+        ("lsn", "FFFFFFFF/FFFFFFFF"),
+        ("file", file),
+        ("timeline", "1"),
+        ("size", "16777216"),
+        ("archive_mode", "on"),
+        ("clock", at),
+    ];
+    asked(8, "position", &of_position);
+    asked(9, "waiting", &[("name", "000000010000000000000007.ready"), ("age", "1.5")]);
+    let of_slot = [
+        ("active", "t"),
+        ("restart_lsn", "0/3000028"),
+        ("wal_status", "reserved"),
+        ("safe_wal_size", "-1"),
+        ("sender_state", "streaming"),
+        ("sender_flush", "0/3000028"),
+        ("sender_sync", "async"),
+    ];
+    asked(10, "sender", &of_slot);
 }
 
 fn of_texts(add: Add<'_>) {

@@ -4,7 +4,7 @@
 //! chosen is a position, a time, the end. Then come changes: a byte for which object, a byte for how, and what that
 //! takes. Modulo 8, how is: 0 it is gone; 1 its content has other bytes, from an offset of two bytes on, and is
 //! sealed again; 2 its summary has; 3 it lies under another object's name, as it is; 4 its content is another one; 5 it
-//! has other bytes as it is, with nothing repaired; 6 it is copied to a name that comes with the change; 7 it ends at an
+//! has other bytes as it is, with nothing repaired; 6 it is copied to a name that comes with the change, and sealed for it; 7 it ends at an
 //! offset. Whatever that is, nothing fails for a reason within the program, and what is damaged is found.
 
 use std::{
@@ -100,9 +100,9 @@ fn changed(input: &mut Input<'_>) -> Changed {
         changes += 1;
         let object = &fixture[usize::from(input.byte()) % fixture.len()];
         let name = object.name.to_string();
-        let again = |frames: &[Vec<u8>], summary: &[u8]| {
+        let again = |name: &ObjectName, frames: &[Vec<u8>], summary: &[u8]| {
             let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
-            seal(&repository, &object.name, &frames, summary)
+            seal(&repository, name, &frames, summary)
         };
         match (input.byte() % 8, &object.sealed) {
             (0, _) => drop(objects.remove(&name)),
@@ -114,12 +114,12 @@ fn changed(input: &mut Input<'_>) -> Changed {
                     Some(frame) => patch(frame, at.into(), piece),
                     None => frames.push(piece.to_vec()),
                 }
-                objects.insert(name, again(&frames, summary));
+                objects.insert(name, again(&object.name, &frames, summary));
             }
             (2, Some((frames, summary))) => {
                 let mut summary = summary.clone();
                 patch(&mut summary, input.short().into(), input.piece());
-                objects.insert(name, again(frames, &summary));
+                objects.insert(name, again(&object.name, frames, &summary));
             }
             (3, _) => {
                 let other = &fixture[usize::from(input.byte()) % fixture.len()];
@@ -129,7 +129,7 @@ fn changed(input: &mut Input<'_>) -> Changed {
                 objects.insert(other.name.to_string(), object.bytes.clone());
             }
             (4, Some((_, summary))) => {
-                objects.insert(name, again(&[input.piece().to_vec()], summary));
+                objects.insert(name, again(&object.name, &[input.piece().to_vec()], summary));
             }
             (1 | 2 | 4 | 5, _) => {
                 let mut bytes = object.bytes.clone();
@@ -142,7 +142,11 @@ fn changed(input: &mut Input<'_>) -> Changed {
             (6, _) => {
                 let text = String::from_utf8_lossy(input.piece()).into_owned();
                 if let Ok(name) = ObjectName::new(text) {
-                    objects.insert(name.to_string(), object.bytes.clone());
+                    let bytes = match &object.sealed {
+                        Some((frames, summary)) => again(&name, frames, summary),
+                        None => object.bytes.clone(),
+                    };
+                    objects.insert(name.to_string(), bytes);
                 }
             }
             (_, _) => {

@@ -2,13 +2,15 @@
 //!
 //! The first byte chooses what is asked of it: 0 nothing, and then its bytes are all of the connection; else the
 //! session is opened first. 1 a query, 2 who it is, 3 a timeline's history, 4 a base backup, 5 a stream, 6 a
-//! slot. An even second byte has the rest sent as it is, an odd one has it cut into messages: a type, a
+//! slot, 7 what it says of its archiving, 8 of where it is, 9 of what waits, 10 of who streams. An even second byte has the rest sent as it is, an odd one has it cut into messages: a type, a
 //! length of two bytes, a body; so that lengths fit and later messages are reached.
 
 use std::{path::PathBuf, time::Duration};
 
+use chrono::Utc;
 use pgkeep::postgres::{
     Lsn, Timeline,
+    archiving::{Archiver, Position, Slot, Waiting},
     client::{Client, ConnInfo, Environment, Mode, PgError},
     replication::{
         BaseBackup, BaseBackupEvent, BaseBackupOptions, identify_system, show, timeline_history,
@@ -40,7 +42,7 @@ fn welcome() -> Vec<u8> {
 }
 
 async fn ask(info: &ConnInfo, what: u8) -> Result<(), PgError> {
-    let mode = if what == 1 { Mode::Sql } else { Mode::Replication };
+    let mode = if what == 1 || what > 6 { Mode::Sql } else { Mode::Replication };
     let mut client = Client::connect(info, mode).await?;
     match what {
         1 => {
@@ -77,7 +79,23 @@ async fn ask(info: &ConnInfo, what: u8) -> Result<(), PgError> {
                 }
             }
         }
-        _ => drop(read_slot(&mut client, "s").await?),
+        6 => drop(read_slot(&mut client, "s").await?),
+        7 => {
+            let archiver = Archiver::ask(&mut client).await?;
+            let _ = (archiver.is_failing(), archiver.rate(Utc::now()));
+        }
+        8 => {
+            if let Some(position) = Position::ask(&mut client).await? {
+                let number = position.segment_size.number_at(position.flushed);
+                position.segment_size.start_of(number + 1);
+            }
+        }
+        9 => {
+            if let Some(waiting) = Waiting::ask(&mut client).await? {
+                assert!(waiting.segments <= waiting.files);
+            }
+        }
+        _ => drop(Slot::ask(&mut client, "s").await?.map(|slot| slot.is_lost())),
     }
     Ok(())
 }
@@ -94,7 +112,7 @@ async fn answer(listener: UnixListener, bytes: Vec<u8>) {
 
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let (what, cut) = (input.byte() % 7, input.byte() & 1 == 1);
+    let (what, cut) = (input.byte() % 11, input.byte() & 1 == 1);
     let mut answers = if what == 0 { Vec::new() } else { welcome() };
     if cut {
         while !input.is_empty() {

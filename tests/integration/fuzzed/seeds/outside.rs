@@ -106,6 +106,11 @@ fn of_the_repository(add: Add<'_>) {
         add("repository", &format!("sealed-again-{object}"), &[&[7], &sealed]);
     }
     add("repository", "other-names", &[&[5], &[20, 3, 22], &[22, 6], &piece(b"clusters/main/x")]);
+    let last = "clusters/main/wal/15-7450000000000000001/00000001/00000001FFFFFFFF000000FF";
+    for how in [0u8, 1] {
+        let copied = [&[22, 6][..], &piece(last.as_bytes())].concat();
+        add("repository", &format!("last-segment-{how}"), &[&[how], &copied]);
+    }
     add("repository", "cut", &[&[9, 22, 7, 200, 0]]);
     add("repository", "summary", &[&[13, 22, 2, 20, 0], &piece(b"9")]);
     let begin = |marks: u8, content: &[u8]| [&[9, marks][..], content].concat();
