@@ -177,13 +177,14 @@ impl World<'_> {
 
     /// The server's WAL is streamed while it writes.
     async fn stream(&mut self) {
-        let (faulty, trouble) = self.trouble(Kind::Stream);
+        // Sometimes so many small writes that parts are merged.
+        let is_synchronous = self.random.below(2) == 0;
+        let is_busy = is_synchronous && self.random.below(4) == 0;
+        let extent = if is_busy { (200, 800) } else { Kind::Stream.extent() };
+        let (faulty, trouble) = self.trouble_within(Kind::Stream, extent);
         let settings = self.over(&faulty);
         let before = self.server.state().reports;
-        let is_synchronous = self.random.below(2) == 0;
         self.server.change(|state| state.is_synchronous = is_synchronous);
-        // Seldom so many small ones that parts are merged.
-        let is_busy = is_synchronous && self.random.below(6) == 0;
         let (times, longest) = if is_busy {
             (70 + self.random.below(80), 300)
         } else {

@@ -182,8 +182,16 @@ impl<'a> World<'a> {
 
     /// What goes wrong in a step of this kind, and a storage that does.
     pub fn trouble(&mut self, kind: Kind) -> (Faulty, Trouble) {
+        self.trouble_within(kind, kind.extent())
+    }
+
+    /// As [`World::trouble`], where so much is changed, and so much asked.
+    pub fn trouble_within(
+        &mut self,
+        kind: Kind,
+        (changes, operations): (u64, u64),
+    ) -> (Faulty, Trouble) {
         let faulty = Faulty::new(Arc::new(self.storage.clone()));
-        let (changes, operations) = kind.extent();
         let trouble = match self.random.below(6) {
             0 | 1 => Trouble::None,
             2 | 3 if changes > 0 => {
