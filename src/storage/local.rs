@@ -27,8 +27,8 @@ use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renam
 use crate::steps::reached;
 
 use super::{
-    Capabilities, ErrorKind, LARGEST_WHOLE, Listed, ObjectName, ObjectWriter, Range, Result,
-    Storage, StorageError,
+    Capabilities, ErrorKind, Listed, ObjectName, ObjectWriter, Range, Result, Storage,
+    StorageError, whole,
 };
 
 const TEMPORARY: &str = ".tmp";
@@ -198,11 +198,7 @@ impl Local {
         let mut file = File::open(self.path(name))?;
         let size = file.metadata()?.len();
         let (offset, len) = match range {
-            Range::All if size > LARGEST_WHOLE => {
-                let what = format!("it has {size} bytes, where {LARGEST_WHOLE} are the most");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-            }
-            Range::All => (0, size),
+            Range::All => (0, whole(size)?),
             Range::Last(len) => (size - len.min(size), len.min(size)),
             Range::At { offset, len } => (offset, len),
         };

@@ -69,6 +69,16 @@ pub enum Range {
 /// memory whatever lies there.
 pub const LARGEST_WHOLE: u64 = 65 << 20;
 
+/// The size of an object that is read whole, unless that is too large: an error of
+/// [`std::io::ErrorKind::InvalidData`].
+fn whole(size: u64) -> std::io::Result<u64> {
+    let too_large = || {
+        let what = format!("it has {size} bytes, where {LARGEST_WHOLE} are the most");
+        std::io::Error::new(std::io::ErrorKind::InvalidData, what)
+    };
+    (size <= LARGEST_WHOLE).then_some(size).ok_or_else(too_large)
+}
+
 /// An object in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {

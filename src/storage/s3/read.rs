@@ -10,7 +10,7 @@ use super::{
     engine::Engine,
     errors::{About, Again, Failure},
 };
-use crate::storage::{ErrorKind, Fetched, LARGEST_WHOLE, ObjectName, Range, Result};
+use crate::storage::{ErrorKind, Fetched, ObjectName, Range, Result, whole};
 
 /// No object is longer: S3's own limit, 5 TiB, with room.
 const LONGEST: u64 = 1 << 43;
@@ -184,11 +184,9 @@ async fn collect(about: &About, mut answer: GetObjectOutput, asked: Asked) -> Re
         return Err(strange("the server doesn't say how long its answer is".to_owned()));
     };
     let size = match (answer.content_range(), asked) {
-        (None, Asked::All) if len > LARGEST_WHOLE => {
-            let what = format!("it has {len} bytes, where {LARGEST_WHOLE} are the most");
-            return Err(failure(ErrorKind::Refused, Again::Never, what));
+        (None, Asked::All) => {
+            whole(len).map_err(|e| failure(ErrorKind::Refused, Again::Never, e.to_string()))?
         }
-        (None, Asked::All) => len,
         // Allowed by HTTP, and of no use here.
         (None, _) => {
             let what = "the server doesn't read ranges of objects".to_owned();

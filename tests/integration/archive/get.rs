@@ -116,6 +116,28 @@ fn a_damaged_segment_is_neither_served_nor_absent() {
 }
 
 #[test]
+fn of_several_reasons_the_one_is_told_that_waiting_does_not_help() {
+    let (cluster, segments) = cluster_with_segments(15, 1);
+    let mut keeper = Keeper::new(&cluster, &["damaged", "unregistered", "gone"]);
+    keeper.pushed(&cluster, &segments[0]);
+    flip_bit(&keeper.object("damaged", &cluster, &segments[0]), 777);
+    fs::rename(keeper.places.objects("gone"), keeper.scratch.join("aside")).unwrap();
+    let clusters = keeper.places.objects("unregistered").join("clusters");
+    fs::rename(clusters, keeper.scratch.join("clusters")).unwrap();
+    for _ in 0..keeper.repositories.len() {
+        let order: Vec<_> = keeper.repositories.iter().map(|r| r.name.clone()).collect();
+        assert_eq!(keeper.refused(&segments[0]).kind(), Kind::Damaged, "{order:?}");
+        keeper.repositories.rotate_left(1);
+    }
+    keeper.repositories.retain(|repository| repository.name != "damaged");
+    for _ in 0..keeper.repositories.len() {
+        let order: Vec<_> = keeper.repositories.iter().map(|r| r.name.clone()).collect();
+        assert_eq!(keeper.refused(&segments[0]).kind(), Kind::Wal, "{order:?}");
+        keeper.repositories.rotate_left(1);
+    }
+}
+
+#[test]
 fn names_that_begin_alike_are_told_apart() {
     let (cluster, segments) = cluster_with_segments(15, 1);
     let keeper = Keeper::new(&cluster, &["main"]);

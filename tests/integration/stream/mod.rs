@@ -3,6 +3,7 @@
 mod acknowledged;
 mod failover;
 mod gaps;
+mod parts;
 mod rounds;
 mod segments;
 mod serving;
