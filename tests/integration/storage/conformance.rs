@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use pgkeep::storage::{ErrorKind, ObjectName, Range, Result, Storage};
+use pgkeep::storage::{ErrorKind, LARGEST_WHOLE, ObjectName, Range, Result, Storage};
 
 use super::{content, name};
 
@@ -91,6 +91,20 @@ pub async fn of_racing_creators_exactly_one_wins(storage: &Any) {
             assert_eq!(kind(result), ErrorKind::AlreadyExists);
         }
     }
+}
+
+pub async fn only_what_has_a_bounded_size_is_read_whole(storage: &Any) {
+    let piece = Bytes::from(vec![7; 1 << 20]);
+    let object = name("large");
+    let mut writer = storage.create(&object).await.expect("create");
+    for _ in 0..LARGEST_WHOLE >> 20 {
+        writer.write(piece.clone()).await.expect("write");
+    }
+    writer.write(Bytes::from_static(b"8")).await.expect("write");
+    writer.finish().await.expect("finish");
+    assert_eq!(kind(storage.read(&object, Range::All).await), ErrorKind::Refused);
+    let last = storage.read(&object, Range::Last(2)).await.expect("read its end");
+    assert_eq!(last, &b"\x078"[..]);
 }
 
 pub async fn nothing_is_visible_before_finish(storage: &Any) {

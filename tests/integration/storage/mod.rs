@@ -93,6 +93,7 @@ conform!(directory, wrapped, memory, bucket: [
     a_dropped_writer_leaves_nothing,
     ranges_are_exact,
     a_range_past_the_end_is_an_error,
+    only_what_has_a_bounded_size_is_read_whole,
     what_is_not_there_is_not_found,
     listings_are_in_byte_order_and_by_prefix,
     listings_go_on_after_a_name,

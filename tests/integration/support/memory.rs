@@ -8,7 +8,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgkeep::storage::{
-    Capabilities, ErrorKind, Listed, ObjectName, ObjectWriter, Range, Result, Storage, StorageError,
+    Capabilities, ErrorKind, LARGEST_WHOLE, Listed, ObjectName, ObjectWriter, Range, Result,
+    Storage, StorageError,
 };
 
 /// The objects by name.
@@ -62,6 +63,9 @@ impl Storage for Memory {
         let objects = self.objects();
         let bytes = objects.get(name.as_str()).ok_or_else(|| failure(ErrorKind::NotFound, name))?;
         let (offset, len) = match range {
+            Range::All if bytes.len() as u64 > LARGEST_WHOLE => {
+                return Err(failure(ErrorKind::Refused, name));
+            }
             Range::All => (0, bytes.len()),
             Range::Last(len) => {
                 let len = bytes.len().min(len as usize);
