@@ -66,6 +66,40 @@ fn what_waits_is_stored_with_the_file_that_is_offered() {
     assert_eq!(keeper.pushed(&cluster, &segments[4]), [Stored::New, Stored::Already]);
 }
 
+/// PostgreSQL offers one file again and again while it fails, so the others' pushes never come.
+#[test]
+fn a_repository_that_is_reached_gets_what_waits_while_another_one_is_not() {
+    if skipped_on_s3("folders are moved") {
+        return;
+    }
+    let (cluster, segments) = cluster_with_segments(15, 5);
+    let keeper = Keeper::new(&cluster, &["main", "second"]);
+    segments.iter().for_each(|segment| mark_ready(&cluster, segment));
+    let has = |name: &str, segment: &str| keeper.object(name, &cluster, segment).exists();
+
+    keeper.pushed(&cluster, &segments[0]);
+    assert!(!has("main", &segments[1]), "without a state-dir nothing is stored ahead");
+
+    let (place, aside) = (keeper.places.objects("second"), keeper.scratch.path().join("aside"));
+    fs::rename(&place, &aside).unwrap();
+    assert!(keeper.push(&wal(&cluster, &segments[1])).is_err());
+    for segment in &segments[1..] {
+        assert!(has("main", segment), "{segment} is in the repository that can be reached");
+    }
+    // One of them may get lost meanwhile, and is stored again with the next try; what is there stays.
+    fs::remove_file(keeper.object("main", &cluster, &segments[3])).unwrap();
+    let written =
+        |segment: &str| fs::metadata(keeper.object("main", &cluster, segment)).unwrap().modified();
+    let before = written(&segments[4]).unwrap();
+    assert!(keeper.push(&wal(&cluster, &segments[1])).is_err());
+    assert!(has("main", &segments[3]));
+    assert_eq!(written(&segments[4]).unwrap(), before);
+    fs::rename(&aside, &place).unwrap();
+    for segment in &segments[1..] {
+        assert_eq!(keeper.pushed(&cluster, segment), [Stored::Already, Stored::New]);
+    }
+}
+
 fn file_below(folder: &Path, name: &str) -> PathBuf {
     let folders = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     folders.map(|folder| folder.join(name)).find(|path| path.exists()).expect("a note")
