@@ -65,11 +65,17 @@ async fn heal(
         }
         missing.push(name);
     }
-    let Some(last) = missing.first() else { return Ok(()) };
-    // What lies before all WAL that is there isn't missing: archiving began behind it, or it has expired.
+    let Some(last) = missing.first().copied() else { return Ok(()) };
+    // What has expired isn't missing, and neither is what lies before all WAL that is there: archiving began
+    // behind it.
     let floors = Floors::read(store.repository(), store.layout(), store.system()).await?;
-    let has_expired = floors.of(last.timeline) > size.start_of(number.saturating_sub(1));
-    if has_expired || !(is_gap || has_earlier(store, *last, size).await?) {
+    missing.retain(|name| {
+        name.number(size).is_some_and(|n| size.start_of(n) >= floors.of(name.timeline))
+    });
+    let is_behind_a_floor = floors.of(last.timeline).is_valid();
+    if missing.is_empty()
+        || !(is_gap || is_behind_a_floor || has_earlier(store, last, size).await?)
+    {
         return Ok(());
     }
     for name in missing.into_iter().rev() {

@@ -2,16 +2,22 @@
 //! hangs on any of it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     thread::sleep,
     time::Duration,
 };
 
-use pgkeep::archive::Stored;
+use pgkeep::{
+    archive::Stored,
+    postgres::{SegmentName, SegmentSize, WalFile},
+    repo::wal_floor::Floors,
+    storage::ObjectName,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Keeper, cluster_with_segments, wal};
+use super::{Keeper, cluster_with_segments, run, system, wal};
 use crate::support::{
     Cluster, Pgkeep, on_each_version, places::skipped_on_s3, random::Random, scratch, wait_until,
 };
@@ -117,6 +123,39 @@ fn what_is_missing_before_a_segment_is_stored_with_it() {
         assert_eq!(keeper.served(segment), fs::read(wal(&cluster, segment)).unwrap());
     }
     assert!(keeper.get(&segments[0]).unwrap() == pgkeep::archive::Got::Absent);
+}
+
+/// What an expiry has removed isn't missing, although `pg_wal` may have it still.
+#[test]
+fn what_has_expired_before_a_segment_is_not_stored_again() {
+    let (cluster, segments) = cluster_with_segments(15, 5);
+    let keeper = Keeper::new(&cluster, &["main"]);
+    // WAL of a backup that is kept as a point.
+    keeper.pushed(&cluster, &segments[0]);
+    let repository = keeper.open(&keeper.repositories[0]);
+    let (layout, system) = (keeper.layout(), system(&cluster));
+    let fourth: SegmentName = segments[3].parse().unwrap();
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let floor = size.start_of(fourth.number(size).unwrap());
+    let raised = BTreeMap::from([(fourth.timeline, floor)]);
+    run(async {
+        let mut floors = Floors::read(&repository, &layout, system).await.unwrap();
+        floors.write(&repository, &layout, system, &raised).await.unwrap();
+    });
+    keeper.pushed(&cluster, &segments[3]);
+    let stored = |at: usize| {
+        run(keeper.store("main", &cluster).has(WalFile::Segment(segments[at].parse().unwrap())))
+    };
+    for at in [1, 2] {
+        assert!(!stored(at).unwrap(), "{} had expired", segments[at]);
+    }
+    // What is missing behind the floor is stored.
+    let object = keeper.object("main", &cluster, &segments[3]);
+    let name = object.strip_prefix(keeper.places.objects("main")).expect("below it");
+    let name = ObjectName::new(name.to_str().expect("a name")).unwrap();
+    run(repository.storage().delete(&name)).unwrap();
+    keeper.pushed(&cluster, &segments[4]);
+    assert!(stored(3).unwrap() && stored(4).unwrap() && !stored(2).unwrap());
 }
 
 /// A server with a table, which archives.
