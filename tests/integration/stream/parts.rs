@@ -118,7 +118,8 @@ async fn parts_that_differ_where_they_overlap_are_a_conflict() {
 #[tokio::test]
 async fn a_damaged_part_counts_where_no_other_has_its_bytes() {
     // The damaged one, the others, and how far it goes then.
-    let cases: [((usize, usize), &[(usize, usize)], Option<usize>); 7] = [
+    type Bytes = (usize, usize);
+    let cases: [(Bytes, &[Bytes], Option<usize>); 7] = [
         ((0, 100), &[], None),
         ((0, 100), &[(0, 150)], Some(150)),
         ((0, 100), &[(0, 60), (60, 100)], Some(100)),
