@@ -12,6 +12,8 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -351,17 +353,30 @@ fn make(path: &Path) -> Result<()> {
     }
 }
 
+/// How long a lock may be in the way that isn't held any more: a restore that was killed is still ending, or a process
+/// was begun beside it and has its files until it runs its program.
+const LETS_GO: Duration = Duration::from_secs(1);
+
+/// How often it is tried meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// Locks a directory against another restore, until the file is dropped.
 fn lock(path: &Path) -> Result<File> {
     let file = File::open(path).map_err(|e| local("open", path, e))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(in_the_way(path, "another restore is writing there")),
-        // Network file systems may not lock directories. The lock is a courtesy to who starts the
-        // same restore twice; nothing else hangs on it.
-        Err(e) => {
-            tracing::debug!("can't lock {}: {e}", path.display());
-            Ok(file)
+    let begun = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < LETS_GO => thread::sleep(LOOK_AGAIN),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(in_the_way(path, "another restore is writing there"));
+            }
+            // Network file systems may not lock directories. The lock is a courtesy to who starts the
+            // same restore twice; nothing else hangs on it.
+            Err(e) => {
+                tracing::debug!("can't lock {}: {e}", path.display());
+                return Ok(file);
+            }
         }
     }
 }
