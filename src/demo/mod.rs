@@ -27,7 +27,7 @@ use crate::{
         self, Repository, SystemId, layout::ClusterLayout, wal::WalStore,
         wal_wait::wait_for_segment,
     },
-    restore::{RestoreRequest, Target, TargetAction, TargetTimeline, restore},
+    restore::{RestoreRequest, Target, TargetAction, restore},
 };
 use home::Home;
 pub use home::{as_server_user, is_root};
@@ -147,23 +147,13 @@ async fn tell_it(home: &Home, binaries: &Binaries, story: &mut Story<'_>) -> Res
     await_archive(&mut client, &open, &cluster.name, taken.system).await?;
     story.line("the WAL of the accident is in the repository too");
 
+    let pgdata = home.path().join("restored");
     let request = RestoreRequest {
-        pgdata: home.path().join("restored"),
-        backup: None,
-        target: Target::Time(moment),
-        timeline: TargetTimeline::Unspecified,
-        exclusive: false,
         // Paused, the server would still hold the lock of the DROP, which was replayed up to its
         // commit, and nobody could read the table.
         action: Some(TargetAction::Promote),
-        standby: false,
-        keep_archive_mode: false,
-        tablespace_map: Vec::new(),
-        tablespaces_below: None,
-        set: Vec::new(),
-        forget_alter_system: false,
         threads: settings.threads,
-        restore_command: home.restore_command(),
+        ..RestoreRequest::new(pgdata, Target::Time(moment), home.restore_command())
     };
     restore(&[open], cluster, &request, Arc::new(Quiet)).await?;
     story.line(&format!("`pgkeep restore --target-time '{}'`", moment.format("%F %T%.6f+00")));

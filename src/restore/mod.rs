@@ -132,6 +132,28 @@ pub struct RestoreRequest {
     pub restore_command: String,
 }
 
+impl RestoreRequest {
+    /// To `target`, with nothing else said: on one thread, from whichever backup and along the only timeline that lead there.
+    pub fn new(pgdata: PathBuf, target: Target, restore_command: String) -> Self {
+        RestoreRequest {
+            pgdata,
+            backup: None,
+            target,
+            timeline: TargetTimeline::Unspecified,
+            exclusive: false,
+            action: None,
+            standby: false,
+            keep_archive_mode: false,
+            tablespace_map: Vec::new(),
+            tablespaces_below: None,
+            set: Vec::new(),
+            forget_alter_system: false,
+            threads: 1,
+            restore_command,
+        }
+    }
+}
+
 /// What a restore has done.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]

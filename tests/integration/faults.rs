@@ -79,20 +79,10 @@ impl Site {
         let pgdata = self.scratch.join("restored");
         let _ = fs::remove_dir_all(&pgdata);
         let request = RestoreRequest {
-            pgdata: pgdata.clone(),
             backup: Some(backup.clone()),
-            target: Target::Immediate,
             timeline: TargetTimeline::Latest,
-            exclusive: false,
-            action: None,
-            standby: false,
-            keep_archive_mode: false,
-            tablespace_map: Vec::new(),
-            tablespaces_below: None,
-            set: Vec::new(),
-            forget_alter_system: false,
             threads: 2,
-            restore_command: "false".to_owned(),
+            ..RestoreRequest::new(pgdata.clone(), Target::Immediate, "false".to_owned())
         };
         let restored: Result<RestoreReport, Error> =
             restore(std::slice::from_ref(repository), &self.cluster, &request, Arc::new(Silent))

@@ -28,7 +28,6 @@ TESTS = ["archive::", "backup::archiving", "command_line::",
          "configuration::", "durability::", "faults::", "fixture::", "life::", "protocol::", "recovery::", "restore_write::", "retention::",
          "stream::acknowledged", "stream::serving", "stream::refusals", "stream::running", "verify::"]
 SLOWEST = 30  # seconds that a test may take by itself to be asked at all
-MOST = 1 << 16
 
 
 class Tests:
@@ -130,9 +129,8 @@ def build(tree, target):
                    env=environment)
     unviable = set()
     while True:
-        for folder in ["src"]:
-            shutil.rmtree(f"{tree}/{folder}")
-            shutil.copytree(f"{tree}-{folder}", f"{tree}/{folder}")
+        shutil.rmtree(f"{tree}/src")
+        shutil.copytree(f"{tree}-src", f"{tree}/src")
         text = json.dumps([change for change in changes if change["id"] not in unviable])
         woven = subprocess.run([f"{target}/release/pgkeep-mutants", tree], input=text, capture_output=True, text=True, check=True)
         woven = {int(line) for line in woven.stdout.split()}
@@ -187,6 +185,14 @@ def blamed(tree, spans):
     return found
 
 
+def read(path):
+    """What a file says, if it is there."""
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        return json.load(file)
+
+
 def run(seconds, threads, words):
     """How many changes nobody noticed."""
     if shutil.which("cargo-mutants") is None:
@@ -195,8 +201,8 @@ def run(seconds, threads, words):
     place = f"{os.path.dirname(target)}/woven"
     now = digest()
     build_path, results_path = f"{place}/build.json", f"{place}/results.json"
-    if os.path.exists(build_path) and json.load(open(build_path))["digest"] == now:
-        made = json.load(open(build_path))
+    made = read(build_path)
+    if made and made["digest"] == now:
         changes, woven, unviable, programs = made["changes"], set(made["woven"]), set(made["unviable"]), made["programs"]
     else:
         shutil.rmtree(place, ignore_errors=True)
@@ -212,7 +218,7 @@ def run(seconds, threads, words):
     tests.learn(threads)
 
     # By number: what noticed it, or how far the search came.
-    results = json.load(open(results_path)) if os.path.exists(results_path) else {}
+    results = read(results_path) or {}
     lock = threading.Lock()
     begin = time.monotonic()
     names = {change["id"]: change["name"] for change in changes}

@@ -274,23 +274,17 @@ impl Drill<'_> {
     }
 
     fn restore_request(&self, home: &Home) -> RestoreRequest {
-        let target = self.target.clone();
+        let (target, command) = (self.target.clone(), self.request.restore_command.clone());
         RestoreRequest {
-            pgdata: home.data(),
             backup: self.result.chosen().cloned(),
             // At the end of the WAL the server promotes anyway.
             action: (target != Target::Latest).then_some(TargetAction::Promote),
-            target,
             timeline: self.request.timeline,
             exclusive: self.request.exclusive,
-            standby: false,
-            keep_archive_mode: false,
-            tablespace_map: Vec::new(),
             tablespaces_below: Some(home.tablespaces()),
-            set: Vec::new(),
             forget_alter_system: true,
             threads: self.request.threads,
-            restore_command: self.request.restore_command.clone(),
+            ..RestoreRequest::new(home.data(), target, command)
         }
     }
 

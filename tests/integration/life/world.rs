@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     restore_write::store::{Files, pages},
+    retention::FAULTS,
     support::{
         Scratch,
         faulty::{Fault, Faulty, Operation},
@@ -40,18 +41,9 @@ use crate::{
     },
 };
 
-/// What can go wrong with a single operation of the storage.
-const FAULTS: [(Operation, Fault); 12] = [
-    (Operation::Create, Fault::Fails(ErrorKind::Full)),
+/// What can go wrong beside that with a single operation: where more is done than deleting.
+const MORE_FAULTS: [(Operation, Fault); 3] = [
     (Operation::Write, Fault::Fails(ErrorKind::Full)),
-    (Operation::Finish, Fault::Fails(ErrorKind::Full)),
-    (Operation::Finish, Fault::AnswerLost),
-    (Operation::Read, Fault::Fails(ErrorKind::Unavailable)),
-    (Operation::Read, Fault::Flips),
-    (Operation::Size, Fault::Fails(ErrorKind::Denied)),
-    (Operation::List, Fault::Fails(ErrorKind::Unavailable)),
-    (Operation::Delete, Fault::Fails(ErrorKind::Denied)),
-    (Operation::Delete, Fault::AnswerLost),
     (Operation::Replace, Fault::AnswerLost),
     (Operation::Sync, Fault::Fails(ErrorKind::Unavailable)),
 ];
@@ -200,7 +192,8 @@ impl<'a> World<'a> {
                 Trouble::Death { change, done }
             }
             2..5 => {
-                let (operation, fault) = FAULTS[self.random.below(FAULTS.len() as u64) as usize];
+                let faults = [&FAULTS[..], &MORE_FAULTS].concat();
+                let (operation, fault) = faults[self.random.below(faults.len() as u64) as usize];
                 let most = if operation == Operation::Read { operations / 2 } else { 1 + changes };
                 let n = 1 + self.random.below(most);
                 faulty.nth(operation, n, fault);

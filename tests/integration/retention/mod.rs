@@ -39,8 +39,8 @@ use crate::{
     },
 };
 
-/// What can go wrong with a single operation of a storage.
-const FAULTS: [(Operation, Fault); 9] = [
+/// What can go wrong with a single operation of a storage, of those that a deletion does.
+pub const FAULTS: [(Operation, Fault); 9] = [
     (Operation::Create, Fault::Fails(ErrorKind::Full)),
     (Operation::Finish, Fault::Fails(ErrorKind::Full)),
     (Operation::Finish, Fault::AnswerLost),

@@ -20,7 +20,7 @@ use pgkeep::{
     info::info,
     progress::Silent,
     repo::{catalog, keys::KeyMaterial, lease::leases, sealed::open_whole},
-    restore::{RestoreRequest, Target, TargetTimeline, choose::choose},
+    restore::{RestoreRequest, Target, choose::choose},
     retention::{
         facts::Facts,
         plan::{harmless_cuts, plan},
@@ -166,22 +166,7 @@ fn changed(input: &mut Input<'_>) -> Changed {
 }
 
 fn request(target: Target) -> RestoreRequest {
-    RestoreRequest {
-        pgdata: "/nowhere".into(),
-        backup: None,
-        target,
-        timeline: TargetTimeline::Unspecified,
-        exclusive: false,
-        action: None,
-        standby: false,
-        keep_archive_mode: false,
-        tablespace_map: Vec::new(),
-        tablespaces_below: None,
-        set: Vec::new(),
-        forget_alter_system: false,
-        threads: 1,
-        restore_command: "x".into(),
-    }
+    RestoreRequest::new("/nowhere".into(), target, "x".into())
 }
 
 /// No failure is one of the program.
