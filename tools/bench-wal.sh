@@ -8,6 +8,7 @@
 # In the environment, with what they are otherwise:
 #   PGKEEP_BENCH_PARTS="single backlog recovery memory cost"   what is measured
 #   PGKEEP_BENCH_PLACES="disk s3"      where the repositories are; cost is of the disk only
+#   PGKEEP_BENCH_WAL="pages records"   what most of the WAL is: whole pages after checkpoints, or changes of rows
 #   PGKEEP_BENCH_SEGMENTS=200          how many segments a backlog on the disk has
 #   PGKEEP_BENCH_S3_SEGMENTS=60        the same on S3
 #   PGKEEP_BENCH_SINGLES=15            how many segments are pushed one at a time
@@ -40,6 +41,7 @@ fi
 tools=$(readlink -f "${0%/*}")
 parts=${PGKEEP_BENCH_PARTS:-single backlog recovery memory cost}
 places=${PGKEEP_BENCH_PLACES:-disk s3}
+kinds=${PGKEEP_BENCH_WAL:-pages records}
 segments=${PGKEEP_BENCH_SEGMENTS:-200}
 s3_segments=${PGKEEP_BENCH_S3_SEGMENTS:-60}
 singles=${PGKEEP_BENCH_SINGLES:-15}
@@ -262,17 +264,32 @@ CONF
     load "$scale"
     archive_with ''
     stop "$home/data"
-    rm -f "$status"/*
-    # What a recovery begins with. It has no WAL but what its own checkpoint is in.
-    cp -a "$home/data" "$home/cold"
+    # No session waits for the rows of another.
+    printf '%s\n' '\set rows 25000 * :scale' '\set first :client_id * :rows + random(1, :rows - 99)' \
+        'UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid BETWEEN :first AND :first + 99;' >"$home/records.sql"
+}
+# What a recovery begins with. It has no WAL but what its own checkpoint is in.
+make_cold() {
+    local last
+    last=$("$bin/pg_controldata" "$home/data" | sed -n "s/.*REDO WAL file: *//p")
+    rm -rf "$home/cold"
+    mkdir -m 0700 "$home/cold"
+    tar -C "$home/data" --exclude='./pg_wal/*' -cf - . | tar -C "$home/cold" -xf -
+    mkdir "$home/cold/pg_wal/archive_status"
+    cp "$home/data/pg_wal/$last" "$home/cold/pg_wal/"
 }
 # Makes more finished segments than are needed, which wait, and remembers the first ones.
-make_wal() {
+make_wal() { # kind
     local need=$((segments > s3_segments ? segments : s3_segments))
+    local load=("$bin/pgbench" -n -c 4 -T 8)
+    # Of a fifth of the rows, so that few changes are the first one of their page.
+    [ "$1" = pages ] || load+=(-f "$home/records.sql" -s "$(((scale + 4) / 5))")
+    all_done
+    make_cold
     start "$home/data"
     while [ "$(ready)" -lt "$need" ]; do
-        sql checkpoint
-        PGOPTIONS='-c synchronous_commit=off' "$bin/pgbench" -n -c 4 -T 8 >/dev/null 2>&1
+        [ "$1" != pages ] || sql checkpoint
+        PGOPTIONS='-c synchronous_commit=off' "${load[@]}" >/dev/null 2>&1
     done
     stop "$home/data"
     (cd "$status" && ls | sed -n 's/^\([0-9A-F]\{24\}\)\.ready$/\1/p' | sort | head -n "$need") >"$home/segments"
@@ -280,7 +297,7 @@ make_wal() {
     local whole zstd
     whole=$((need * 16))
     zstd=$(sed "s|^|$home/data/pg_wal/|" "$home/segments" | xargs cat | zstd -q -1 -c | wc -c)
-    say "$need segments of pgbench's WAL" "$whole MiB, $((zstd >> 20)) MiB with zstd -1"
+    say "$need segments of WAL, most of it $1" "$whole MiB, $((zstd >> 20)) MiB with zstd -1"
 }
 all_done() {
     local each
@@ -488,7 +505,7 @@ memory() { # place
     wait_for "the stream has caught up" 600 stream_is_near
     caught=$(calc "$EPOCHREALTIME - $begin")
     peak=$(awk '/^VmHWM/ { print $2 }' "/proc/$stream/status")
-    ticks=$(awk '{ print $14 + $15 }' "/proc/$stream/stat")
+    ticks=$(ticks_of "$stream")
     end_stream
     stop_after_stream
     echo "stream: $1, at full rate"
@@ -498,19 +515,24 @@ memory() { # place
     say "  memory at the peak, of at most 64 MiB" "$(calc "$peak / 1024" %.1f) MiB"
     [ "$peak" -lt 65536 ] || { echo "that is too much" >&2; failed=1; }
 }
+# Hundredths of a second of CPU that a process has taken.
+ticks_of() { awk '{ print $14 + $15 }' "/proc/$1/stat"; }
 run_pgbench() {
     sql checkpoint
     "$bin/pgbench" -n -c 4 -j 2 -T "$pair_seconds" 2>/dev/null | sed -n 's/^tps = \([0-9.]*\).*/\1/p'
 }
 cost() {
-    local pair first with without
+    local pair first with without from begin
     start_for_stream
-    rm -f "$home/pairs"
+    rm -f "$home/pairs" "$home/streams"
     for pair in $(seq "$pairs"); do
         first=$(awk -v seed="$((seed * 1000 + pair))" 'BEGIN { srand(seed); rand(); print rand() < 0.5 ? "with" : "without" }')
         [ "$first" = with ] || without=$(run_pgbench)
         start_stream disk
+        from=$(sql "SELECT pg_current_wal_lsn()") begin=$EPOCHREALTIME
         with=$(run_pgbench)
+        sql "SELECT pg_current_wal_lsn() - '$from'" | awk -v ticks="$(ticks_of "$stream")" \
+            -v seconds="$(calc "$EPOCHREALTIME - $begin")" '{ print $1 / 1048576, seconds, ticks / 100 }' >>"$home/streams"
         end_stream
         [ "$first" = without ] || without=$(run_pgbench)
         echo "$with $without" >>"$home/pairs"
@@ -527,6 +549,9 @@ cost() {
             printf "  %.0f transactions/s with, %.0f without: %.1f %% less (95 %%: %.1f to %.1f)\n",
                 with / NR, without / NR, mean, mean - half, mean + half
         }' "$home/pairs"
+    awk '{ mib += $1; seconds += $2; cpu += $3 }
+        END { printf "  %.1f MiB/s of WAL, CPU of the stream %.1f %% of one processor, %.0f ms a segment\n",
+                mib / seconds, 100 * cpu / seconds, 1000 * cpu / (mib / 16) }' "$home/streams"
 }
 
 # What S3 takes here by itself, to read the numbers by.
@@ -549,17 +574,22 @@ write_configurations
 make_cluster
 echo "$("$home/pgkeep" --version), pgBackRest $(pgbackrest version | cut -d' ' -f2), $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg)"
 ! wanted_place s3 || describe_s3
-make_wal
+for kind in $kinds; do
+    echo
+    make_wal "$kind"
+    for place in $places; do
+        # pgbackrest-3 is at the level that it takes by itself; all others are at zstd's level 1.
+        if [ "$place" = disk ]; then
+            count=$segments pushing="pgkeep pgbackrest pgbackrest-3 cp" getting="pgkeep pgbackrest cp mv"
+        else
+            count=$s3_segments pushing="pgkeep pgbackrest pgbackrest-3" getting="pgkeep pgbackrest"
+        fi
+        ! wanted single || { echo; single "$place" "$pushing" "$count"; }
+        ! wanted backlog || { echo; backlog "$place" "$pushing" "$count"; }
+        ! wanted recovery || { echo; recovery "$place" "$getting" "$count"; }
+    done
+done
 for place in $places; do
-    # pgbackrest-3 is at the level that it takes by itself; all others are at zstd's level 1.
-    if [ "$place" = disk ]; then
-        count=$segments pushing="pgkeep pgbackrest pgbackrest-3 cp" getting="pgkeep pgbackrest cp mv"
-    else
-        count=$s3_segments pushing="pgkeep pgbackrest pgbackrest-3" getting="pgkeep pgbackrest"
-    fi
-    ! wanted single || { echo; single "$place" "$pushing" "$count"; }
-    ! wanted backlog || { echo; backlog "$place" "$pushing" "$count"; }
-    ! wanted recovery || { echo; recovery "$place" "$getting" "$count"; }
     ! wanted memory || { echo; memory "$place"; }
 done
 ! wanted cost || ! wanted_place disk || { echo; cost; }

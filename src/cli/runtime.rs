@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::{Builder, Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
@@ -62,6 +62,16 @@ pub(super) fn together<T>(threads: usize, work: impl Future<Output = Result<T>>)
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(threads.max(2));
     run(builder, work)
+}
+
+/// Runs on this thread, which nothing else keeps busy, and gives the work so many others for what it starts.
+pub(super) fn beside<T>(threads: usize, work: impl AsyncFnOnce(Handle) -> Result<T>) -> Result<T> {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(threads);
+    let others = build(builder)?;
+    let result = alone(work(others.handle().clone()));
+    others.shutdown_timeout(GIVE_UP);
+    result
 }
 
 fn run<T>(builder: Builder, work: impl Future<Output = Result<T>>) -> Result<T> {

@@ -35,8 +35,10 @@ impl Stream {
         let settings = global.settings()?;
         let repositories = settings.selected_repositories(None)?;
         let cluster = settings.cluster(global.cluster.as_deref())?;
-        let work = async |stop| archive::stream(&repositories, cluster, stop).await;
-        runtime::together(2, runtime::ending_at_signal(work))?;
+        runtime::beside(2, async |threads| {
+            let work = async |stop| archive::stream(&repositories, cluster, &threads, stop).await;
+            runtime::ending_at_signal(work).await
+        })?;
         Ok(0)
     }
 }

@@ -14,6 +14,7 @@
 mod assemble;
 mod durable;
 mod gaps;
+mod gather;
 mod incoming;
 mod keep;
 mod levels;
@@ -21,11 +22,13 @@ mod notify;
 mod progress;
 mod receiver;
 mod session;
+mod stretch;
 mod synchronous;
 
 use std::time::Duration;
 
 use tokio::{
+    runtime::Handle,
     sync::watch,
     time::{Instant, sleep},
 };
@@ -45,7 +48,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A connection that held so long was no failure.
 const HELD: Duration = Duration::from_secs(30);
 
-/// Streams a cluster's WAL until `stop` says so. The slot is made, with WAL reserved, unless it is
+/// Streams a cluster's WAL until `stop` says so. What comes is read by the thread that this runs on, which may sleep for
+/// some milliseconds, and stored by `threads`. The slot is made, with WAL reserved, unless it is
 /// there. A server or a repository that can't be reached is tried again for
 /// ever; what waiting doesn't mend ends it.
 ///
@@ -54,6 +58,7 @@ const HELD: Duration = Duration::from_secs(30);
 pub async fn stream(
     repositories: &[&RepositorySettings],
     cluster: &ClusterSettings,
+    threads: &Handle,
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
     let own = cluster.stream.conninfo.as_ref();
@@ -72,6 +77,7 @@ pub async fn stream(
     let mut context = Context {
         repositories,
         cluster,
+        threads,
         info: &info,
         progress: &progress,
         removed: None,

@@ -21,6 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
+    runtime::Handle,
     sync::watch,
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
@@ -28,15 +29,17 @@ use tokio::{
 
 use super::{
     durable::Durable,
+    gather::Gather,
     incoming::{Chunk, Incoming},
     keep::{Keeper, Kept, check_parts},
     levels::{Levels, Row},
     progress::Progress,
+    stretch::{Begin, End, Pace},
 };
 use crate::{
     error::{Error, Kind, Result},
     postgres::{
-        Lsn, SegmentSize, Timeline,
+        Lsn,
         streaming::{StreamEvent, WalStream},
     },
     repo::wal_parts::Part,
@@ -56,45 +59,6 @@ const REPORT: Duration = Duration::from_secs(10);
 
 /// How long the end of the command waits for what is on its way.
 pub const LAST_WAIT: Duration = Duration::from_secs(30);
-
-/// When parts are made.
-#[derive(Debug, Clone)]
-pub struct Pace {
-    /// How old the first byte of a part may become.
-    pub max_lag: Duration,
-    /// Whether commits wait for the stream, as far as is known.
-    pub synchronous: watch::Receiver<bool>,
-}
-
-/// Where receiving begins.
-#[derive(Debug, Clone)]
-pub struct Begin {
-    /// The timeline.
-    pub timeline: Timeline,
-    /// The number of the segment, which is received from its first byte on.
-    pub number: u64,
-    /// The size of segments.
-    pub size: SegmentSize,
-    /// Before this position everything is durable in every repository.
-    pub durable: Lsn,
-    /// The parts of the segment that there are, in the order of the repositories.
-    pub parts: Vec<Vec<Part>>,
-}
-
-/// What ended a stretch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// It is complete.
-    Reached,
-    /// The server says that the timeline has ended.
-    Timeline,
-    /// The server shuts down.
-    Server,
-    /// The command is to end.
-    Stopped,
-    /// A repository that was left behind is back.
-    Back,
-}
 
 /// A job that is done.
 enum Done {
@@ -120,7 +84,10 @@ struct Closing {
 /// Receives one stretch.
 pub struct Receiver {
     keeper: Keeper,
+    /// What the jobs run on.
+    threads: Handle,
     pace: Pace,
+    gather: Gather,
     incoming: Incoming,
     /// The parts that were there before and weren't compared yet with what comes, in the order of the
     /// repositories. Until they are, nothing is reported and nothing is put beside them.
@@ -162,15 +129,17 @@ pub struct Receiver {
 
 impl Receiver {
     /// Begins a stretch.
-    pub fn new(keeper: Keeper, pace: Pace, begin: Begin) -> Self {
+    pub fn new(keeper: Keeper, threads: Handle, pace: Pace, begin: Begin) -> Self {
         let incoming = Incoming::new(begin.timeline, begin.number, begin.size);
         let from = begin.durable.max(incoming.start());
         Receiver {
             pace,
+            gather: Gather::default(),
             dispatched: from,
             stored: Durable::new(from),
             durable: (!keeper.is_any_closed()).then(|| Durable::new(from)),
             keeper,
+            threads,
             looked: Instant::now(),
             looking: false,
             is_back: false,
@@ -243,12 +212,14 @@ impl Receiver {
                 return Ok(End::Back);
             }
             self.look_for_those_behind();
+            let may_read = self.carry.is_empty() && !is_all_there;
+            let may_rest = may_read && self.pace.is_leisurely() && self.gather.may_rest();
             let due = self.due().min(stream.ask_at());
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ok(End::Stopped),
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => self.done(done)?,
-                event = stream.next(), if self.carry.is_empty() && !is_all_there => {
+                event = stream.next(), if may_read => {
                     match event.map_err(lost)? {
                         StreamEvent::Data { start, server_end, mut bytes } => {
                             if start != received {
@@ -258,6 +229,7 @@ impl Receiver {
                                 ));
                             }
                             progress.server_at(server_end);
+                            self.gather.came(bytes.len());
                             if let Some(until) = until {
                                 let wanted = until.0.saturating_sub(start.0);
                                 bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
@@ -276,6 +248,8 @@ impl Receiver {
                     }
                 }
                 () = sleep_until(due) => {}
+                // Nothing is there just now.
+                () = std::future::ready(()), if may_rest => self.gather.rest(),
             }
         }
     }
@@ -332,7 +306,8 @@ impl Receiver {
         }
         self.looking = true;
         let keeper = self.keeper.clone();
-        self.jobs.spawn(async move { Ok(Done::Looked { is_back: keeper.one_is_back().await }) });
+        let job = async move { Ok(Done::Looked { is_back: keeper.one_is_back().await }) };
+        self.jobs.spawn_on(job, &self.threads);
     }
 
     /// What to report now.
@@ -451,10 +426,11 @@ impl Receiver {
         }
         let chunk = Arc::new(self.incoming.part(from, to)?);
         let (keeper, chunk_start) = (self.keeper.clone(), self.chunk_start());
-        self.jobs.spawn(async move {
+        let job = async move {
             let part = keeper.part(chunk).await?;
             Ok(Done::Part { from, to, part, chunk_start })
-        });
+        };
+        self.jobs.spawn_on(job, &self.threads);
         self.parts_at_once += 1;
         self.bytes_at_once += to.0 - from.0;
         *self.busy.entry(chunk_start).or_default() += 1;
@@ -483,10 +459,11 @@ impl Receiver {
             None => Vec::new(),
         };
         let (keeper, complete) = (self.keeper.clone(), chunk.clone());
-        self.jobs.spawn(async move {
+        let job = async move {
             let Kept { what: part, everywhere } = keeper.chunk(complete, summary, chunks).await?;
             Ok(Done::Chunk { part, everywhere })
-        });
+        };
+        self.jobs.spawn_on(job, &self.threads);
         self.closing = Some(Closing { chunk, from, to, has_parts, stored: None, cleaning: false });
         Ok(true)
     }
@@ -504,10 +481,11 @@ impl Receiver {
         }
         closing.cleaning = true;
         let (keeper, chunk, kept) = (self.keeper.clone(), closing.chunk.clone(), kept.clone());
-        self.jobs.spawn(async move {
+        let job = async move {
             keeper.clean(chunk, kept).await?;
             Ok(Done::Cleaned)
-        });
+        };
+        self.jobs.spawn_on(job, &self.threads);
     }
 
     /// Makes one part of many, if there are.
@@ -522,14 +500,15 @@ impl Receiver {
         let (keeper, chunk_start) = (self.keeper.clone(), self.chunk_start());
         self.merging = true;
         *self.busy.entry(chunk_start).or_default() += 1;
-        self.jobs.spawn(async move {
+        let job = async move {
             let segment = chunk.segment;
             let part = keeper.part(chunk).await?.what;
             let mut gone = parts;
             gone.retain(|small| small.name != part.name);
             keeper.remove(segment, gone).await?;
             Ok(Done::Merged { part, chunk_start, level })
-        });
+        };
+        self.jobs.spawn_on(job, &self.threads);
         Ok(())
     }
 

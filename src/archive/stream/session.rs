@@ -1,6 +1,6 @@
 //! One connection's worth of streaming: who is there, what is missing, and receiving that.
 
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use super::{
     super::push::open_store,
@@ -8,7 +8,8 @@ use super::{
     gaps::{Stretch, missing},
     keep::{Closed, Keeper, is_outage},
     progress::Progress,
-    receiver::{Begin, End, Pace, Receiver},
+    receiver::Receiver,
+    stretch::{Begin, End, Pace},
     synchronous,
 };
 use crate::{
@@ -45,6 +46,8 @@ pub struct Context<'a> {
     pub repositories: &'a [&'a RepositorySettings],
     /// Whose it is, and how it is streamed.
     pub cluster: &'a ClusterSettings,
+    /// What stores it.
+    pub threads: &'a Handle,
     /// Where it comes from.
     pub info: &'a ConnInfo,
     /// Who hears of it.
@@ -136,7 +139,8 @@ pub async fn session(
 
     let (answer, synchronous) = watch::channel(server.synchronous);
     let pace = Pace { max_lag: context.cluster.stream.max_lag, synchronous };
-    let watching = tokio::spawn(synchronous::watch_setting(context.info.clone(), answer));
+    let watching = synchronous::watch_setting(context.info.clone(), answer);
+    let watching = context.threads.spawn(watching);
     let _watching = AbortOnDrop(watching);
     for stretch in stretches {
         if let Some(end) = receive(context, &mut server, &keeper, &pace, stretch, stop).await? {
@@ -209,7 +213,8 @@ async fn receive(
         ),
     }
     let until = stretch.until.map(|until| size.start_of(until));
-    let mut receiver = Receiver::new(keeper.clone(), pace.clone(), begin);
+    let threads = context.threads.clone();
+    let mut receiver = Receiver::new(keeper.clone(), threads, pace.clone(), begin);
     context.progress.receiving(true);
     let received = receiver.run(&mut stream, until, stop, context.progress).await;
     context.progress.receiving(false);

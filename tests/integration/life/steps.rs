@@ -24,7 +24,7 @@ use pgkeep::{
         verify,
     },
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use super::{
     server::{FIRST, Server},
@@ -214,7 +214,8 @@ impl World<'_> {
         };
         let (stop, stopped) = watch::channel(false);
         let (repositories, cluster) = ([&settings], &self.cluster);
-        let streaming = archive::stream(&repositories, cluster, stopped);
+        let threads = Handle::current();
+        let streaming = archive::stream(&repositories, cluster, &threads, stopped);
         let ended = {
             let mut streaming = std::pin::pin!(streaming);
             let both = async {
