@@ -5,7 +5,7 @@
 //! name to [`named`]. A
 //! backup is a tree: [`record`] (the commit object), [`manifest`], file leaves and map leaves
 //! ([`tree`], read by [`tree_reader`]), blocks in packs ([`pack`]). [`catalog`] lists what backups there are, [`wal`] keeps
-//! the archive, [`wal_parts`] what isn't a whole segment yet ([`wal_frames`] compresses it once), [`timelines`] says what can be reached
+//! the archive, [`wal_parts`] what isn't a whole segment yet, [`timelines`] says what can be reached
 //! with it, [`replay`] follows recovery through it before it happens, [`lease`] tells running from
 //! crashed, on one host by [`holder`], [`tombstone`] ends backups, [`pin`] keeps them from it, and
 //! [`drill`] says what restoring one has come to.
@@ -34,7 +34,6 @@ pub mod tree;
 pub mod tree_reader;
 pub mod wal;
 pub mod wal_floor;
-pub mod wal_frames;
 pub mod wal_gaps;
 pub mod wal_names;
 pub mod wal_parts;

@@ -18,8 +18,7 @@ use sha2::{Digest, Sha256};
 use super::{
     catalog::PAGE,
     sealed::SealedWriter,
-    wal::{StoredSummary, WalObject, WalStore},
-    wal_frames::KeptFrames,
+    wal::{StoredSummary, WAL_FRAME, WalObject, WalStore},
 };
 use crate::{
     error::{Context, Error, Kind, Result},
@@ -124,17 +123,6 @@ impl WalStore {
         from: u32,
         content: &[Bytes],
     ) -> Result<Part> {
-        self.put_part_of(segment, from, content, &KeptFrames::none()).await
-    }
-
-    /// As [`WalStore::put_part`], with frames that are kept of the segment's bytes.
-    pub async fn put_part_of(
-        &self,
-        segment: SegmentName,
-        from: u32,
-        content: &[Bytes],
-        frames: &KeptFrames,
-    ) -> Result<Part> {
         let (mut digest, mut size) = (Sha256::new(), 0u64);
         for piece in content {
             digest.update(piece);
@@ -150,7 +138,7 @@ impl WalStore {
         let name = self.layout().wal_variant(self.system(), WalFile::Segment(segment), &suffix);
         let store = async {
             let mut writer = SealedWriter::create(self.repository(), &name).await?;
-            frames.seal(&mut writer, from, content).await?;
+            seal_pieces(&mut writer, content).await?;
             writer.finish(&summary.to_bytes()?).await
         };
         match store.await {
@@ -289,6 +277,27 @@ impl WalStore {
         }
         left
     }
+}
+
+/// Seals pieces of any size as frames of the usual one.
+pub async fn seal_pieces(writer: &mut SealedWriter, content: &[Bytes]) -> Result<()> {
+    let mut frame: Vec<u8> = Vec::new();
+    for piece in content {
+        let mut rest: &[u8] = piece;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(WAL_FRAME - frame.len()));
+            frame.extend_from_slice(now);
+            rest = later;
+            if frame.len() == WAL_FRAME {
+                writer.seal(&frame).await?;
+                frame.clear();
+            }
+        }
+    }
+    if !frame.is_empty() {
+        writer.seal(&frame).await?;
+    }
+    Ok(())
 }
 
 /// Parts put together.

@@ -4,10 +4,7 @@
 //! to be merged from, and to be compared with. A segment of the usual size is kept whole; of a larger
 //! one a *chunk*, a part of its own as large as parts may be.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
@@ -16,9 +13,8 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{Lsn, SegmentName, SegmentSize, Timeline, wal::SegmentScanner},
     repo::{
-        wal::{StoredSummary, WalObject},
-        wal_frames::KeptFrames,
-        wal_parts::{LONGEST_PART, Part, PartRange},
+        wal::StoredSummary,
+        wal_parts::{LONGEST_PART, PartRange},
     },
 };
 
@@ -58,21 +54,6 @@ pub struct Chunk {
     /// Which of its bytes.
     pub range: PartRange,
     pieces: Vec<Bytes>,
-    known: Arc<Known>,
-}
-
-/// What was computed of a chunk's bytes, for all that is cut out of it.
-#[derive(Debug)]
-struct Known {
-    frames: KeptFrames,
-    /// As [`Chunk::checksum`].
-    checksums: Mutex<BTreeMap<PartRange, String>>,
-}
-
-impl Known {
-    fn nothing() -> Arc<Self> {
-        Arc::new(Known { frames: KeptFrames::new(), checksums: Mutex::default() })
-    }
 }
 
 impl Chunk {
@@ -81,28 +62,9 @@ impl Chunk {
         &self.pieces
     }
 
-    /// Its frames, as far as they are compressed already.
-    pub fn frames(&self) -> &KeptFrames {
-        &self.known.frames
-    }
-
-    /// Takes note of a part that was stored from here, whose name has the checksum.
-    pub fn remember(&self, part: &Part) {
-        if let Some(WalObject::Part(_, range, checksum)) = WalObject::parse(part.name.file_name()) {
-            self.checksums().insert(range, checksum);
-        }
-    }
-
-    fn checksums(&self) -> MutexGuard<'_, BTreeMap<PartRange, String>> {
-        self.known.checksums.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The beginning of the SHA-256 of the bytes `range`, as names carry it; `None` if not all of
     /// them are here.
     pub fn checksum(&self, range: PartRange) -> Option<String> {
-        if let Some(known) = self.checksums().get(&range) {
-            return Some(known.clone());
-        }
         let is_inside = self.range.from <= range.from && range.to <= self.range.to;
         is_inside.then(|| {
             let mut digest = Sha256::new();
@@ -139,7 +101,6 @@ pub struct Incoming {
     /// Where the chunk begins in the segment.
     chunk_from: u64,
     pieces: Vec<Bytes>,
-    known: Arc<Known>,
     /// What came last, and room for what comes next.
     tail: BytesMut,
     blocks: Blocks,
@@ -158,7 +119,6 @@ impl Incoming {
             start: size.start_of(number),
             chunk_from: 0,
             pieces: Vec::new(),
-            known: Known::nothing(),
             tail: BytesMut::new(),
             blocks: Blocks::default(),
             received: 0,
@@ -238,7 +198,7 @@ impl Incoming {
             from: u32::try_from(from).map_err(|_| wrong())?,
             to: u32::try_from(to).map_err(|_| wrong())?,
         };
-        Ok(Chunk { segment: self.name, range, pieces, known: self.known.clone() })
+        Ok(Chunk { segment: self.name, range, pieces })
     }
 
     /// Takes the chunk, which is complete, and goes on behind it. If the segment is complete with it,
@@ -248,7 +208,6 @@ impl Incoming {
         let chunk = self.part(Lsn(self.start.0 + from), Lsn(self.start.0 + to))?;
         self.blocks.lend(self.pieces.last());
         self.pieces.clear();
-        self.known = Known::nothing();
         self.tail = BytesMut::new();
         self.chunk_from = to;
         if to < self.size.bytes() {

@@ -39,8 +39,7 @@ use crate::{
         repository::Names,
         sealed::SealedWriter,
         wal::{StoredSummary, WalObject, WalStore},
-        wal_frames::KeptFrames,
-        wal_parts::{LONGEST_PART, Part},
+        wal_parts::{LONGEST_PART, Part, seal_pieces},
     },
     steps::reached,
     storage::ObjectName,
@@ -162,10 +161,7 @@ impl Keeper {
         let store = move |store: WalStore| {
             let chunk = chunk.clone();
             async move {
-                let (pieces, frames) = (chunk.pieces(), chunk.frames());
-                let part = store.put_part_of(chunk.segment, chunk.range.from, pieces, frames);
-                let part = part.await?;
-                chunk.remember(&part);
+                let part = store.put_part(chunk.segment, chunk.range.from, chunk.pieces()).await?;
                 reached("stream: part stored");
                 Ok(part)
             }
@@ -408,9 +404,7 @@ impl Content {
     ) -> Result<()> {
         let mut writer = SealedWriter::create(store.repository(), name).await?;
         match self {
-            Content::Chunk(chunk) => {
-                chunk.frames().seal(&mut writer, chunk.range.from, chunk.pieces()).await?;
-            }
+            Content::Chunk(chunk) => seal_pieces(&mut writer, chunk.pieces()).await?,
             Content::Parts(parts) => {
                 let mut digest = Sha256::new();
                 for (part, skip) in parts.iter() {
@@ -420,7 +414,7 @@ impl Content {
                     let bytes = Bytes::from(bytes);
                     let bytes = bytes.slice((*skip).min(bytes.len())..);
                     digest.update(&bytes);
-                    KeptFrames::none().seal(&mut writer, part.range.from, &[bytes]).await?;
+                    seal_pieces(&mut writer, &[bytes]).await?;
                 }
                 // What has the segment's name stays: it must be all of it.
                 if hex::encode(digest.finalize()) != summary.sha256 {

@@ -100,23 +100,6 @@ pub struct SealedFrame {
     pub lengths: Lengths,
 }
 
-/// A frame's bytes, compressed but not sealed yet: for several objects that have the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CompressedFrame {
-    /// zstd's level.
-    pub level: i32,
-    /// How many bytes there were before.
-    pub raw: u32,
-    bytes: Vec<u8>,
-}
-
-impl CompressedFrame {
-    /// How many bytes it has.
-    pub fn stored_bytes(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
 thread_local! {
     // To make one for each frame costs a third of the compression itself.
     static COMPRESSOR: RefCell<Option<KeptCompressor>> = const { RefCell::new(None) };
@@ -213,24 +196,6 @@ impl Binding {
     }
 }
 
-fn raw_len(raw: &[u8]) -> Result<u32> {
-    let too_large = || Error::new(Kind::Internal, format!("a frame of {} bytes", raw.len()));
-    u32::try_from(raw.len()).ok().filter(|n| *n <= MAX_RAW).ok_or_else(too_large)
-}
-
-fn not_compressed(e: io::Error) -> Error {
-    Error::new(Kind::Internal, "compress a frame").because(e)
-}
-
-/// A frame's prefix and its compressed bytes, with room for the tag.
-fn framed(compressed: &[u8], raw_len: u32) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(PREFIX_LEN + compressed.len() + TAG_LEN);
-    bytes.extend_from_slice(&((compressed.len() + TAG_LEN) as u32).to_le_bytes());
-    bytes.extend_from_slice(&raw_len.to_le_bytes());
-    bytes.extend_from_slice(compressed);
-    bytes
-}
-
 /// Seals the frames of one new object. Cheap to clone, so that each thread has its own.
 #[derive(Clone)]
 pub struct Sealer {
@@ -253,32 +218,19 @@ impl Sealer {
         &self.header.0
     }
 
-    /// zstd's level.
-    pub fn level(&self) -> i32 {
-        self.level
-    }
-
     /// Compresses and seals frame `number`. No two frames of an object may have the same number.
     pub fn seal(&self, number: u64, raw: &[u8]) -> Result<SealedFrame> {
-        let raw_len = raw_len(raw)?;
-        let frame = compress(raw, self.level, |compressed| framed(compressed, raw_len));
-        self.encrypt(number, raw_len, frame.map_err(not_compressed)?)
-    }
-
-    /// Compresses a frame, for this object and others with the same level.
-    pub fn compress(&self, raw: &[u8]) -> Result<CompressedFrame> {
-        let raw_len = raw_len(raw)?;
-        let bytes = compress(raw, self.level, <[u8]>::to_vec).map_err(not_compressed)?;
-        Ok(CompressedFrame { level: self.level, raw: raw_len, bytes })
-    }
-
-    /// Seals frame `number`, which is compressed.
-    pub fn seal_compressed(&self, number: u64, frame: &CompressedFrame) -> Result<SealedFrame> {
-        self.encrypt(number, frame.raw, framed(&frame.bytes, frame.raw))
-    }
-
-    /// Seals a frame that has its prefix.
-    fn encrypt(&self, number: u64, raw_len: u32, mut bytes: Vec<u8>) -> Result<SealedFrame> {
+        let too_large = || Error::new(Kind::Internal, format!("a frame of {} bytes", raw.len()));
+        let raw_len =
+            u32::try_from(raw.len()).ok().filter(|n| *n <= MAX_RAW).ok_or_else(too_large)?;
+        let mut bytes = compress(raw, self.level, |compressed| {
+            let mut bytes = Vec::with_capacity(PREFIX_LEN + compressed.len() + TAG_LEN);
+            bytes.extend_from_slice(&((compressed.len() + TAG_LEN) as u32).to_le_bytes());
+            bytes.extend_from_slice(&raw_len.to_le_bytes());
+            bytes.extend_from_slice(compressed);
+            bytes
+        })
+        .map_err(|e| Error::new(Kind::Internal, "compress a frame").because(e))?;
         let sealed = (bytes.len() - PREFIX_LEN + TAG_LEN) as u32;
         let associated = self.binding.associated(number, raw_len);
         let tag: [u8; TAG_LEN] = match &self.binding.cipher {

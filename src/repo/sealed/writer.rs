@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
-use super::frame::{CompressedFrame, Lengths, SealedFrame, Sealer};
+use super::frame::{Lengths, SealedFrame, Sealer};
 use crate::{
     error::{Context, Kind, Result},
     repo::Repository,
@@ -46,12 +46,6 @@ impl SealedWriter {
     /// Seals and stores the next frame.
     pub async fn seal(&mut self, raw: &[u8]) -> Result<()> {
         let frame = self.sealer.seal(self.frames.len() as u64, raw)?;
-        self.write(frame).await
-    }
-
-    /// Seals and stores the next frame, which is compressed.
-    pub async fn seal_compressed(&mut self, frame: &CompressedFrame) -> Result<()> {
-        let frame = self.sealer.seal_compressed(self.frames.len() as u64, frame)?;
         self.write(frame).await
     }
 
