@@ -58,8 +58,9 @@ fn set(raw: &mut Raw, variable: &str, value: OsString) -> Result<()> {
         ["repository", section, name] => (Scope::Repository, Some(*section), *name),
         ["drill", name] => (Scope::Drill, None, *name),
         ["cluster", section, name] => (Scope::Cluster, Some(*section), *name),
-        ["repository", section, table, name] => {
-            let within = Scope::Repository.within(table).ok_or_else(unknown)?;
+        [word @ ("repository" | "cluster"), section, table, name] => {
+            let around = if *word == "cluster" { Scope::Cluster } else { Scope::Repository };
+            let within = around.within(table).ok_or_else(unknown)?;
             (within, Some(*section), *name)
         }
         _ => return Err(unknown()),

@@ -219,7 +219,7 @@ impl Raw {
         origin: &Origin,
     ) -> Result<&mut Section, Error> {
         let sections = match scope {
-            Scope::Cluster => &mut self.clusters,
+            Scope::Cluster | Scope::Stream => &mut self.clusters,
             _ => &mut self.repositories,
         };
         let index = match sections.iter().position(|s| s.name == name) {

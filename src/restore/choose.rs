@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use super::{RestoreRequest, Target, TargetTimeline};
 use crate::{
     error::{Error, Kind, Result},
-    postgres::{Lsn, Timeline, history::TimelineHistory},
+    postgres::{Lsn, SegmentName, Timeline, history::TimelineHistory},
     repo::{
         BackupId, Repository, SystemId, catalog, catalog::BackupState, layout::ClusterLayout,
         record::BackupRecord, timelines::WalInventory, wal::WalStore,
@@ -32,6 +32,19 @@ pub struct Choice {
     pub stop: Option<Lsn>,
     /// The time of the last transaction that will have been replayed, as far as it is known.
     pub last_transaction: Option<DateTime<Utc>>,
+    /// Where replay to the end of the WAL stops, though the stream's parts have WAL behind that.
+    pub hole: Option<Hole>,
+}
+
+/// Bytes that are missing between a stream's parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hole {
+    /// The segment.
+    pub segment: SegmentName,
+    /// The position of the first byte that is missing.
+    pub from: Lsn,
+    /// The position of the next one that is there.
+    pub to: Lsn,
 }
 
 /// What one system has in a repository, for choosing from.
@@ -76,7 +89,26 @@ pub async fn choose(
     if let (Target::Name(name), None) = (&request.target, &request.backup) {
         named::refuse_several(&holdings, &paths, name).await?;
     }
-    search::search(&holdings, &paths, request).await
+    let mut choice = search::search(&holdings, &paths, request).await?;
+    if request.target == Target::Latest {
+        choice.hole = hole(&holdings.inventory, choice.timeline);
+    }
+    Ok(choice)
+}
+
+/// The hole behind the last whole segment of a timeline, where there is one. A stream that died leaves one, of what it
+/// hadn't acknowledged; else it is a loss.
+fn hole(inventory: &WalInventory, timeline: Timeline) -> Option<Hole> {
+    let size = inventory.segment_size;
+    let path = inventory.path(timeline)?;
+    let last = inventory.last_there(path);
+    let is_behind = |(of, number, _): &(Timeline, u64, _)| {
+        path.timeline_of_segment(*number, size) == *of && last.is_none_or(|last| *number > last)
+    };
+    let (timeline, number, (from, to)) =
+        inventory.holes().filter(is_behind).min_by_key(|(_, number, _)| *number)?;
+    let at = |offset: u64| Lsn(size.start_of(number).0 + offset);
+    Some(Hole { segment: size.name(timeline, number), from: at(from), to: at(to) })
 }
 
 /// The backups that may be taken: the one that was asked for, or all.

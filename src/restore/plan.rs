@@ -245,6 +245,17 @@ impl Plan {
                  restore with --archive-mode off",
             );
         }
+        if let Some(hole) = self.choice.hole {
+            progress.warn(&format!(
+                "recovery ends at {}: the WAL of {} from there to {} isn't in {}, and what was streamed behind that \
+                 can't be replayed; a stream that died may have left it so, and had acknowledged nothing of it then, \
+                 or a part was lost; `pgkeep info` shows it as a gap",
+                hole.from,
+                hole.segment,
+                hole.to,
+                self.repository.storage().address()
+            ));
+        }
         let written = write(
             WriteRequest {
                 repository: &self.repository,

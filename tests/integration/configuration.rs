@@ -297,6 +297,7 @@ fn the_environment_goes_over_the_file_by_one_rule() {
             ("PGKEEP_THREADS", "7"),
             ("PGKEEP_CLUSTER__MAIN__PGDATA", "/b"),
             ("PGKEEP_CLUSTER__MAIN__STANDBY_OUTAGE", "stop"),
+            ("PGKEEP_CLUSTER__MAIN__STREAM__SLOT", "other"),
             ("PGKEEP_REPOSITORY__MAIN__COMPRESSION_LEVEL", "9"),
             ("PGKEEP_REPOSITORY__OFF_SITE__URL", "file:///off"),
             ("PGKEEP_REPOSITORY__OFF_SITE__KEY_FILE", "/k"),
@@ -308,6 +309,7 @@ fn the_environment_goes_over_the_file_by_one_rule() {
     assert_eq!(settings.threads, 7);
     assert_eq!(settings.clusters[0].pgdata.as_deref(), Some(Path::new("/b")));
     assert_eq!(settings.clusters[0].standby_outage, StandbyOutage::Stop);
+    assert_eq!(settings.clusters[0].stream.slot, "other");
     assert_eq!(settings.repositories[0].compression_level, 9);
     assert_eq!(settings.repositories[1].name, "off-site");
 }

@@ -102,6 +102,8 @@ pub async fn stream(
             // Not at once: a server may say for a while that its timeline has ended.
             Ok(SessionEnd::Again) => pause = FIRST_PAUSE,
             Ok(SessionEnd::ServerEnd) => progress.interrupted("the server shut down"),
+            // What came last couldn't be stored.
+            Err(e) if *stop.borrow() && e.kind() == Kind::Repository => return Err(e),
             Err(e) if may_pass(&e) => {
                 tracing::warn!("{e}; trying again");
                 e.hints().iter().for_each(|hint| tracing::warn!("hint: {hint}"));

@@ -84,6 +84,7 @@ impl Found {
             timeline,
             stop: self.stop.map(|stop| stop.position),
             last_transaction: self.last_transaction,
+            hole: None,
         })
     }
 }

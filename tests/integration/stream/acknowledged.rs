@@ -8,7 +8,7 @@ use std::{
 use rustix::process::Signal;
 
 use super::Site;
-use crate::support::{Cluster, Writes, on_each_version, wait_until};
+use crate::support::{Cluster, Writes, on_each_version, places::skipped_on_s3, wait_until};
 
 on_each_version!(what_was_acknowledged_comes_back_from_the_repository_alone);
 
@@ -28,6 +28,32 @@ fn what_was_acknowledged_comes_back_from_the_repository_alone(version: u32) {
     let rows: u64 = restored.sql("SELECT count(*) FROM rows").parse().expect("a number");
     assert!(rows >= acknowledged, "{rows} of {acknowledged} acknowledged");
     assert!(rows <= acknowledged + 1, "{rows}, {acknowledged} acknowledged");
+}
+
+/// It wasn't reported, so nothing is lost by it; but whoever ends the stream to move the server has to know.
+#[test]
+fn an_end_that_leaves_wal_behind_is_no_success() {
+    if skipped_on_s3("a bucket doesn't go away by renaming a folder") {
+        return;
+    }
+    let site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    let stream = site.stream();
+    let root = site.pgkeep.repository();
+    let away = root.with_extension("away");
+    fs::rename(&root, &away).expect("take it away");
+    site.cluster.insert("t", 1);
+    // So that it has come and its time to be stored has, too.
+    std::thread::sleep(Duration::from_secs(3));
+    stream.signal(Signal::TERM);
+    let output = stream.wait();
+    assert_eq!(output.code, 3, "{output}");
+    assert!(output.stderr.contains("couldn't be stored within 30 s"), "{output}");
+    fs::rename(&away, &root).expect("bring it back");
+    let stream = site.stream();
+    stream.signal(Signal::TERM);
+    assert_eq!(stream.wait().code, 0);
 }
 
 /// Where no commit waits, what is lost with the server is younger than max-lag, and what came within it

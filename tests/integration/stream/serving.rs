@@ -128,7 +128,17 @@ fn a_hole_among_the_parts_is_found() {
     let parts = site.parts();
     assert!(parts.len() > 2, "{parts:?}");
     site.pgkeep.ok(["verify"]);
+    let restored_to = |name: &str| {
+        let place = site.pgkeep.scratch().path().join(name);
+        site.pgkeep.ok(["restore", "--pgdata", &place.to_string_lossy()])
+    };
+    let output = restored_to("whole");
+    assert!(!output.stderr.contains("recovery ends at"), "{output}");
     delete(&site.file(&parts[parts.len() / 2]));
+    // A stream that died may have left it so: it is no reason to refuse what there is.
+    let output = restored_to("with-a-hole");
+    assert!(output.stderr.contains("recovery ends at"), "{output}");
+    assert!(output.stderr.contains(&parts[0][..24]), "{output}");
     let output = site.pgkeep.run(["verify"]);
     assert_eq!(output.code, 1, "{output}");
     assert!(output.stdout.contains(&parts[0][..24]), "{output}");
