@@ -120,7 +120,10 @@ pub async fn stream(
         }
         tokio::select! {
             () = sleep(pause) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
+            _ = stop.wait_for(|stop| *stop) => {
+                progress.stopping();
+                return Ok(());
+            }
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
