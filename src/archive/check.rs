@@ -10,8 +10,12 @@ use std::{io, sync::Arc};
 use tokio::time::{Duration, Instant};
 
 use super::{
-    diagnose::diagnose, gaps::report_gaps, pgdata::report_data_directory,
-    replication::report_replication, server::Server, settings::report_settings,
+    diagnose::diagnose,
+    gaps::report_gaps,
+    pgdata::report_data_directory,
+    replication::{report_replication, report_stream},
+    server::Server,
+    settings::report_settings,
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
@@ -69,7 +73,7 @@ impl StepState {
 /// One thing that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckStep {
-    /// What, a stable name: `server`, `data-directory`, `replication`, `wal-level`, `archive-mode`,
+    /// What, a stable name: `server`, `data-directory`, `replication`, `stream`, `wal-level`, `archive-mode`,
     /// `archive-command`, `archive-timeout`, `repository`, `create-only`, `object-lock`, `system`,
     /// `switch`, `arrival`, `gaps`.
     pub name: &'static str,
@@ -162,11 +166,12 @@ pub async fn check(
         }
     };
     let mut archives = false;
-    if let Some(server) = &server {
+    if let Some(server) = &mut server {
         report.system = Some(server.system);
         report.step("server", StepState::Ok, server.describe());
         let directory = report_data_directory(server, cluster, &mut report);
         report_replication(server, &mut report).await;
+        report_stream(server, cluster, &mut report).await?;
         // Elsewhere a standby may have its own under the same path.
         let directory = directory.filter(|_| server.is_local());
         archives = report_settings(server, directory.as_deref(), &mut report);

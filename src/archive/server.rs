@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{
         SegmentName,
-        archiving::Archiver,
+        archiving::{Archiver, Slot},
         client::{Client, ConnInfo, Mode, Row, quote_literal},
     },
     repo::SystemId,
@@ -17,13 +17,14 @@ use crate::{
 const NOT_PERMITTED: &str = "42501";
 
 /// The settings that decide about archiving and backups.
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 8] = [
     "archive_command",
     "archive_library",
     "archive_mode",
     "archive_timeout",
     "data_directory",
     "max_wal_senders",
+    "synchronous_standby_names",
     "wal_level",
 ];
 
@@ -124,6 +125,13 @@ impl Server {
         })?;
         let name = rows.first().and_then(|row| row.get(0)).unwrap_or_default();
         name.parse().map_err(|e| Error::new(Kind::Postgres, "close a WAL segment").because(e))
+    }
+
+    /// A replication slot; `None` where there is none of this name.
+    pub async fn slot(&mut self, name: &str) -> Result<Option<Slot>> {
+        Slot::ask(&mut self.client, name)
+            .await
+            .map_err(|e| Error::of_server("read pg_replication_slots", e))
     }
 
     /// What the archiver has done so far.

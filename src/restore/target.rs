@@ -270,3 +270,46 @@ fn checked(part: &[u8]) -> io::Result<&OsStr> {
         part => Ok(OsStr::from_bytes(part)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    /// Whoever may write to the directory may put one in the place of what was made a moment before.
+    #[test]
+    fn no_link_that_somebody_has_put_there_is_followed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (pgdata, outside) = (scratch.path().join("data"), scratch.path().join("outside"));
+        fs::create_dir(&pgdata).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("file"), "theirs").unwrap();
+        let places = Places { pgdata: pgdata.clone(), tablespaces: BTreeMap::new() };
+        let target = Target::open(&places).unwrap();
+        symlink(&outside, pgdata.join("base")).unwrap();
+        symlink(outside.join("file"), pgdata.join("file")).unwrap();
+
+        for path in [&b"file"[..], b"base/file"] {
+            assert!(target.open_file(path).is_err());
+            assert!(target.read(path).is_err());
+            assert!(target.seal_file(path, 0o644).is_err());
+            assert!(target.create(path, 0).is_err());
+        }
+        assert!(target.create(b"base/new", 0).is_err());
+        assert!(target.make_directory(b"base/new").is_err());
+        assert!(target.seal_directory(b"base", 0o755).is_err());
+        assert!(target.remove(b"base/file").is_err());
+        assert!(target.rename(b"base/file", b"base/other").is_err());
+        // Its own name is written anew, and what it led to is left alone.
+        target.replace(b"file", b"ours").unwrap();
+        assert_eq!(fs::read(pgdata.join("file")).unwrap(), b"ours");
+        assert_eq!(fs::read(outside.join("file")).unwrap(), b"theirs");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+
+        fs::remove_file(pgdata.join("base")).unwrap();
+        fs::rename(&pgdata, scratch.path().join("moved")).unwrap();
+        symlink(&outside, &pgdata).unwrap();
+        assert!(Target::open(&places).is_err(), "nor is one in the place of the directory");
+    }
+}

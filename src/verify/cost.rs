@@ -11,9 +11,12 @@ use chrono::{DateTime, Utc};
 
 use super::{archive::Archive, findings::Loss, report::Moments};
 use crate::{
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
     postgres::{Lsn, Timeline, history::TimelineHistory},
-    repo::{record::BackupRecord, replay::Replay},
+    repo::{
+        record::BackupRecord,
+        replay::{Replay, Search, StopRule},
+    },
 };
 
 /// How far back the last transaction before a position is looked for, in segments.
@@ -125,12 +128,23 @@ impl Archive {
         let Some(path) = self.inventory.path(timeline) else { return Ok(None) };
         let replay = Replay { store: &self.store, inventory: &self.inventory, path };
         let last = size.number_before(lsn);
-        for number in (last.saturating_sub(LOOK_BACK)..=last).rev() {
+        // In its own segment only what ends before it counts.
+        let rule = StopRule::Lsn { lsn, exclusive: true };
+        let in_last =
+            match replay.find_stop(size.start_of(last), &rule, Some(size.start_of(last + 1))).await
+            {
+                Ok(Search::Found { before, .. }) => before,
+                Ok(Search::NotFound(reach)) => reach.last_transaction.map(|last| last.time),
+                Err(e) if is_outage(&e) => return Err(e),
+                Err(_) => return Ok(None),
+            };
+        if in_last.is_some() {
+            return Ok(in_last);
+        }
+        for number in (last.saturating_sub(LOOK_BACK)..last).rev() {
             let segment = match replay.segment(number).await {
                 Ok(Some(segment)) => segment,
-                Err(e) if !matches!(e.kind(), Kind::Damaged | Kind::Wal | Kind::Conflict) => {
-                    return Err(e);
-                }
+                Err(e) if is_outage(&e) => return Err(e),
                 Ok(None) | Err(_) => return Ok(None),
             };
             if let Some(range) = segment.summary.transactions {
@@ -145,6 +159,11 @@ impl Archive {
         let here = |record: &&BackupRecord| (record.timeline, record.stop_lsn) == (timeline, lsn);
         self.backups.iter().find(here).map(|record| record.stopped_at)
     }
+}
+
+/// Whether the WAL couldn't be asked, and says nothing by that.
+fn is_outage(e: &Error) -> bool {
+    !matches!(e.kind(), Kind::Damaged | Kind::Wal | Kind::Conflict)
 }
 
 /// Stretches sorted, and those that touch made one.

@@ -256,6 +256,10 @@ pub fn loss_of(store: &WalStore, size: SegmentSize, file: WalFile) -> Loss {
     }
 }
 
+/// What there is to do about a damaged part of a segment.
+const RECEIVE_AGAIN: &str = "`pgkeep stream`, started again, stores what the part had while the server still has it; else \
+                             take a backup, so that later moments don't need it";
+
 /// What there is to do about a damaged file of the archive.
 pub fn push_again(file: WalFile) -> String {
     format!(
@@ -303,7 +307,13 @@ impl One {
         done.findings.push(match self.is_spare {
             true => finding
                 .hint("it is a copy; what it is a copy of is told apart, if that is damaged too"),
-            false => finding.hint(push_again(file)).costs(loss_of(&self.store, self.size, file)),
+            false => {
+                let hint = match self.object {
+                    WalObject::Part(..) => RECEIVE_AGAIN.to_owned(),
+                    _ => push_again(file),
+                };
+                finding.hint(hint).costs(loss_of(&self.store, self.size, file))
+            }
         });
         Ok(done)
     }

@@ -23,7 +23,7 @@ mod progress;
 mod receiver;
 mod session;
 mod stretch;
-mod synchronous;
+pub(super) mod synchronous;
 
 use std::time::Duration;
 
@@ -61,18 +61,7 @@ pub async fn stream(
     threads: &Handle,
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
-    let own = cluster.stream.conninfo.as_ref();
-    let text = own.unwrap_or(&cluster.conninfo);
-    let info = ConnInfo::parse(text)
-        .map_err(|e| {
-            let hint = e.hint_text().map(str::to_owned);
-            let table = if own.is_some() { ".stream" } else { "" };
-            let what = format!("read conninfo of [cluster.{}{table}]", cluster.name);
-            let error = Error::new(Kind::Usage, what).because(e);
-            hint.into_iter().fold(error, Error::hint)
-        })?
-        .with_application_name(&cluster.stream.slot)
-        .with_stall_timeout(Some(cluster.stall_timeout));
+    let info = conninfo(cluster)?;
     let progress = Progress::new(Notify::from_environment());
     let mut context = Context {
         repositories,
@@ -127,6 +116,21 @@ pub async fn stream(
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// How a cluster's stream connects, and by which name the server knows it.
+pub(super) fn conninfo(cluster: &ClusterSettings) -> Result<ConnInfo> {
+    let own = cluster.stream.conninfo.as_ref();
+    let info = ConnInfo::parse(own.unwrap_or(&cluster.conninfo)).map_err(|e| {
+        let hint = e.hint_text().map(str::to_owned);
+        let table = if own.is_some() { ".stream" } else { "" };
+        let what = format!("read conninfo of [cluster.{}{table}]", cluster.name);
+        let error = Error::new(Kind::Usage, what).because(e);
+        hint.into_iter().fold(error, Error::hint)
+    })?;
+    Ok(info
+        .with_application_name(&cluster.stream.slot)
+        .with_stall_timeout(Some(cluster.stall_timeout)))
 }
 
 /// Ends when `stop` says so and nothing is being received, or doesn't cease to be: a session that

@@ -33,6 +33,8 @@ struct State {
     stored: Lsn,
     told: Option<Instant>,
     logged: Option<Instant>,
+    /// Whether it was said that there is no connection.
+    interrupted: bool,
 }
 
 impl Progress {
@@ -48,9 +50,15 @@ impl Progress {
 
     /// WAL comes from this server: `from` says which, and on which timeline.
     pub fn begins(&self, from: String) {
-        tracing::info!("streaming from {from}");
         self.notify.status(&format!("streaming from {from}"));
-        self.with(|state| *state = State { from, ..State::default() });
+        self.with(|state| {
+            // Whoever was warned hears the end of it.
+            match state.interrupted {
+                true => tracing::warn!("streaming again from {from}"),
+                false => tracing::info!("streaming from {from}"),
+            }
+            *state = State { from, ..State::default() };
+        });
     }
 
     /// Whether something is being received, which ends by itself when the command is to end.
@@ -66,6 +74,7 @@ impl Progress {
     /// There is no connection, for this reason.
     pub fn interrupted(&self, why: &str) {
         self.notify.status(&format!("not streaming: {why}"));
+        self.with(|state| state.interrupted = true);
     }
 
     /// The command ends.

@@ -435,7 +435,7 @@ fn connect_error(context: &Context<'_>, e: PgError) -> Error {
     let error = Error::of_server("connect for replication", e);
     match refused {
         true => error.hint(format!(
-            "the role {} needs the attribute REPLICATION, and pg_hba.conf a line whose database is \
+            "there has to be a role {}, with the attributes LOGIN and REPLICATION, and pg_hba.conf a line whose database is \
              the word replication; `pgkeep check` says what is missing",
             context.info.user()
         )),

@@ -165,14 +165,18 @@ fn hint_for(code: &str) -> Option<&'static str> {
     Some(match code {
         "28P01" => "check the password: .pgpass, PGPASSWORD or the connection string",
         "28000" => {
-            "check the user and pg_hba.conf: a replication connection needs a line whose database \
-             is the word replication"
+            "is there a role of this name that may log in? pg_hba.conf has to let it: a replication \
+             connection needs a line whose database is the word replication"
         }
         "42501" => {
             "the role needs more rights: for a backup the attribute REPLICATION, for check and \
              backup membership in pg_monitor, and EXECUTE on the functions it calls"
         }
         "53300" => "raise max_connections or max_wal_senders, or free a connection",
+        "55006" => {
+            "another process uses it: the server's views pg_replication_slots and \
+             pg_stat_activity say which; two streams need two slots"
+        }
         "57P03" => "wait until the server has started; its log says how far it is",
         "3D000" => "say dbname= in the connection string",
         _ => return None,

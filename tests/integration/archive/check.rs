@@ -165,6 +165,44 @@ fn a_backup_that_could_not_connect_is_told_before() {
 }
 
 #[test]
+fn how_it_stands_with_the_stream_is_told_where_there_is_one() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    let told = |code: i32, state: &str, words: &[&str]| {
+        let (ended, report) = check(&pgkeep, &[]);
+        let (is, text) = step(&report, "stream");
+        assert_eq!((ended, is.as_str()), (code, state), "{report:#}");
+        words.iter().for_each(|word| assert!(text.contains(word), "{word}: {text}"));
+    };
+    let (_, report) = check(&pgkeep, &[]);
+    assert!(report["steps"].as_array().unwrap().iter().all(|s| s["name"] != "stream"));
+
+    cluster.sql("SELECT pg_create_physical_replication_slot('pgkeep', true)");
+    told(0, "warning", &["nobody uses", "keeps WAL", "no commit waits", "drop_replication_slot"]);
+    cluster.sql("ALTER SYSTEM SET synchronous_standby_names = 'one, PGKEEP'");
+    cluster.reload();
+    told(0, "warning", &["synchronous_standby_names names it (one, PGKEEP)"]);
+    let _stream = pgkeep.spawn(["stream"]);
+    crate::support::wait_until("the slot is used", 60, || {
+        cluster.sql("SELECT active FROM pg_replication_slots") == "t"
+    });
+    told(0, "ok", &["uses the replication slot pgkeep", "names it"]);
+
+    // Its own connection, with a slot that isn't there yet.
+    cluster.sql("CREATE ROLE streamer LOGIN");
+    let own = cluster.conninfo().replace("user=postgres", "user=streamer");
+    let table = format!("\n[cluster.main.stream]\nslot = \"other\"\nconninfo = \"{own}\"\n");
+    pgkeep.edit(|text| text + &table);
+    let (code, report) = check(&pgkeep, &[]);
+    let all = report["steps"].to_string();
+    assert_eq!(code, 1, "{report:#}");
+    assert!(all.contains("stream needs a replication connection"), "{all}");
+    assert!(all.contains(r#"ALTER ROLE \"streamer\" REPLICATION"#), "{all}");
+    cluster.sql("ALTER ROLE streamer REPLICATION");
+    told(0, "ok", &["slot other isn't there"]);
+}
+
+#[test]
 fn a_wrong_data_directory_is_corrected_where_the_server_is_on_this_host() {
     let cluster = Cluster::builder(15).tcp().start();
     let pgkeep = Pgkeep::archiving(&cluster);

@@ -3,6 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::support::{
@@ -21,6 +22,8 @@ struct Site {
     incr: Value,
     /// On the second timeline.
     after: Value,
+    /// When nothing was written on that timeline yet.
+    promoted: DateTime<Utc>,
     _space: Scratch,
 }
 
@@ -60,11 +63,12 @@ impl Site {
             text.replace(&cluster.conninfo(), &standby.conninfo())
                 .replace(cluster.pgdata().to_str().unwrap(), standby.pgdata().to_str().unwrap())
         });
+        let promoted = Utc::now();
         standby.insert("t", 50);
         let after = take("incr");
         standby.insert("t", 50);
         let last = standby.switch_wal();
-        let site = Site { _cluster: standby, pgkeep, full, incr, after, _space: space };
+        let site = Site { _cluster: standby, pgkeep, full, incr, after, promoted, _space: space };
         wait_until("the last segment arrives", 60, || {
             site.of(ObjectKind::Segment).iter().any(|object| object.name.ends_with(&last))
         });
@@ -164,10 +168,12 @@ fn wal_that_is_missing(site: &Site) {
         let time = |of: &Value, what: &str| of[what].as_str().map(str::to_owned);
         assert!(time(&moments[0], "from") >= time(&site.incr, "stopped-at"), "{problem:#}");
         assert!(time(&moments[0], "from") < time(&site.after, "stopped-at"), "{problem:#}");
+        // The second begins in the middle of a segment, in which it has transactions of its own.
         let of_second = moments.iter().find(|moments| moments["timeline"] == 2);
-        if let Some(of_second) = of_second {
-            assert_eq!(of_second["until"], site.after["stopped-at"], "{problem:#}");
-        }
+        let of_second = of_second.unwrap_or_else(|| panic!("{problem:#}"));
+        assert_eq!(of_second["until"], site.after["stopped-at"], "{problem:#}");
+        let from = time(of_second, "from").and_then(|from| from.parse::<DateTime<Utc>>().ok());
+        assert!(from.is_some_and(|from| from < site.promoted), "{problem:#}");
         assert!(!problem["hints"].as_array().unwrap().is_empty());
     }
     // Of a backup itself.
