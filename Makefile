@@ -24,7 +24,7 @@ help:
 	@echo "make bench-chain   scattered changes, a chain of 30 incremental backups, memory on S3"
 	@echo "make bench-wal  archiving, recovery from the archive and the stream, beside pgBackRest and cp"
 	@echo "make mutants  takes the defences out of the code, one at a time, and sees that tests fail: WORDS=\"lease 18\", or ALL=60 for every change"
-	@echo "make fuzz    what reads untrusted bytes, each target for SECONDS=60, or only TARGETS=\"wal tar\""
+	@echo "make fuzz    what reads untrusted bytes, each target for SECONDS=60, or only TARGETS=\"wal tar\"; KEEP=1 keeps the corpus"
 	@echo "make build   the release binary, target/release/pgkeep"
 
 install-demo:

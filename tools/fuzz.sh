@@ -4,8 +4,9 @@
 #   tools/fuzz.sh [SECONDS [TARGET...]]      each target in turn for so long; 60 seconds, all targets
 #
 # What it found out so far lies in target/fuzz, or below CARGO_TARGET_DIR: the corpus of each target, and how often and how long it
-# ran, so that short runs add up. An input that fails goes to fixtures/fuzz/TARGET, from where
-# `cargo test --test integration -- fuzzed::` replays it.
+# ran, so that short runs add up. It begins with what is kept of both in fixtures/corpus; with KEEP set, what adds nothing to
+# the coverage is dropped from the corpora in the end, and the rest is kept there. An input that fails goes to fixtures/fuzz/TARGET,
+# from where `cargo test --test integration -- fuzzed::` replays it.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -28,6 +29,7 @@ build=${CARGO_TARGET_DIR:-target}/fuzz
 mkdir -p "$build/corpus" "$build/failed"
 build=$(cd "$build" && pwd)
 progress=$build/progress
+kept=fixtures/corpus
 
 # What cargo-fuzz passes, without a sanitizer: the library has no unsafe code, and memory is counted by
 # the fuzzer itself. The target is named so that build scripts are built without it.
@@ -51,14 +53,23 @@ export SSL_CERT_FILE
 targets=$*
 [ -n "$targets" ] || targets=$(PGKEEP_FUZZ_TARGET=list "$program" -artifact_prefix="$build/" 2>&1 | sed -n 's/^PGKEEP_FUZZ_TARGET is to be one of: //p')
 
-# TARGET SECONDS EXECUTIONS, one line for each run.
-touch "$progress"
+# TARGET SECONDS EXECUTIONS, one line for each run; what is kept has one for each target.
+[ -e "$progress" ] || cp "$kept/progress" "$progress"
 total() {
     awk -v target="$1" '$1 == target { s += $2; n += $3 } END { printf "%d s, %.0f executions", s, n }' "$progress"
 }
 
 # A program of Rust's own ignores it; the fuzzer's main is libFuzzer's.
 trap '' PIPE
+
+# Inputs of 20 KiB reach everything, and longer ones would take a time of their own. What an input may
+# take of memory is bounded by the fuzzer itself (tests/fuzz/src/limit.rs); the bound here is that of the process.
+fuzz() { # TARGET, what libFuzzer is told
+    target=$1
+    shift
+    PGKEEP_FUZZ_TARGET=$target "$program" "$@" -max_len=20480 -timeout=10 -rss_limit_mb=1024 \
+        -artifact_prefix="$build/failed/$target-" </dev/null
+}
 
 failed=0
 for target in $targets; do
@@ -71,14 +82,14 @@ for target in $targets; do
     found=$build/failed/$target-
     log=$build/$target.log
     mkdir -p "$corpus"
+    if [ -z "$(ls "$corpus")" ] && [ -e "$kept/$target.tar.gz" ]; then
+        tar -C "$corpus" -xzf "$kept/$target.tar.gz"
+    fi
     rm -f "$found"*
     begin=$(date +%s)
-    # Inputs of 20 KiB reach everything, and longer ones would take a time of their own. What an input may
-    # take of memory is bounded by the fuzzer itself (tests/fuzz/src/limit.rs); the bound here is that of the process.
     status=0 left=0
-    PGKEEP_FUZZ_TARGET=$target "$program" "$corpus" "$seeds" -max_total_time="$seconds" -max_len=20480 \
-        -timeout=10 -rss_limit_mb=1024 -use_value_profile=1 -print_final_stats=1 -verbosity=1 \
-        -artifact_prefix="$found" >"$log" 2>&1 </dev/null || status=$?
+    fuzz "$target" "$corpus" "$seeds" -max_total_time="$seconds" -use_value_profile=1 -print_final_stats=1 -verbosity=1 \
+        >"$log" 2>&1 || status=$?
     ran=$(($(date +%s) - begin))
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)
     covered=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
@@ -105,4 +116,20 @@ for target in $targets; do
         failed=1
     fi
 done
+
+# Nothing of what is kept depends on when and by whom it was packed.
+if [ -n "${KEEP:-}" ]; then
+    for target in $targets; do
+        small=$build/small
+        rm -rf "$small"
+        mkdir "$small"
+        fuzz "$target" -merge=1 "$small" "$build/corpus/$target" >"$build/$target.log" 2>&1
+        tar -C "$small" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - . | gzip -9n >"$kept/$target.tar.gz"
+    done
+    for target in $(cut -d ' ' -f 1 "$progress" | sort -u); do
+        awk -v target="$target" '$1 == target { s += $2; n += $3 } END { printf "%s %d %.0f\n", target, s, n }' "$progress"
+    done >"$build/sums"
+    mv "$build/sums" "$kept/progress"
+    cp "$kept/progress" "$progress"
+fi
 exit "$failed"

@@ -200,7 +200,13 @@ pub async fn restore(
                 for failure in failures {
                     progress.warn(&format!("{failure}; going on with {}", repository.name()));
                 }
-                return plan.carry_out(request, progress).await;
+                return plan.carry_out(request, progress).await.map_err(|e| match e.kind() {
+                    Kind::Damaged => e.hint(
+                        "`pgkeep verify` says what is damaged and which backups need it: restore another \
+                         one with --backup, or from another repository with --repo",
+                    ),
+                    _ => e,
+                });
             }
             Err(e) if matches!(e.kind(), Kind::Usage | Kind::Local) => return Err(e),
             Err(e) => failures.push(e),
