@@ -59,13 +59,19 @@ impl Host {
         self.command(&["archive-push", &format!("pg_wal/{segment}")])
     }
 
-    /// Gets a segment as recovery does, and looks at every byte.
+    /// Gets a segment as recovery does, looks at every byte, and waits until nothing works in the data directory any
+    /// more: what fetches ahead ends by itself where no server runs, and writes to the state directory until then.
     pub fn assert_got(&self, segment: &str) {
         let target = self.data.join("pg_wal/RECOVERYXLOG");
         let got = self.pgkeep.run_in(&self.data, ["archive-get", segment, "pg_wal/RECOVERYXLOG"]);
         assert_eq!(got.code, 0, "{segment}: {got}");
         let original = fs::read(self.data.join("pg_wal").join(segment)).unwrap();
         assert!(fs::read(&target).unwrap() == original, "{segment} came back as something else");
+        wait_until("nothing is fetched ahead", 60, || {
+            let mut processes = fs::read_dir("/proc").expect("read /proc").flatten();
+            let works_here = |folder| fs::read_link(folder).is_ok_and(|cwd| cwd == self.data);
+            !processes.any(|process| works_here(process.path().join("cwd")))
+        });
     }
 }
 
