@@ -440,3 +440,89 @@ fn clear(path: &Path) -> Result<()> {
     }
     sync_directory(path).map_err(|e| local("sync", path, e))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// What can't be asked isn't absent: a server may run where its file can't be read.
+    #[test]
+    fn a_directory_is_free_only_when_its_postmaster_pid_says_so() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("postmaster.pid");
+        assert!(refuse_running(scratch.path()).is_ok(), "there is none");
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let gone = ended.id();
+        ended.wait().unwrap();
+        let own = std::process::id();
+        for (content, is_free) in [
+            (format!("{gone}\n/data\n"), true),
+            (format!("-{gone}\n"), true),
+            (format!("{own}\n"), false),
+            (format!("-{own}\n"), false),
+            (String::new(), false),
+            ("0\n".into(), false),
+            ("no number\n".into(), false),
+        ] {
+            fs::write(&file, &content).unwrap();
+            assert_eq!(refuse_running(scratch.path()).is_ok(), is_free, "{content:?}");
+        }
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert_eq!(refuse_running(scratch.path()).unwrap_err().kind(), Kind::Local);
+    }
+
+    #[test]
+    fn a_path_that_leads_nowhere_is_no_new_directory() {
+        let scratch = tempfile::tempdir().unwrap();
+        let place = scratch.path().canonicalize().unwrap();
+        fs::write(place.join("file"), "").unwrap();
+        symlink(place.join("nowhere"), place.join("link")).unwrap();
+        assert_eq!(resolve(&place.join("new")).unwrap(), place.join("new"));
+        for path in ["file/below", "link", "not/there"] {
+            assert_eq!(resolve(&place.join(path)).unwrap_err().kind(), Kind::Local, "{path}");
+        }
+        assert!(look_into(&place.join("new"), None).unwrap().is_none());
+        assert_eq!(look_into(&place.join("file/below"), None).unwrap_err().kind(), Kind::Local);
+        assert_eq!(look_into(&place.join("file"), None).unwrap_err().kind(), Kind::Conflict);
+        assert!(make(&place.join("new")).is_ok() && make(&place.join("new")).is_ok());
+        assert!(make(&place.join("not/there")).is_err());
+    }
+
+    #[test]
+    fn the_control_file_is_moved_away_or_the_restore_does_not_begin() {
+        let scratch = tempfile::tempdir().unwrap();
+        let pgdata = scratch.path();
+        assert!(disarm(pgdata).is_ok(), "nothing is there");
+        let control = pgdata.join(CONTROL_FILE);
+        fs::create_dir(pgdata.join("global")).unwrap();
+        assert!(disarm(pgdata).is_ok(), "nor in the directory");
+        fs::write(&control, "control").unwrap();
+        disarm(pgdata).unwrap();
+        assert!(!control.exists());
+        let away = pgdata.join("global/pg_control.interrupted");
+        assert_eq!(fs::read(&away).unwrap(), b"control");
+
+        fs::remove_file(&away).unwrap();
+        fs::create_dir(&away).unwrap();
+        fs::write(&control, "control").unwrap();
+        assert_eq!(disarm(pgdata).unwrap_err().kind(), Kind::Local);
+    }
+
+    #[test]
+    fn a_lock_that_goes_soon_is_waited_for_and_one_that_stays_refuses() {
+        let scratch = tempfile::tempdir().unwrap();
+        let held = lock(scratch.path()).unwrap();
+        let begun = Instant::now();
+        assert_eq!(lock(scratch.path()).unwrap_err().kind(), Kind::Conflict);
+        assert!(begun.elapsed() >= LETS_GO);
+        let release = thread::spawn(move || {
+            thread::sleep(LETS_GO / 5);
+            drop(held);
+        });
+        assert!(lock(scratch.path()).is_ok());
+        release.join().unwrap();
+    }
+}

@@ -110,3 +110,79 @@ impl Marker {
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn marker() -> Marker {
+        Marker {
+            product: Marker::PRODUCT.to_owned(),
+            restore: RandomId([1; 16]),
+            repository: RandomId([2; 16]),
+            backup: "20261121T195812Z-full".parse().unwrap(),
+            started: "2026-11-21T20:00:00Z".parse().unwrap(),
+            phase: Phase::Writing,
+            data_directory: "/data".into(),
+            tablespaces: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_can_be_removed_twice() {
+        let scratch = tempfile::tempdir().unwrap();
+        assert_eq!(Marker::read(scratch.path()).unwrap(), None);
+        let (first, second) = (marker(), Marker { phase: Phase::Finishing, ..marker() });
+        for marker in [first, second] {
+            // What a restore that was killed has left.
+            fs::write(scratch.path().join(NEW_MARKER), "half of one").unwrap();
+            marker.write(scratch.path()).unwrap();
+            assert_eq!(Marker::read(scratch.path()).unwrap(), Some(marker));
+        }
+        Marker::remove(scratch.path()).unwrap();
+        Marker::remove(scratch.path()).unwrap();
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+
+    /// A directory with a marker may be emptied: so nothing else counts as one, and what can't be asked isn't absent.
+    #[test]
+    fn nothing_else_of_its_name_is_a_marker() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join(MARKER);
+        let is_no_marker = |what: &str| {
+            let error = Marker::read(scratch.path()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{what}");
+        };
+        let json = serde_json::to_string(&marker()).unwrap();
+        let padded = |len: usize| format!("{json}{}", " ".repeat(len - json.len()));
+        fs::write(&path, padded(1 << 20)).unwrap();
+        assert!(Marker::read(scratch.path()).unwrap().is_some());
+        for (content, what) in [
+            (padded((1 << 20) + 1), "too long"),
+            (json.replace(Marker::PRODUCT, "other"), "of another product"),
+            (json[1..].to_owned(), "no JSON"),
+        ] {
+            fs::write(&path, content).unwrap();
+            is_no_marker(what);
+        }
+        fs::write(scratch.path().join("elsewhere"), &json).unwrap();
+        fs::remove_file(&path).unwrap();
+        symlink(scratch.path().join("elsewhere"), &path).unwrap();
+        is_no_marker("a link to one");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        is_no_marker("a directory");
+        assert!(Marker::remove(scratch.path()).is_err());
+        assert!(Marker::read(&scratch.path().join("elsewhere")).is_err(), "below a file");
+    }
+
+    #[test]
+    fn one_that_cannot_be_written_is_an_error() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::create_dir(scratch.path().join(NEW_MARKER)).unwrap();
+        assert!(marker().write(scratch.path()).is_err());
+        assert_eq!(Marker::read(scratch.path()).unwrap(), None);
+    }
+}

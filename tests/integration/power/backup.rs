@@ -82,8 +82,9 @@ fn a_backup_is_whole_or_none_whenever_the_power_goes() {
         };
         let seen = run.keeps(&promise, is_rest);
         assert!(seen.syncs > 30, "{seen:?}");
+        // Fewer where the server's own pushes have just synced the same folders.
         let needed = run.needs_each_sync(&promise, 1, is_spare);
-        assert!(needed >= 12, "{needed}");
+        assert!(needed >= 8, "{needed}");
         let step = if all() { 1 } else { seen.different.len().div_ceil(25) };
         for (tree, _) in seen.different.iter().rev().step_by(step) {
             tree.write(small.root());

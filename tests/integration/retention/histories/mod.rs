@@ -5,6 +5,7 @@
 //! by random rules, and the world is compared with what it was before, by means that know nothing of
 //! how the planning works: each moment is looked for by walking along segments.
 
+mod quiet;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
