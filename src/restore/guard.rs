@@ -446,6 +446,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::repo::id::RandomId;
 
     /// What can't be asked isn't absent: a server may run where its file can't be read.
     #[test]
@@ -509,6 +510,29 @@ mod tests {
         fs::create_dir(&away).unwrap();
         fs::write(&control, "control").unwrap();
         assert_eq!(disarm(pgdata).unwrap_err().kind(), Kind::Local);
+    }
+
+    /// Whose own marker is gone may be emptied only at the very end of the restore that wrote it.
+    #[test]
+    fn a_tablespace_without_a_marker_is_a_restores_when_that_had_come_to_its_end() {
+        let marker = |phase| Marker {
+            product: Marker::PRODUCT.to_owned(),
+            restore: RandomId([1; 16]),
+            repository: RandomId([2; 16]),
+            backup: "20261121T195812Z-full".parse().unwrap(),
+            started: "2026-11-21T20:00:00Z".parse().unwrap(),
+            phase,
+            data_directory: "/data".into(),
+            tablespaces: BTreeMap::from([(16384, "/space".into())]),
+        };
+        for (phase, path, wrote) in [
+            (Phase::Finishing, "/space", true),
+            (Phase::Finishing, "/other", false),
+            (Phase::Writing, "/space", false),
+            (Phase::Writing, "/other", false),
+        ] {
+            assert_eq!(Places::wrote(&marker(phase), Path::new(path)), wrote, "{phase:?} {path}");
+        }
     }
 
     #[test]

@@ -298,3 +298,103 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::Lsn;
+
+    fn request(target: Target) -> RestoreRequest {
+        RestoreRequest::new("/data".into(), target, "pgkeep archive-get %f %p".into())
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused_before_a_repository_is_asked() {
+        let is_fine = |change: &dyn Fn(&mut RestoreRequest), target: Target| {
+            let mut request = request(target);
+            change(&mut request);
+            check_request(&request).map_err(|e| assert_eq!(e.kind(), Kind::Usage)).is_ok()
+        };
+        let time = || Target::Time("2026-11-21T20:00:00Z".parse().unwrap());
+        let name = |len: usize| Target::Name("x".repeat(len));
+        assert!(is_fine(&|_| (), Target::Latest) && is_fine(&|_| (), time()));
+        assert!(!is_fine(&|r| r.pgdata = "data".into(), Target::Latest));
+
+        let standby = |r: &mut RestoreRequest| r.standby = true;
+        assert!(is_fine(&standby, Target::Latest) && !is_fine(&standby, time()));
+        let exclusive = |r: &mut RestoreRequest| r.exclusive = true;
+        for (target, fits) in [
+            (time(), true),
+            (Target::Lsn(Lsn(1)), true),
+            (Target::Xid(700), true),
+            (name(1), false),
+            (Target::Immediate, false),
+            (Target::Latest, false),
+        ] {
+            assert_eq!(is_fine(&exclusive, target.clone()), fits, "{target}");
+        }
+        let action = |r: &mut RestoreRequest| r.action = Some(TargetAction::Promote);
+        assert!(is_fine(&action, Target::Immediate) && !is_fine(&action, Target::Latest));
+        for (len, fits) in [(0, false), (1, true), (63, true), (64, false)] {
+            assert_eq!(is_fine(&|_| (), name(len)), fits, "{len}");
+        }
+        for (set, value, fits) in [
+            ("work_mem", "4MB", true),
+            ("extension.setting", "", true),
+            ("", "x", false),
+            ("work mem", "x", false),
+            ("port = 1 #", "x", false),
+            ("work_mem", "1\nport = 1", false),
+            ("work_mem", "1\rport = 1", false),
+            ("work_mem", "1\0", false),
+            ("Recovery_Target_Time", "x", false),
+            ("RESTORE_COMMAND", "x", false),
+        ] {
+            let give = |r: &mut RestoreRequest| r.set.push((set.into(), value.into()));
+            assert_eq!(is_fine(&give, Target::Latest), fits, "{set} = {value:?}");
+        }
+    }
+
+    #[test]
+    fn no_tablespace_goes_where_something_else_does() {
+        let record: BackupRecord = serde_json::from_value(serde_json::json!({
+            "format": 1, "id": "20261121T195812Z-full", "cluster": "main", "kind": "full", "asked": "full",
+            "label": "", "system": "15-7", "server-version": "15.18", "source": "primary", "timeline": 1,
+            "start-lsn": "0/2000028", "stop-lsn": "0/2000100", "segment-size": 16 << 20,
+            "started-at": "2026-11-21T19:58:12Z", "stopped-at": "2026-11-21T19:59:00Z", "data-checksums": true,
+            "sizes": { "files": 0, "cluster": 0, "raw": 0, "stored": 0 }, "pgkeep": "0.1.0",
+            "tablespaces": [
+                { "oid": 16384, "location": "/spaces/one" },
+                { "oid": 16385, "location": "/spaces/two/" },
+                { "oid": 16386, "location": "pg_tblspc/16386", "in-place": true },
+            ],
+        }))
+        .unwrap();
+        let placed = |map: &[(&str, &str)]| {
+            let mut request = request(Target::Latest);
+            request.tablespace_map =
+                map.iter().map(|(which, new)| ((*which).into(), (*new).into())).collect();
+            place_tablespaces(&record, &request)
+        };
+        let at = |places: Result<BTreeMap<u32, PathBuf>>| {
+            places.map(|places| places.into_values().collect::<Vec<_>>()).map_err(|e| e.kind())
+        };
+        let paths = |paths: [&str; 2]| Ok(paths.map(PathBuf::from).to_vec());
+        assert_eq!(at(placed(&[])), paths(["/spaces/one", "/spaces/two/"]));
+        assert_eq!(at(placed(&[("16384", "/a"), ("/spaces/two", "/b")])), paths(["/a", "/b"]));
+        for map in [
+            // At the data directory, or around it.
+            &[("16384", "/data")][..],
+            &[("16384", "/")],
+            // Where the other one is.
+            &[("16384", "/spaces/two")],
+            &[("16385", "/spaces")],
+            // Not to be placed, not there, no place.
+            &[("16386", "/a")],
+            &[("16390", "/a")],
+            &[("16384", "a")],
+        ] {
+            assert_eq!(at(placed(map)), Err(Kind::Usage), "{map:?}");
+        }
+    }
+}
