@@ -157,7 +157,7 @@ DEFENCES = [
      ["repo::keys::"]),
     ("a drill's recovery makes no tablespace in the original's place", "26 27", "src/archive/get.rs",
      "if !self.refuse_tablespaces {",
-     "if !self.refuse_tablespaces || segment.high < u32::MAX {",
+     "if !self.refuse_tablespaces || segment.timeline.0 > 0 {",
      ["drill::leaves_alone"]),
     ("a restore opens no file by a link", "27", "src/restore/target.rs",
      "let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;",

@@ -243,7 +243,8 @@ pub fn run(bytes: &[u8]) {
             ca_file: file.filter(|_| what == 16),
             attempts: 2,
             first_pause: Duration::ZERO,
-            stall: Duration::from_secs(5),
+            // A request is given up after twice as long at the latest, and there may be two.
+            stall: Duration::from_secs(1),
             ..S3Settings::new("bucket", "prefix")
         });
         let asked = tokio::time::timeout(Duration::from_secs(9), ask(&storage, what)).await;
