@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// The step that is about the stream.
+const STREAM: &str = "stream";
+
 /// Opens a replication connection and asks over it who is there.
 pub async fn report_replication(server: &Server, report: &mut CheckReport) {
     match ask(&server.info).await {
@@ -38,12 +41,11 @@ pub async fn report_stream(
     cluster: &ClusterSettings,
     report: &mut CheckReport,
 ) -> Result<()> {
-    const NAME: &str = "stream";
     let info = stream::conninfo(cluster)?;
     let slot = match server.slot(&cluster.stream.slot).await {
         Ok(slot) => slot,
         Err(e) => {
-            report.failed(NAME, &e);
+            report.failed(STREAM, &e);
             return Ok(());
         }
     };
@@ -52,7 +54,7 @@ pub async fn report_stream(
     {
         let hint = hint(server, &info, &e);
         let what = "stream needs a replication connection, which doesn't open";
-        report.failed(NAME, &Error::new(Kind::Postgres, what).because(e).hint(hint));
+        report.failed(STREAM, &Error::new(Kind::Postgres, what).because(e).hint(hint));
     }
     if let Some(slot) = slot {
         let setting = server.setting("synchronous_standby_names");
@@ -61,7 +63,7 @@ pub async fn report_stream(
     } else if cluster.stream.conninfo.is_some() {
         let text =
             format!("the stream's slot {} isn't there: stream makes it", cluster.stream.slot);
-        report.step(NAME, StepState::Ok, text);
+        report.step(STREAM, StepState::Ok, text);
     }
     Ok(())
 }
@@ -76,7 +78,7 @@ fn report_slot(name: &str, slot: &Slot, named: Option<&str>, report: &mut CheckR
     };
     if slot.active {
         let text = format!("the stream uses the replication slot {name}; {waits}");
-        report.step("stream", StepState::Ok, text);
+        report.step(STREAM, StepState::Ok, text);
         return;
     }
     let held = match slot.restart_lsn {
@@ -85,7 +87,7 @@ fn report_slot(name: &str, slot: &Slot, named: Option<&str>, report: &mut CheckR
     };
     let text = format!("nobody uses the stream's replication slot {name}; {held}; {waits}");
     report
-        .step("stream", StepState::Warning, text)
+        .step(STREAM, StepState::Warning, text)
         .hint("start `pgkeep stream`")
         .hint(format!("or give the slot up: SELECT pg_drop_replication_slot('{name}')"));
 }

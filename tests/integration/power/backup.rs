@@ -66,8 +66,17 @@ fn ids(folders: &[PathBuf]) -> Vec<String> {
 
 #[test]
 fn a_backup_is_whole_or_none_whenever_the_power_goes() {
+    // How many syncs have something to do depends on timing, and one less was seen on a busy machine: not each time.
+    let reached: Vec<usize> =
+        (0..4).map(|_| backups_keep_their_promise()).take_while(|n| *n < 12).collect();
+    assert!(reached.len() < 4, "syncs that are needed: {reached:?}");
+}
+
+/// Takes a full and an incremental backup. How many syncs at least are needed in each.
+fn backups_keep_their_promise() -> usize {
     let small = Small::new();
-    let Some(full) = run(&small, "a full backup", &["backup"]) else { return };
+    let Some(full) = run(&small, "a full backup", &["backup"]) else { return usize::MAX };
+    let mut fewest = usize::MAX;
     small.cluster.insert("t", 20);
     let incremental = run(&small, "an incremental backup", &["backup", "--type", "incr"]).unwrap();
     let digest = small.cluster.digest("t");
@@ -82,9 +91,8 @@ fn a_backup_is_whole_or_none_whenever_the_power_goes() {
         };
         let seen = run.keeps(&promise, is_rest);
         assert!(seen.syncs > 30, "{seen:?}");
-        // Fewer where the server's own pushes have just synced the same folders.
         let needed = run.needs_each_sync(&promise, 1, is_spare);
-        assert!(needed >= 8, "{needed}");
+        fewest = fewest.min(needed);
         let step = if all() { 1 } else { seen.different.len().div_ceil(25) };
         for (tree, _) in seen.different.iter().rev().step_by(step) {
             tree.write(small.root());
@@ -112,6 +120,7 @@ fn a_backup_is_whole_or_none_whenever_the_power_goes() {
             assert_eq!(restored.digest("t"), digest);
         }
     }
+    fewest
 }
 
 /// Leases say who is at work, and nothing hangs on their being there; nor on what is temporary. Once a cluster has
