@@ -40,8 +40,8 @@ async def counted(reader, writer):
 
 
 async def at_once(reader, writer, connection=None):
-    """What is read goes on. The end of an answer is often sent only when its beginning is acknowledged, which the
-    kernel lets wait for up to 40 ms; of `connection` it is at once."""
+    """What is read goes on, and is acknowledged at once where it comes from `connection`: bodies of answers came 42 ms
+    behind their heads otherwise."""
     while data := await reader.read(AT_ONCE):
         if connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
