@@ -191,6 +191,7 @@ impl Request<'_> {
                 Err(e) => errors.push(e),
             }
         }
+        let mut expired = Ok(None);
         if errors.is_empty()
             && let WalFile::Segment(segment) = self.file
         {
@@ -201,7 +202,10 @@ impl Request<'_> {
                 Err(e) if e.kind() == Kind::Local => return Err(e),
                 unserved => errors.extend(unserved.err()),
             }
-            match self.now_whole(&without).await {
+            let whole;
+            (whole, expired) =
+                tokio::join!(self.now_whole(&without), self.expired(segment, &without));
+            match whole {
                 Ok(None) => {}
                 Ok(Some((store, object))) => {
                     let repository = store.repository().name().to_owned();
@@ -221,7 +225,7 @@ impl Request<'_> {
         };
         Ok(match errors.into_iter().min_by_key(rank) {
             Some(error) => Err(Failure { error, may_pass }),
-            None => match self.expired(&without).await {
+            None => match expired {
                 Ok(None) => Ok(Got::Absent),
                 Ok(Some(error)) => Err(Failure { error, may_pass: false }),
                 Err(error) => {
@@ -251,8 +255,7 @@ impl Request<'_> {
     /// The error for a segment that has expired, which isn't one that never was: to a recovery that
     /// has come so far it would be the end of the WAL, and it would promote in the midst of it. A
     /// standby, which doesn't promote, may do with the answer what it does in an outage.
-    async fn expired(&self, stores: &[WalStore]) -> Result<Option<Error>> {
-        let WalFile::Segment(segment) = self.file else { return Ok(None) };
+    async fn expired(&self, segment: SegmentName, stores: &[WalStore]) -> Result<Option<Error>> {
         let size = self.directory.control.segment_size;
         let Some(number) = segment.number(size) else { return Ok(None) };
         for store in stores {
@@ -461,8 +464,9 @@ fn served(repository: String, object: String) -> Got {
 /// After a miss: that the repository is still there and itself, and has WAL of this system. An
 /// unmounted disk leaves an empty directory that has nothing, either.
 async fn prove_absence(store: &WalStore) -> Result<()> {
-    store.repository().prove_present().await?;
-    if store.timelines().await?.is_empty() {
+    let (present, timelines) = tokio::join!(store.repository().prove_present(), store.timelines());
+    present?;
+    if timelines?.is_empty() {
         // It may have gone while it was asked.
         store.repository().prove_present().await?;
         return Err(Error::new(

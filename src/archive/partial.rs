@@ -54,9 +54,10 @@ pub async fn serve_as_segment<'a>(
     segment: SegmentName,
 ) -> Result<Option<Served<'a>>> {
     let stores: Vec<_> = stores.iter().collect();
-    let streamed = Streamed::find(request, &stores, segment).await?;
-    let copy = longest(&stores, segment).await?;
-    let (copy, copy_end) = match copy {
+    let (streamed, copy) =
+        tokio::join!(Streamed::find(request, &stores, segment), longest(&stores, segment));
+    let streamed = streamed?;
+    let (copy, copy_end) = match copy? {
         Some(copy) if !has_later_in_any(&stores, segment).await? => {
             let end = copy.end;
             (Some(copy), end)
@@ -183,8 +184,9 @@ impl<'a> Content<'a> {
 async fn longest<'a>(stores: &[&'a WalStore], segment: SegmentName) -> Result<Option<Content<'a>>> {
     let mut contents: BTreeMap<String, Content<'a>> = BTreeMap::new();
     for store in stores {
-        let mut names = store.partials(segment).await?;
-        names.extend(store.repairs(WalFile::Partial(segment)).await?);
+        let (names, repairs) =
+            tokio::join!(store.partials(segment), store.repairs(WalFile::Partial(segment)));
+        let names = names?.into_iter().chain(repairs?);
         for name in names {
             let checksum = match WalObject::parse(name.file_name()) {
                 Some(WalObject::Partial(_, checksum) | WalObject::Repair(_, checksum)) => checksum,

@@ -7,7 +7,15 @@
 //! be sure that what is there is the file and durable, all of it is read. Other content under the
 //! same name is refused and the stored one stays.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use futures_util::future::join_all;
 
 pub use super::store::Stored;
 use super::{
@@ -26,13 +34,13 @@ use crate::{
         SystemId,
         catalog::{exists, systems},
         layout::ClusterLayout,
-        open::open,
+        open::{open_in, storage},
         repository::Names,
         sealed::open_whole,
         wal::WalStore,
     },
     steps::reached,
-    storage::Range,
+    storage::{Range, Storage},
 };
 
 /// What a push did.
@@ -78,18 +86,28 @@ pub async fn push(
         return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
     }
 
-    let mut stores = Vec::with_capacity(repositories.len());
-    for settings in repositories {
-        stores.push(open_store(settings, &layout, system).await);
-    }
+    let lacking = AtomicUsize::new(repositories.len());
+    let opening =
+        repositories.iter().map(|settings| open_for(wal, settings, &layout, system, &lacking));
+    let opening = join_all(opening);
+    let opened = match one_level(repositories) {
+        Some(level) => {
+            let is_wanted = || lacking.load(Ordering::Relaxed) > 0;
+            source.compress_during(level, is_wanted, opening).await
+        }
+        None => opening.await,
+    };
+    let (mut stores, there): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
     let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
     source.check_ancestry(&open).await?;
     reached("push: opened");
     if !matches!(wal, WalFile::History(_)) {
         store_history(&directory, &mut stores, path, wal.timeline()).await;
     }
-    let open: Vec<_> = stores.iter().filter_map(|store| store.as_ref().ok()).collect();
-    let storing = store_in_all(&mut source, &open);
+    let both = stores.iter().zip(there);
+    let (open, there): (Vec<_>, Vec<_>) =
+        both.filter_map(|(store, there)| Some((store.as_ref().ok()?, there))).unzip();
+    let storing = store_where_missing(&mut source, &open, &there);
     let (results, healed) = tokio::join!(storing, heal::before(&directory, path, wal, &open));
     reached("push: stored");
     let both = results?.into_iter().zip(healed);
@@ -175,17 +193,72 @@ async fn store_history(
     }
 }
 
+/// Opens a repository for a file, and asks meanwhile whether it has that: `None` where the name alone doesn't say.
+/// Should it come into being in between, its creation is refused. One that has it is one less of those `lacking` it.
+async fn open_for(
+    wal: WalFile,
+    settings: &RepositorySettings,
+    layout: &ClusterLayout,
+    system: SystemId,
+    lacking: &AtomicUsize,
+) -> (Result<WalStore>, Option<bool>) {
+    let storage = match storage(&settings.location) {
+        Ok(storage) => storage,
+        Err(e) => return (Err(e), None),
+    };
+    let there = async {
+        if matches!(wal, WalFile::Partial(_)) {
+            return None;
+        }
+        match storage.size(&layout.wal_file(system, wal)).await {
+            Ok(_) => {
+                lacking.fetch_sub(1, Ordering::Relaxed);
+                Some(true)
+            }
+            Err(e) if e.is_not_found() => Some(false),
+            Err(_) => None,
+        }
+    };
+    let opening = open_store_in(Arc::clone(&storage), settings, layout, system);
+    let (store, there) = tokio::join!(opening, there);
+    let is_plain = |store: &WalStore| store.repository().names() == Names::Plain;
+    let there = there.filter(|_| store.as_ref().is_ok_and(is_plain));
+    (store, there)
+}
+
+/// The level that all of them compress with, if it is one.
+fn one_level(repositories: &[&RepositorySettings]) -> Option<i32> {
+    let mut levels = repositories.iter().map(|settings| settings.compression_level);
+    let first = levels.next()?;
+    levels.all(|level| level == first).then_some(first)
+}
+
 /// Opens a repository and makes sure that the system is one of the cluster's there.
 pub(super) async fn open_store(
     settings: &RepositorySettings,
     layout: &ClusterLayout,
     system: SystemId,
 ) -> Result<WalStore> {
-    let repository = open(settings).await?;
+    open_store_in(storage(&settings.location)?, settings, layout, system).await
+}
+
+async fn open_store_in(
+    storage: Arc<dyn Storage>,
+    settings: &RepositorySettings,
+    layout: &ClusterLayout,
+    system: SystemId,
+) -> Result<WalStore> {
     let registration = layout.system(system);
-    let registered = match repository.storage().read(&registration, Range::All).await {
-        Err(e) if e.is_not_found() => None,
-        read => Some(read?),
+    let opening = open_in(Arc::clone(&storage), settings);
+    let (repository, early) = tokio::join!(opening, storage.read(&registration, Range::All));
+    let repository = repository?;
+    let registered = match early {
+        Ok(registered) => Some(registered),
+        // Before the repository was seen to be there this says nothing: a disk may have been mounted since.
+        Err(_) => match storage.read(&registration, Range::All).await {
+            Err(e) if e.is_not_found() => None,
+            read => Some(read?),
+        },
     };
     let Some(registered) = registered else {
         let others: Vec<_> =
@@ -218,6 +291,15 @@ pub(super) async fn store_in_all(
     source: &mut Source,
     stores: &[&WalStore],
 ) -> Result<Vec<Result<Stored>>> {
+    store_where_missing(source, stores, &[]).await
+}
+
+/// As [`store_in_all`], where of some it is known whether the file is there.
+async fn store_where_missing(
+    source: &mut Source,
+    stores: &[&WalStore],
+    known: &[Option<bool>],
+) -> Result<Vec<Result<Stored>>> {
     let wal = source.wal();
     // Where the name has the checksum, the file is read twice: a partial one, which comes once a
     // promotion, or all where the storage overwrites.
@@ -233,9 +315,10 @@ pub(super) async fn store_in_all(
     let (mut missing, mut names) = (Vec::new(), Vec::new());
     for (index, store) in stores.iter().enumerate() {
         let name = summary.as_ref().map_or_else(|| store.plain(wal), |s| store.object_of(wal, s));
-        let there = match is_partial {
-            true => exists(store.repository(), &name).await,
-            false => store.has(wal).await,
+        let there = match known.get(index).copied().flatten() {
+            Some(there) => Ok(there),
+            None if is_partial => exists(store.repository(), &name).await,
+            None => store.has(wal).await,
         };
         if matches!(there, Ok(false)) {
             missing.push(index);

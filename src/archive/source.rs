@@ -5,10 +5,12 @@ use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
 };
 
 use sha2::{Digest, Sha256};
+use tokio::task::{JoinHandle, spawn_blocking, yield_now};
 
 use super::data_directory::DataDirectory;
 use crate::{
@@ -18,12 +20,19 @@ use crate::{
         history::TimelineHistory,
         wal::{RecordHead, SegmentHeader, SegmentScanner, trailing_head},
     },
-    repo::wal::{SMALL_FILE, StoredSummary, WAL_FRAME, WalStore},
+    repo::{
+        sealed::{CompressedFrame, FrameContent},
+        wal::{SMALL_FILE, StoredSummary, WAL_FRAME, WalStore},
+    },
 };
 
 /// How many frames of one file are compressed at a time: one thread reads and hashes in the time in
 /// which two compress.
 const THREADS: usize = 2;
+
+/// From how many bytes on no further frame is compressed that can't be stored yet. An object's first request to
+/// S3 holds as much.
+const HELD: usize = 8 << 20;
 
 /// Records begin at multiples of so many bytes (`xlogrecord.h`, MAXALIGN).
 const ALIGNMENT: u64 = 8;
@@ -39,6 +48,8 @@ pub struct Source {
     /// The timeline that the first page carries.
     first_page: Option<Timeline>,
     threads: usize,
+    /// What [`Source::compress_during`] has read, and its frames.
+    begun: Option<(Reading, VecDeque<FrameContent>)>,
 }
 
 impl Source {
@@ -83,7 +94,8 @@ impl Source {
             WalFile::BackupHistory(..) => None,
         };
         let threads = if size > WAL_FRAME as u64 { THREADS } else { 0 };
-        Ok(Source { path: path.to_owned(), file, wal, size, segment_size, first_page, threads })
+        let path = path.to_owned();
+        Ok(Source { path, file, wal, size, segment_size, first_page, threads, begun: None })
     }
 
     /// Refuses a segment whose first page is of a timeline that isn't an ancestor of the name's,
@@ -142,6 +154,9 @@ impl Source {
 
     /// Reads it once from its start.
     pub fn pass(&mut self) -> Result<Pass<'_>> {
+        if let Some((reading, ready)) = self.begun.take() {
+            return Ok(Pass { source: self, reading, ready });
+        }
         let scanner = match self.wal {
             WalFile::Segment(name) | WalFile::Partial(name) => {
                 Some(SegmentScanner::new(name, self.segment_size, self.head_of(name)))
@@ -151,14 +166,51 @@ impl Source {
         self.file
             .seek(SeekFrom::Start(0))
             .context(Kind::Local, || format!("read {}", self.path.display()))?;
-        Ok(Pass {
-            source: self,
-            digest: Sha256::new(),
-            read: 0,
-            zeros: 0,
-            scanner,
-            given: VecDeque::new(),
-        })
+        let reading =
+            Reading { digest: Sha256::new(), read: 0, zeros: 0, scanner, given: VecDeque::new() };
+        Ok(Pass { source: self, reading, ready: VecDeque::new() })
+    }
+
+    /// Runs `until`, which waits for others, and compresses meanwhile with zstd's `level` what the next
+    /// [`Source::pass`] will give, from the file's start on: a few MiB, as long as it `is_wanted`.
+    pub async fn compress_during<T>(
+        &mut self,
+        level: i32,
+        is_wanted: impl Fn() -> bool,
+        until: impl Future<Output = T>,
+    ) -> T {
+        let mut until = pin!(until);
+        let threads = self.threads;
+        // What is wrong with the file is said when it is to be stored.
+        let Ok(mut pass) = self.pass() else { return until.await };
+        let mut compressing: VecDeque<JoinHandle<Result<CompressedFrame>>> = VecDeque::new();
+        let (mut ready, mut held, mut may_go_on) = (VecDeque::new(), 0, true);
+        let ended = loop {
+            let begins = may_go_on && compressing.len() < threads && held < HELD && is_wanted();
+            tokio::select! {
+                biased;
+                ended = &mut until => break ended,
+                () = yield_now(), if begins => match pass.next() {
+                    Ok(Some(FrameContent::Raw(raw))) => compressing
+                        .push_back(spawn_blocking(move || CompressedFrame::of(&raw, level))),
+                    Ok(_) => may_go_on = false,
+                    Err(_) => return until.await,
+                },
+                frame = first_of(&mut compressing), if !begins && !compressing.is_empty() => {
+                    let Some(frame) = frame else { return until.await };
+                    held += frame.size();
+                    ready.push_back(FrameContent::Compressed(Arc::new(frame)));
+                }
+                else => break until.await,
+            }
+        };
+        while !compressing.is_empty() {
+            let Some(frame) = first_of(&mut compressing).await else { return ended };
+            ready.push_back(FrameContent::Compressed(Arc::new(frame)));
+        }
+        let reading = pass.reading;
+        self.begun = Some((reading, ready));
+        ended
     }
 
     /// The record that begins in the segment before and ends in this one. `None` when that segment
@@ -251,9 +303,26 @@ pub fn check_header(
     Ok(())
 }
 
+/// The first one of the frames that are being compressed; `None` where that failed.
+async fn first_of(
+    compressing: &mut VecDeque<JoinHandle<Result<CompressedFrame>>>,
+) -> Option<CompressedFrame> {
+    let frame = compressing.front_mut()?.await;
+    compressing.pop_front();
+    frame.ok()?.ok()
+}
+
 /// One reading of a [`Source`], frame by frame.
 pub struct Pass<'a> {
     source: &'a mut Source,
+    reading: Reading,
+    /// Frames that were read and compressed before.
+    ready: VecDeque<FrameContent>,
+}
+
+/// How far a file was read.
+#[derive(Debug)]
+struct Reading {
     digest: Sha256,
     read: u64,
     /// How many of the bytes that were read last are zeros.
@@ -266,42 +335,47 @@ pub struct Pass<'a> {
 
 impl Pass<'_> {
     /// The next bytes, at most a frame's; `None` at the end.
-    pub fn next(&mut self) -> Result<Option<Arc<Vec<u8>>>> {
-        let left = self.source.size - self.read;
+    pub fn next(&mut self) -> Result<Option<FrameContent>> {
+        if let Some(ready) = self.ready.pop_front() {
+            return Ok(Some(ready));
+        }
+        let Reading { digest, read, zeros, scanner, given } = &mut self.reading;
+        let left = self.source.size - *read;
         if left == 0 {
             return Ok(None);
         }
         let len = WAL_FRAME.min(usize::try_from(left).unwrap_or(WAL_FRAME));
-        let returned = self.given.iter().position(|frame| Arc::strong_count(frame) == 1);
-        let mut frame = returned.and_then(|n| self.given.remove(n)).unwrap_or_default();
+        let returned = given.iter().position(|frame| Arc::strong_count(frame) == 1);
+        let mut frame = returned.and_then(|n| given.remove(n)).unwrap_or_default();
         let chunk = Arc::make_mut(&mut frame);
         chunk.resize(len, 0);
         self.source
             .file
             .read_exact(chunk)
             .context(Kind::Local, || format!("read {}", self.source.path.display()))?;
-        self.read += len as u64;
-        self.digest.update(&*chunk);
-        self.zeros = match chunk.iter().rposition(|byte| *byte != 0) {
+        *read += len as u64;
+        digest.update(&*chunk);
+        *zeros = match chunk.iter().rposition(|byte| *byte != 0) {
             Some(last) => (len - last - 1) as u64,
-            None => self.zeros + len as u64,
+            None => *zeros + len as u64,
         };
-        if let Some(scanner) = &mut self.scanner {
+        if let Some(scanner) = scanner {
             scanner.feed(chunk, &mut |_| {});
         }
-        self.given.push_back(Arc::clone(&frame));
-        Ok(Some(frame))
+        given.push_back(Arc::clone(&frame));
+        Ok(Some(FrameContent::Raw(frame)))
     }
 
     /// What was read. Refuses a segment that isn't finished: one that valid WAL ends in without
     /// having closed it, and zeros follow. That is what recovery was served of a timeline's unfinished
     /// end, and with `archive_mode = always` a standby offers it as if it were the segment.
     pub fn finish(self) -> Result<StoredSummary> {
-        let segment = self.scanner.map(SegmentScanner::finish);
+        let Reading { digest, read, zeros, scanner, .. } = self.reading;
+        let segment = scanner.map(SegmentScanner::finish);
         let unfinished = segment.as_ref().filter(|s| {
-            let behind = (s.start.0 + self.read).saturating_sub(s.end.0);
+            let behind = (s.start.0 + read).saturating_sub(s.end.0);
             // The last record's end may lie in a page whose rest is zeros.
-            s.parsed && !s.whole && behind > 0 && self.zeros + ALIGNMENT >= behind
+            s.parsed && !s.whole && behind > 0 && zeros + ALIGNMENT >= behind
         });
         if let (Some(summary), WalFile::Segment(_)) = (unfinished, self.source.wal) {
             let what = format!(
@@ -314,6 +388,119 @@ impl Pass<'_> {
                  doesn't offer what was restored",
             ));
         }
-        Ok(StoredSummary { size: self.read, sha256: hex::encode(self.digest.finalize()), segment })
+        Ok(StoredSummary { size: read, sha256: hex::encode(digest.finalize()), segment })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, io::Write, task::Poll};
+
+    use super::*;
+
+    /// A file of so many frames and a few bytes that don't compress.
+    fn source(frames: usize) -> Source {
+        let mut content = vec![0; frames * WAL_FRAME + 17];
+        blake3::Hasher::new().finalize_xof().fill(&mut content);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&content).unwrap();
+        Source {
+            path: "a file".into(),
+            file,
+            wal: "000000010000000000000001".parse().unwrap(),
+            size: content.len() as u64,
+            segment_size: SegmentSize::default(),
+            first_page: None,
+            threads: THREADS,
+            begun: None,
+        }
+    }
+
+    fn read(source: &mut Source) -> (Vec<FrameContent>, StoredSummary) {
+        let mut pass = source.pass().unwrap();
+        let mut frames = Vec::new();
+        while let Some(frame) = pass.next().unwrap() {
+            frames.push(frame);
+        }
+        (frames, pass.finish().unwrap())
+    }
+
+    fn compressed(frame: &FrameContent) -> Arc<CompressedFrame> {
+        match frame {
+            FrameContent::Raw(raw) => Arc::new(CompressedFrame::of(raw, 1).unwrap()),
+            FrameContent::Compressed(frame) => Arc::clone(frame),
+        }
+    }
+
+    fn is_compressed(frame: &FrameContent) -> bool {
+        matches!(frame, FrameContent::Compressed(_))
+    }
+
+    /// So often that all is done meanwhile: it takes a second.
+    const MANY: usize = 10_000;
+
+    /// Ends when it was asked so often whether it has.
+    async fn asked(times: usize) {
+        let mut left = times;
+        poll_fn(|context| {
+            context.waker().wake_by_ref();
+            if left == 0 {
+                return Poll::Ready(());
+            }
+            left -= 1;
+            std::thread::sleep(std::time::Duration::from_micros(50));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_is_compressed_meanwhile_is_the_file_as_far_as_that_comes() {
+        let (plain, summary) = read(&mut source(5));
+        let expected: Vec<_> = plain.iter().map(compressed).collect();
+        let mut seen = [false; 2];
+        for times in [0, 1, 2, 3, 5, 8, 13, MANY] {
+            let mut source = source(5);
+            source.compress_during(1, || true, asked(times)).await;
+            let (frames, same) = read(&mut source);
+            assert_eq!(same, summary, "{times}");
+            assert_eq!(frames.iter().map(compressed).collect::<Vec<_>>(), expected, "{times}");
+            let early = frames.iter().take_while(|frame| is_compressed(frame)).count();
+            assert!(!frames.iter().skip(early).any(is_compressed), "{times}: in order");
+            assert_eq!(early > 0, times > 1, "{times}");
+            seen[usize::from(early == frames.len())] = true;
+            // Another pass begins anew.
+            assert_eq!(read(&mut source), (plain.clone(), summary.clone()), "{times}");
+        }
+        assert_eq!(seen, [true; 2], "some of it, and all of it");
+    }
+
+    #[tokio::test]
+    async fn no_more_is_compressed_than_may_be_held_or_is_wanted() {
+        let mut large = source(15);
+        large.compress_during(1, || true, asked(MANY)).await;
+        let early = read(&mut large).0.iter().filter(|frame| is_compressed(frame)).count();
+        let most = HELD / WAL_FRAME + THREADS;
+        assert!((HELD / WAL_FRAME..=most).contains(&early), "{early}");
+
+        let mut unwanted = source(5);
+        unwanted.compress_during(1, || false, asked(1000)).await;
+        assert!(!read(&mut unwanted).0.iter().any(is_compressed));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_gets_shorter_fails_when_it_is_stored() {
+        let mut source = source(5);
+        source.file.set_len(3 << 20).unwrap();
+        source.compress_during(1, || true, asked(MANY)).await;
+        let mut pass = source.pass().unwrap();
+        let failure = loop {
+            match pass.next() {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it isn't whole"),
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(failure.kind(), Kind::Local);
     }
 }

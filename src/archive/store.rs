@@ -44,7 +44,7 @@ pub async fn create_in_all(
     while let Some(chunk) = pass.next()? {
         for slot in &mut writers {
             if let Ok(writer) = slot
-                && let Err(e) = writer.seal(&chunk).await
+                && let Err(e) = writer.seal(chunk.clone()).await
             {
                 *slot = Err(e);
             }

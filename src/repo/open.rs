@@ -34,13 +34,20 @@ const PASSPHRASE_COMMAND_TIME: Duration = Duration::from_secs(60);
 /// Opens a configured repository: reads its key, opens the place, and checks that what is there is
 /// a repository that the key opens. A user who isn't its owner is refused.
 pub async fn open(settings: &RepositorySettings) -> Result<Repository> {
-    let storage = storage(&settings.location)?;
+    open_in(storage(&settings.location)?, settings).await
+}
+
+/// As [`open`], in the place that [`storage`] has given for these settings.
+pub async fn open_in(
+    storage: Arc<dyn Storage>,
+    settings: &RepositorySettings,
+) -> Result<Repository> {
     let material = key_material(settings).await?;
     Repository::open(&settings.name, storage, &material, settings.compression_level).await
 }
 
 /// The place where a repository lies.
-fn storage(location: &Location) -> Result<Arc<dyn Storage>> {
+pub fn storage(location: &Location) -> Result<Arc<dyn Storage>> {
     Ok(match location {
         Location::Directory(root) => Arc::new(Local::open(root)?),
         Location::Bucket(place) => Arc::new(S3::new((**place).clone())),

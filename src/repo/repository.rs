@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -89,7 +90,12 @@ impl Repository {
         material: &KeyMaterial,
         compression_level: i32,
     ) -> Result<Self> {
-        let file = read_repository_file(storage.as_ref()).await?;
+        // Both at once, since each answer may take its time. Without a key there is nothing to be opened.
+        let (file, keys) = match material {
+            KeyMaterial::None => (read_repository_file(storage.as_ref()).await, Ok(Vec::new())),
+            _ => tokio::join!(read_repository_file(storage.as_ref()), fetch_keys(storage.as_ref())),
+        };
+        let file = file?;
         if file.names == Names::Content {
             storage.create_without_condition();
         }
@@ -127,7 +133,11 @@ impl Repository {
                 )));
             }
             (Encryption::Aes256Gcm, material) => {
-                let wrapped = read_keys(storage.as_ref(), file.repository).await?;
+                let mut wrapped = parse_keys(&keys?, file.repository, address)?;
+                if wrapped.is_empty() {
+                    // They may have come since, where an init writes both.
+                    wrapped = read_keys(storage.as_ref(), file.repository).await?;
+                }
                 open_ring(file.repository, &wrapped, material).map_err(|e| {
                     e.while_doing(format!("open the repository {name} at {address}"))
                 })?
@@ -288,30 +298,45 @@ async fn read_repository_file(storage: &dyn Storage) -> Result<RepositoryFile> {
     serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))
 }
 
-async fn read_keys(storage: &dyn Storage, repository: RandomId) -> Result<Vec<WrappedKeys>> {
+/// The objects of `keys/`.
+async fn fetch_keys(storage: &dyn Storage) -> Result<Vec<(ObjectName, Bytes)>> {
     let mut found = Vec::new();
     for listed in storage.list(layout::KEYS, None, 10_000).await? {
-        let bytes = match storage.read(&listed.name, Range::All).await {
-            Ok(bytes) => bytes,
+        match storage.read(&listed.name, Range::All).await {
+            Ok(bytes) => found.push((listed.name, bytes)),
             // Gone with the rest, where a disk was unmounted meanwhile.
-            Err(e) if e.is_not_found() => {
-                read_repository_file(storage).await?;
-                continue;
-            }
+            Err(e) if e.is_not_found() => drop(read_repository_file(storage).await?),
             Err(e) => return Err(e.into()),
-        };
-        let parsed = WrappedKeys::parse(&bytes, repository).map_err(|e| {
-            let address = storage.address();
-            Error::new(Kind::Damaged, format!("{} in {address} is damaged: {e}", listed.name))
+        }
+    }
+    Ok(found)
+}
+
+/// Those of them that are of `repository`.
+fn parse_keys(
+    objects: &[(ObjectName, Bytes)],
+    repository: RandomId,
+    address: &str,
+) -> Result<Vec<WrappedKeys>> {
+    let mut found = Vec::new();
+    for (name, bytes) in objects {
+        let parsed = WrappedKeys::parse(bytes, repository).map_err(|e| {
+            Error::new(Kind::Damaged, format!("{name} in {address} is damaged: {e}"))
         })?;
         found.extend(parsed);
     }
+    Ok(found)
+}
+
+/// The keys of a repository whose `repo.json` was read before.
+async fn read_keys(storage: &dyn Storage, repository: RandomId) -> Result<Vec<WrappedKeys>> {
+    let address = storage.address();
+    let found = parse_keys(&fetch_keys(storage).await?, repository, address)?;
     if found.is_empty() {
         // A disk may have been unmounted since repo.json was read.
         read_repository_file(storage).await?;
         let message = format!(
-            "repo.json in {} says that this is repository {repository}, and keys/ has no key of it",
-            storage.address()
+            "repo.json in {address} says that this is repository {repository}, and keys/ has no key of it"
         );
         return Err(Error::new(Kind::Damaged, message)
             .hint("restore repo.json and the folder keys/ from a copy; without them nothing can be opened"));

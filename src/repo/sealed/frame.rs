@@ -91,6 +91,38 @@ pub struct Lengths {
     pub raw: u32,
 }
 
+/// A frame that was compressed before it is known what seals it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompressedFrame {
+    /// Prefix and compressed bytes, with room for what seals them.
+    bytes: Vec<u8>,
+    /// How many bytes it had.
+    raw: u32,
+}
+
+impl CompressedFrame {
+    /// Compresses `raw` with zstd's `level`.
+    pub fn of(raw: &[u8], level: i32) -> Result<Self> {
+        let too_large = || Error::new(Kind::Internal, format!("a frame of {} bytes", raw.len()));
+        let raw_len =
+            u32::try_from(raw.len()).ok().filter(|n| *n <= MAX_RAW).ok_or_else(too_large)?;
+        let bytes = compress(raw, level, |compressed| {
+            let mut bytes = Vec::with_capacity(PREFIX_LEN + compressed.len() + TAG_LEN);
+            bytes.extend_from_slice(&((compressed.len() + TAG_LEN) as u32).to_le_bytes());
+            bytes.extend_from_slice(&raw_len.to_le_bytes());
+            bytes.extend_from_slice(compressed);
+            bytes
+        })
+        .map_err(|e| Error::new(Kind::Internal, "compress a frame").because(e))?;
+        Ok(CompressedFrame { bytes, raw: raw_len })
+    }
+
+    /// How many bytes it takes in memory.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 /// A frame ready to be stored.
 #[derive(Debug)]
 pub struct SealedFrame {
@@ -220,19 +252,14 @@ impl Sealer {
 
     /// Compresses and seals frame `number`. No two frames of an object may have the same number.
     pub fn seal(&self, number: u64, raw: &[u8]) -> Result<SealedFrame> {
-        let too_large = || Error::new(Kind::Internal, format!("a frame of {} bytes", raw.len()));
-        let raw_len =
-            u32::try_from(raw.len()).ok().filter(|n| *n <= MAX_RAW).ok_or_else(too_large)?;
-        let mut bytes = compress(raw, self.level, |compressed| {
-            let mut bytes = Vec::with_capacity(PREFIX_LEN + compressed.len() + TAG_LEN);
-            bytes.extend_from_slice(&((compressed.len() + TAG_LEN) as u32).to_le_bytes());
-            bytes.extend_from_slice(&raw_len.to_le_bytes());
-            bytes.extend_from_slice(compressed);
-            bytes
-        })
-        .map_err(|e| Error::new(Kind::Internal, "compress a frame").because(e))?;
+        self.seal_compressed(number, CompressedFrame::of(raw, self.level)?)
+    }
+
+    /// Seals frame `number`, as [`Sealer::seal`] does, which is compressed already.
+    pub fn seal_compressed(&self, number: u64, frame: CompressedFrame) -> Result<SealedFrame> {
+        let CompressedFrame { mut bytes, raw } = frame;
         let sealed = (bytes.len() - PREFIX_LEN + TAG_LEN) as u32;
-        let associated = self.binding.associated(number, raw_len);
+        let associated = self.binding.associated(number, raw);
         let tag: [u8; TAG_LEN] = match &self.binding.cipher {
             Some(cipher) => cipher
                 .encrypt_inout_detached(
@@ -245,7 +272,7 @@ impl Sealer {
             None => Binding::checksum(&associated, &bytes[PREFIX_LEN..]),
         };
         bytes.extend_from_slice(&tag);
-        Ok(SealedFrame { bytes, lengths: Lengths { sealed, raw: raw_len } })
+        Ok(SealedFrame { bytes, lengths: Lengths { sealed, raw } })
     }
 
     /// The object's last bytes: the closing frame, with every frame's lengths in order and the

@@ -21,7 +21,7 @@ mod reader;
 mod stream;
 mod writer;
 
-pub use frame::{CLOSING, Header, Lengths, MAX_RAW, Opener, SealedFrame, Sealer};
+pub use frame::{CLOSING, CompressedFrame, Header, Lengths, MAX_RAW, Opener, SealedFrame, Sealer};
 pub use reader::{Frames, ObjectReader, WholeObject, open_whole, read_whole};
 pub use stream::FrameStream;
-pub use writer::{SealedWriter, ThreadedWriter, put_sealed};
+pub use writer::{FrameContent, SealedWriter, ThreadedWriter, put_sealed};

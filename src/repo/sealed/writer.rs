@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
-use super::frame::{Lengths, SealedFrame, Sealer};
+use super::frame::{CompressedFrame, Lengths, SealedFrame, Sealer};
 use crate::{
     error::{Context, Kind, Result},
     repo::Repository,
@@ -59,6 +59,26 @@ impl SealedWriter {
     }
 }
 
+/// What a frame is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FrameContent {
+    /// Bytes as they are.
+    Raw(Arc<Vec<u8>>),
+    /// What is compressed already, with the level of the object's repository.
+    Compressed(Arc<CompressedFrame>),
+}
+
+impl FrameContent {
+    fn seal(self, sealer: &Sealer, number: u64) -> Result<SealedFrame> {
+        match self {
+            FrameContent::Raw(raw) => sealer.seal(number, &raw),
+            FrameContent::Compressed(frame) => {
+                sealer.seal_compressed(number, Arc::unwrap_or_clone(frame))
+            }
+        }
+    }
+}
+
 /// A [`SealedWriter`] whose frames are sealed by other threads, some at a time, while the caller reads
 /// the next ones.
 pub struct ThreadedWriter {
@@ -82,16 +102,18 @@ impl ThreadedWriter {
     }
 
     /// Takes the next frame. An error may be about one before it.
-    pub async fn seal(&mut self, raw: &Arc<Vec<u8>>) -> Result<()> {
+    pub async fn seal(&mut self, content: FrameContent) -> Result<()> {
+        let number = self.begun;
+        self.begun += 1;
         if self.at_once == 0 {
-            return self.writer.seal(raw).await;
+            let frame = content.seal(self.writer.sealer(), number)?;
+            return self.writer.write(frame).await;
         }
         if self.sealing.len() >= self.at_once {
             self.write_next().await?;
         }
-        let (sealer, raw, number) = (self.writer.sealer().clone(), Arc::clone(raw), self.begun);
-        self.begun += 1;
-        self.sealing.push_back(tokio::task::spawn_blocking(move || sealer.seal(number, &raw)));
+        let sealer = self.writer.sealer().clone();
+        self.sealing.push_back(tokio::task::spawn_blocking(move || content.seal(&sealer, number)));
         Ok(())
     }
 

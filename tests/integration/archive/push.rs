@@ -1,17 +1,23 @@
 //! Pushing: what is stored, what is refused, and that the source is left alone.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use pgkeep::{
     archive::Stored,
+    config::{GivenStorage, Location},
     error::Kind,
     postgres::{SegmentName, SegmentSize},
-    repo::wal_wait::{wait_for_range, wait_for_segment},
+    repo::{
+        open::storage,
+        wal_wait::{wait_for_range, wait_for_segment},
+    },
+    storage::ErrorKind,
 };
 
 use super::{Keeper, cluster_with_segments, run, snapshot, system, wal};
 use crate::support::{
     Cluster,
+    faulty::{Fault, Faulty, Operation},
     objects::{cut, flip_bit},
     on_each_version,
 };
@@ -84,6 +90,60 @@ fn one_repository_that_fails_does_not_keep_the_other_from_its_copy() {
     fs::rename(&aside, &gone).unwrap();
     let stored = keeper.pushed(&cluster, &segments[0]);
     assert_eq!(stored, [Stored::Already, Stored::New, Stored::Already]);
+}
+
+/// A push asks for everything at once. What it hears before it knows that the repository is there says
+/// nothing: a disk may be mounted in between, and somebody may be making the repository, or the object.
+#[test]
+fn what_was_asked_too_early_is_asked_again() {
+    let (cluster, segments) = cluster_with_segments(15, 3);
+    let mut keeper = Keeper::new(&cluster, &["main"]);
+    let inner = storage(&keeper.repositories[0].location).unwrap();
+    let faulty = Faulty::new(inner);
+    keeper.repositories[0].location = Location::Given(GivenStorage(Arc::new(faulty.clone())));
+    assert_eq!(keeper.pushed(&cluster, &segments[0]), [Stored::New]);
+    let asked = faulty.log();
+    let registration = keeper.layout().system(system(&cluster)).to_string();
+    let reads = asked.iter().filter(|(operation, _)| *operation == Operation::Read);
+    let read = 1 + reads.take_while(|(_, name)| *name != registration).count() as u64;
+    for (operation, n, what) in [
+        (Operation::List, 1, "keys/"),
+        (Operation::Read, read, registration.as_str()),
+        (Operation::Size, 1, segments[0].as_str()),
+    ] {
+        let mut of_kind = asked.iter().filter(|(of, _)| *of == operation);
+        let (_, name) = of_kind.nth(n as usize - 1).expect("the question");
+        assert!(name.ends_with(what), "{name} is asked for, not {what}");
+        for kind in [ErrorKind::NotFound, ErrorKind::Unavailable] {
+            // An outage of keys/ isn't passed over: without them it wouldn't come to the other questions.
+            let fails = operation == Operation::List && kind == ErrorKind::Unavailable;
+            for (segment, stored) in [(&segments[1], Stored::New), (&segments[0], Stored::Already)]
+            {
+                let object = keeper.object("main", &cluster, &segments[1]);
+                let _ = fs::remove_file(&object);
+                faulty.nth(operation, n, Fault::Fails(kind));
+                let pushed = keeper.push(&wal(&cluster, segment));
+                assert_eq!(faulty.faults(), 1, "{name} {kind:?}");
+                match pushed {
+                    Err(e) if fails => assert_eq!(e.kind(), Kind::Repository),
+                    Err(e) => panic!("{name} {kind:?}: {e}"),
+                    Ok(_) if fails => panic!("{name} {kind:?} was passed over"),
+                    Ok(outcome) => {
+                        assert_eq!(
+                            outcome.stored,
+                            [("main".to_owned(), stored)],
+                            "{name} {kind:?}"
+                        );
+                    }
+                }
+                faulty.heal();
+                if !fails {
+                    let original = fs::read(wal(&cluster, segment)).unwrap();
+                    assert_eq!(keeper.served(segment), original);
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -245,7 +245,12 @@ impl Storage for Faulty {
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>> {
-        self.run(Operation::List, prefix, self.inner.list(prefix, after, limit)).await
+        let listed = self.run(Operation::List, prefix, self.inner.list(prefix, after, limit));
+        match listed.await {
+            // Of what isn't there a listing is empty.
+            Err(e) if e.is_not_found() => Ok(Vec::new()),
+            listed => listed,
+        }
     }
 
     async fn folders(&self, folder: &str) -> Result<Vec<String>> {
