@@ -113,6 +113,32 @@ fn a_slot_that_was_given_up_is_made_anew() {
     }
 }
 
+/// Two streams with one slot: the second says what is wrong, and goes on when the first one ends.
+#[test]
+fn a_slot_that_another_stream_uses_is_waited_for() {
+    let site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    let first = site.stream();
+    let user = site.cluster.sql("SELECT active_pid FROM pg_replication_slots");
+    let second = site.pgkeep.spawn(["stream"]);
+    wait_until("the second one has tried", 60, || site.cluster.log().contains("is active for PID"));
+    first.signal(Signal::TERM);
+    assert_eq!(first.wait().code, 0);
+    wait_until("the second one has the slot", 60, || {
+        let sql = format!("SELECT active_pid <> {user} FROM pg_replication_slots");
+        site.cluster.sql(&sql) == "t"
+    });
+    site.cluster.insert("t", 1);
+    site.wait_for_stream();
+    second.signal(Signal::TERM);
+    let output = second.wait();
+    assert_eq!(output.code, 0, "{output}");
+    for said in ["is active for PID", "two streams need two slots", "streaming again from"] {
+        assert!(output.stderr.contains(said), "{said}: {output}");
+    }
+}
+
 /// From 18 on a slot is also given up for its age, and says where it stood all the same.
 #[test]
 fn a_slot_that_was_given_up_for_its_age_is_made_anew() {

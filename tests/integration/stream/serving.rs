@@ -17,7 +17,12 @@ use tokio::runtime::Runtime;
 
 use super::Site;
 use crate::support::{
-    Cluster, install::run, objects::delete, places::skipped_on_s3, scratch::Scratch, wait_until,
+    Cluster,
+    install::run,
+    objects::{delete, flip_bit},
+    places::skipped_on_s3,
+    scratch::Scratch,
+    wait_until,
 };
 
 #[test]
@@ -112,7 +117,7 @@ fn put_parts<const N: usize>(site: &Site, segment: &str, parts: [(usize, &[u8]);
     });
 }
 
-/// A part that is lost is told, by name of its segment.
+/// A part that is damaged or lost is told, by name of its segment, and what to do.
 #[test]
 fn a_hole_among_the_parts_is_found() {
     let site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
@@ -134,7 +139,15 @@ fn a_hole_among_the_parts_is_found() {
     };
     let output = restored_to("whole");
     assert!(!output.stderr.contains("recovery ends at"), "{output}");
-    delete(&site.file(&parts[parts.len() / 2]));
+    let lost = site.file(&parts[parts.len() / 2]);
+    flip_bit(&lost, -30);
+    let output = site.pgkeep.run(["verify", "--level", "full"]);
+    assert_eq!(output.code, 1, "{output}");
+    assert!(
+        output.stdout.contains("`pgkeep stream`, started again, stores what the part had"),
+        "{output}"
+    );
+    delete(&lost);
     // A stream that died may have left it so: it is no reason to refuse what there is.
     let output = restored_to("with-a-hole");
     assert!(output.stderr.contains("recovery ends at"), "{output}");
