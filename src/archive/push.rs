@@ -15,8 +15,6 @@ use std::{
     },
 };
 
-use futures_util::future::join_all;
-
 pub use super::store::Stored;
 use super::{
     ahead,
@@ -87,9 +85,14 @@ pub async fn push(
     }
 
     let lacking = AtomicUsize::new(repositories.len());
-    let opening =
-        repositories.iter().map(|settings| open_for(wal, settings, &layout, system, &lacking));
-    let opening = join_all(opening);
+    // One repository after the other: their passphrase commands may need the same thing.
+    let opening = async {
+        let mut opened = Vec::with_capacity(repositories.len());
+        for settings in repositories {
+            opened.push(open_for(wal, settings, &layout, system, &lacking).await);
+        }
+        opened
+    };
     let opened = match one_level(repositories) {
         Some(level) => {
             let is_wanted = || lacking.load(Ordering::Relaxed) > 0;
