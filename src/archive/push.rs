@@ -359,3 +359,24 @@ fn merge(errors: Vec<Error>) -> Option<Error> {
         merged
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{KeySource, Location, RetentionSettings};
+
+    #[test]
+    fn one_frame_serves_only_repositories_of_one_level() {
+        let at = |compression_level| RepositorySettings {
+            name: "main".into(),
+            location: Location::Directory("/repository".into()),
+            key: KeySource::Unencrypted,
+            compression_level,
+            retention: RetentionSettings::NONE,
+        };
+        let (one, other) = (at(1), at(3));
+        assert_eq!(one_level(&[&one]), Some(1));
+        assert_eq!(one_level(&[&other, &other]), Some(3));
+        assert_eq!(one_level(&[&one, &one, &other]), None);
+    }
+}
