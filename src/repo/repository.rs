@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Kind, Result},
-    storage::{CreateOnly, ObjectName, Range, Storage},
+    storage::{CreateOnly, Listed, ObjectName, Range, Storage},
 };
 
 /// The repository format that this code writes and reads.
@@ -91,11 +91,15 @@ impl Repository {
         compression_level: i32,
     ) -> Result<Self> {
         // Both at once, since each answer may take its time. Without a key there is nothing to be opened.
-        let (file, keys) = match material {
-            KeyMaterial::None => (read_repository_file(storage.as_ref()).await, Ok(Vec::new())),
-            _ => tokio::join!(read_repository_file(storage.as_ref()), fetch_keys(storage.as_ref())),
+        let (bytes, keys) = match material {
+            KeyMaterial::None => (fetch_repository_file(storage.as_ref()).await?, Ok(Vec::new())),
+            _ => {
+                let keys = async { Ok(fetch_keys(storage.as_ref()).await) };
+                // Where there is no repository, what lies below keys/ isn't waited for.
+                tokio::try_join!(fetch_repository_file(storage.as_ref()), keys)?
+            }
         };
-        let file = file?;
+        let file = parse_repository_file(&bytes, storage.address())?;
         if file.names == Names::Content {
             storage.create_without_condition();
         }
@@ -143,6 +147,7 @@ impl Repository {
                 })?
             }
         };
+        storage.set_landmark(&layout::repository_file(), bytes);
         Ok(Repository {
             name: name.to_owned(),
             storage,
@@ -260,18 +265,22 @@ impl Repository {
 }
 
 async fn read_repository_file(storage: &dyn Storage) -> Result<RepositoryFile> {
-    let address = storage.address();
-    let bytes = match storage.read(&layout::repository_file(), Range::All).await {
-        Ok(bytes) => bytes,
-        Err(e) if e.is_not_found() => {
-            return Err(Error::new(
-                Kind::Repository,
-                format!("there is no repository at {address}"),
-            )
-            .hint("run `pgkeep init`, or check the url; is the disk mounted?"));
-        }
-        Err(e) => return Err(e.into()),
-    };
+    parse_repository_file(&fetch_repository_file(storage).await?, storage.address())
+}
+
+async fn fetch_repository_file(storage: &dyn Storage) -> Result<Bytes> {
+    match storage.read(&layout::repository_file(), Range::All).await {
+        Ok(bytes) => Ok(bytes),
+        Err(e) if e.is_not_found() => Err(Error::new(
+            Kind::Repository,
+            format!("there is no repository at {}", storage.address()),
+        )
+        .hint("run `pgkeep init`, or check the url; is the disk mounted?")),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn parse_repository_file(bytes: &[u8], address: &str) -> Result<RepositoryFile> {
     let damaged = |what: String| {
         Error::new(Kind::Damaged, format!("repo.json in {address} is damaged: {what}"))
     };
@@ -281,7 +290,7 @@ async fn read_repository_file(storage: &dyn Storage) -> Result<RepositoryFile> {
         product: String,
         format: u32,
     }
-    let version: Version = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let version: Version = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
     if version.product != "pgkeep" {
         return Err(damaged(format!("it is a repository of {:?}", version.product)));
     }
@@ -295,13 +304,24 @@ async fn read_repository_file(storage: &dyn Storage) -> Result<RepositoryFile> {
         )
         .hint("use a newer pgkeep"));
     }
-    serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))
+    serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))
 }
 
-/// The objects of `keys/`.
+/// The largest keys object, in bytes: that of one with a hundred slots is smaller.
+const LARGEST_KEYS: u64 = 64 << 10;
+
+/// The objects of `keys/`. What lies there may be anybody's, as long as `repo.json` wasn't read.
 async fn fetch_keys(storage: &dyn Storage) -> Result<Vec<(ObjectName, Bytes)>> {
     let mut found = Vec::new();
     for listed in storage.list(layout::KEYS, None, 10_000).await? {
+        if listed.size > LARGEST_KEYS {
+            let Listed { name, size } = listed;
+            let address = storage.address();
+            let what = format!(
+                "{name} in {address} is damaged: it has {size} bytes, where {LARGEST_KEYS} are the most"
+            );
+            return Err(Error::new(Kind::Damaged, what));
+        }
         match storage.read(&listed.name, Range::All).await {
             Ok(bytes) => found.push((listed.name, bytes)),
             // Gone with the rest, where a disk was unmounted meanwhile.

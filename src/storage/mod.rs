@@ -110,6 +110,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// is known not to honour and may refuse to read.
     fn create_without_condition(&self) {}
 
+    /// From now on this is the place only where `name` has this `content`, as it has at the moment: nothing
+    /// is stored into another one, and nothing is absent because another one lies here; both are
+    /// [`ErrorKind::RootMissing`]. Where no other place can come to lie under the same address, there is
+    /// nothing to do.
+    fn set_landmark(&self, _name: &ObjectName, _content: Bytes) {}
+
     /// Begins a new object. Nothing is visible under `name` until [`ObjectWriter::finish`] has
     /// returned, and then all of it is, durably. A taken name may be refused here or at `finish`.
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>>;

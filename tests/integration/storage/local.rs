@@ -52,17 +52,10 @@ async fn only_the_owner_can_read() {
     assert_eq!(files, 2);
 }
 
-#[tokio::test]
-async fn a_root_that_is_gone_is_not_an_empty_one() {
-    let folder = tempfile::tempdir().expect("a directory");
-    let root = folder.path().join("disk");
-    fs::create_dir(&root).expect("make it");
-    let storage = Local::open(&root).expect("open it");
-    storage.put(&name("a/b"), "x".into()).await.expect("put");
-    // The disk goes away under a running process.
-    fs::rename(&root, folder.path().join("unplugged")).expect("unplug");
+/// What each operation fails with: on the object `a/b`, and on others.
+async fn kinds(storage: &Local) -> [ErrorKind; 9] {
     let object = name("a/b");
-    let kinds = [
+    [
         storage.read(&object, Range::All).await.map(|_| ()),
         storage.size(&object).await.map(|_| ()),
         storage.list("", None, 10).await.map(|_| ()),
@@ -73,17 +66,63 @@ async fn a_root_that_is_gone_is_not_an_empty_one() {
         storage.replace(&name("l"), "x".into()).await,
         storage.ensure_durable(&object).await,
     ]
-    .map(|result| result.expect_err("the root is gone").kind);
-    assert_eq!(kinds, [ErrorKind::RootMissing; 9]);
+    .map(|result| result.expect_err("it isn't there").kind)
+}
+
+#[tokio::test]
+async fn a_root_that_is_gone_is_not_an_empty_one() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let root = folder.path().join("disk");
+    fs::create_dir(&root).expect("make it");
+    let storage = Local::open(&root).expect("open it");
+    storage.put(&name("a/b"), "x".into()).await.expect("put");
+    // The disk goes away under a running process.
+    fs::rename(&root, folder.path().join("unplugged")).expect("unplug");
+    assert_eq!(kinds(&storage).await, [ErrorKind::RootMissing; 9]);
     assert!(!root.exists(), "a missing root is never made");
     let error = Local::open(&root).expect_err("open a root that is gone");
     assert_eq!(error.kind, ErrorKind::RootMissing);
     // Plugged in again, all works, also through the same handle.
     fs::rename(folder.path().join("unplugged"), &root).expect("plug in");
-    assert_eq!(storage.read(&object, Range::All).await.expect("read"), "x");
+    assert_eq!(storage.read(&name("a/b"), Range::All).await.expect("read"), "x");
     let file = folder.path().join("file");
     fs::write(&file, "").expect("write");
     assert_eq!(Local::open(&file).expect_err("a file").kind, ErrorKind::RootMissing);
+}
+
+#[tokio::test]
+async fn another_directory_under_the_same_name_is_not_this_one() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let (root, unplugged) = (folder.path().join("disk"), folder.path().join("unplugged"));
+    fs::create_dir(&root).expect("make it");
+    let storage = Local::open(&root).expect("open it");
+    let landmark = name("repo.json");
+    storage.put(&landmark, "this one".into()).await.expect("put");
+    storage.set_landmark(&landmark, "this one".into());
+    storage.put(&name("a/b"), "x".into()).await.expect("put");
+    let writer = storage.create(&name("begun")).await.expect("begin an object");
+    fs::rename(&root, &unplugged).expect("unmount");
+    // The directory that the disk was mounted on; and other disks.
+    for other in [None, Some("another"), Some("this one, longer")] {
+        fs::create_dir(&root).expect("make it");
+        if let Some(content) = other {
+            fs::write(root.join("repo.json"), content).expect("write");
+        }
+        assert_eq!(kinds(&storage).await, [ErrorKind::RootMissing; 9], "{other:?}");
+        let left = walk(&root);
+        assert!(left.iter().all(|path| path.ends_with("repo.json")), "{left:?}");
+        fs::remove_dir_all(&root).expect("remove");
+    }
+    fs::create_dir(&root).expect("make it");
+    let error = writer.finish().await.expect_err("the disk is gone");
+    assert_eq!(error.kind, ErrorKind::RootMissing, "{error}");
+    let text = storage.put(&name("c"), "x".into()).await.expect_err("elsewhere").to_string();
+    assert!(text.contains("repo.json isn't there any more, or is another one"), "{text}");
+    fs::remove_dir(&root).expect("nothing was written");
+    fs::rename(&unplugged, &root).expect("mount");
+    storage.put(&name("a/c"), "y".into()).await.expect("put");
+    storage.delete(&name("a/b")).await.expect("delete");
+    assert_eq!(storage.list("a/", None, 10).await.expect("list").len(), 1);
 }
 
 #[tokio::test]

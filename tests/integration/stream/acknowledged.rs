@@ -2,13 +2,17 @@
 
 use std::{
     fs,
+    thread::sleep,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::process::Signal;
 
 use super::Site;
-use crate::support::{Cluster, Writes, on_each_version, places::skipped_on_s3, wait_until};
+use crate::support::{
+    Cluster, Writes, objects::objects, on_each_version, places::skipped_on_s3, scratch::own,
+    wait_until,
+};
 
 on_each_version!(what_was_acknowledged_comes_back_from_the_repository_alone);
 
@@ -30,6 +34,41 @@ fn what_was_acknowledged_comes_back_from_the_repository_alone(version: u32) {
     assert!(rows <= acknowledged + 1, "{rows}, {acknowledged} acknowledged");
 }
 
+/// A disk that is unmounted leaves the directory it was mounted on, which may belong to the same user.
+#[test]
+fn nothing_is_acknowledged_where_the_repository_was() {
+    if skipped_on_s3("nothing is mounted there") {
+        return;
+    }
+    let site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.cluster.sql("ALTER SYSTEM SET archive_command = '/bin/false'");
+    site.cluster.reload();
+    let stream = site.stream();
+    site.synchronous();
+    let root = site.pgkeep.repository();
+    let away = root.with_extension("away");
+    fs::rename(&root, &away).expect("unmount it");
+    fs::create_dir(&root).expect("make the mount point");
+    own(&root);
+    let mut client = site.cluster.psql();
+    let mut client = client.args(["-c", "INSERT INTO t VALUES (4711, 'x')"]).spawn().expect("psql");
+    // So that it has come, and was tried again.
+    sleep(Duration::from_secs(3));
+    assert!(client.try_wait().expect("ask").is_none(), "it was acknowledged");
+    assert_eq!(objects(&root), [], "stored where no repository is");
+    fs::remove_dir_all(&root).expect("remove the mount point");
+    fs::rename(&away, &root).expect("mount it");
+    assert!(client.wait().expect("wait").success());
+    stream.signal(Signal::KILL);
+    let output = stream.wait();
+    let told = "repo.json isn't there any more, or is another one";
+    assert!(output.stderr.contains(told), "{output}");
+    let restored = site.pgkeep.restored(17, "restored", &[]);
+    assert_eq!(restored.digest("t"), site.cluster.digest("t"));
+}
+
 /// It wasn't reported, so nothing is lost by it; but whoever ends the stream to move the server has to know.
 #[test]
 fn an_end_that_leaves_wal_behind_is_no_success() {
@@ -45,7 +84,7 @@ fn an_end_that_leaves_wal_behind_is_no_success() {
     fs::rename(&root, &away).expect("take it away");
     site.cluster.insert("t", 1);
     // So that it has come and its time to be stored has, too.
-    std::thread::sleep(Duration::from_secs(3));
+    sleep(Duration::from_secs(3));
     stream.signal(Signal::TERM);
     let output = stream.wait();
     assert_eq!(output.code, 3, "{output}");
@@ -67,7 +106,7 @@ fn what_is_lost_without_waiting_is_younger_than_max_lag() {
     site.pgkeep.ok(["backup"]);
     let stream = site.stream();
     let writes = Writes::start(&site.cluster, "rows");
-    std::thread::sleep(Duration::from_secs(7));
+    sleep(Duration::from_secs(7));
     let Site { mut cluster, pgkeep } = site;
     let killed = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs_f64();
     // The stream first: if only the server is lost, it stores what it has received.

@@ -16,7 +16,8 @@ use rustix::process::Signal;
 
 use super::Site;
 use crate::support::{
-    Cluster, Pgkeep, Writes, pgkeep::Running, places::on_s3, random::Random, versions,
+    Cluster, Pgkeep, Writes, objects::objects, pgkeep::Running, places::on_s3, random::Random,
+    scratch::own, versions,
 };
 
 /// How many rounds there are where nobody says so.
@@ -106,7 +107,16 @@ impl Round<'_> {
         let root = self.site.pgkeep.repository();
         let away = root.with_extension("away");
         fs::rename(&root, &away).expect("take the repository away");
+        let is_mount_point = self.random.below(2) == 0;
+        if is_mount_point {
+            fs::create_dir(&root).expect("make the mount point");
+            own(&root);
+        }
         self.pause(200);
+        if is_mount_point {
+            assert_eq!(objects(&root), [], "stored where no repository is");
+            fs::remove_dir_all(&root).expect("remove the mount point");
+        }
         fs::rename(&away, &root).expect("bring it back");
     }
 

@@ -219,6 +219,10 @@ impl Storage for Faulty {
         self.inner.capabilities()
     }
 
+    fn set_landmark(&self, name: &ObjectName, content: Bytes) {
+        self.inner.set_landmark(name, content);
+    }
+
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
         let writer = self.run(Operation::Create, name.as_str(), self.inner.create(name)).await?;
         Ok(Box::new(FaultyWriter { storage: self.clone(), name: name.clone(), writer }))

@@ -7,16 +7,22 @@
 //!
 //! A temporary file is locked while its writer lives. One that nobody holds was left by a process
 //! that was killed, and the next writer removes it.
+//!
+//! A disk may be unmounted under a running process, and the directory that it was mounted on is there
+//! then, or another disk. So nothing is stored, and nothing is said to be absent, unless the object that
+//! tells this place from others ([`Storage::set_landmark`]) is where it was.
+
+mod walk;
 
 use std::{
-    collections::{BTreeMap, BinaryHeap},
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     num::NonZeroU64,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     slice,
-    sync::Once,
+    sync::{Arc, Once, OnceLock},
     time::Duration,
 };
 
@@ -25,6 +31,8 @@ use bytes::Bytes;
 use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with};
 
 use crate::steps::reached;
+
+use walk::{Walk, entries};
 
 use super::{
     Capabilities, ErrorKind, Listed, ObjectName, ObjectWriter, Range, Result, Storage,
@@ -43,11 +51,19 @@ const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 
 /// A repository in a local directory, with directories of mode 0700 and files of mode 0600, whatever
 /// the process's umask is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Local {
     root: PathBuf,
     address: String,
-    swept: Once,
+    swept: Arc<Once>,
+    landmark: Arc<OnceLock<Landmark>>,
+}
+
+/// What tells a place from others.
+#[derive(Debug)]
+struct Landmark {
+    name: ObjectName,
+    content: Bytes,
 }
 
 impl Local {
@@ -96,7 +112,33 @@ impl Local {
 
     fn at(root: &Path) -> Self {
         let address = format!("file://{}", root.display());
-        Local { root: root.to_owned(), address, swept: Once::new() }
+        Local {
+            root: root.to_owned(),
+            address,
+            swept: Arc::new(Once::new()),
+            landmark: Arc::default(),
+        }
+    }
+
+    /// Whether what lies at the root is what was opened.
+    fn is_there(&self) -> bool {
+        let Some(Landmark { name, content }) = self.landmark.get() else {
+            return self.root.is_dir();
+        };
+        let read = || -> io::Result<Vec<u8>> {
+            let mut found = Vec::with_capacity(content.len() + 1);
+            File::open(self.path(name))?.take(content.len() as u64 + 1).read_to_end(&mut found)?;
+            Ok(found)
+        };
+        read().is_ok_and(|found| found == *content)
+    }
+
+    /// An error of [`ErrorKind::RootMissing`], unless what lies at the root is what was opened.
+    fn prove_there(&self, operation: &'static str, object: impl ToString) -> Result<()> {
+        if self.is_there() {
+            return Ok(());
+        }
+        Err(self.error(operation, object, io::ErrorKind::NotFound.into()))
     }
 
     /// Makes it durable that something was removed from a folder. Folders are only there for the objects in
@@ -106,7 +148,7 @@ impl Local {
         while let Some(this) = folder.filter(|f| *f != self.root) {
             match File::open(this) {
                 // Somebody else has found it empty. That it is gone may not be durable yet.
-                Err(e) if e.kind() == io::ErrorKind::NotFound && self.root.is_dir() => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound && self.is_there() => {}
                 opened => {
                     opened?.sync_all()?;
                     if fs::remove_dir(this).is_err() {
@@ -143,10 +185,10 @@ impl Local {
     fn error(&self, operation: &'static str, object: impl ToString, e: io::Error) -> StorageError {
         use io::ErrorKind as Io;
         let kind = match e.kind() {
-            Io::NotFound if self.root.is_dir() => ErrorKind::NotFound,
+            Io::NotFound if self.is_there() => ErrorKind::NotFound,
             Io::NotFound => ErrorKind::RootMissing,
             // A name "below" an object isn't there; only making one there is impossible.
-            Io::NotADirectory if !self.root.is_dir() => ErrorKind::RootMissing,
+            Io::NotADirectory if !self.is_there() => ErrorKind::RootMissing,
             Io::NotADirectory if matches!(operation, "read" | "look at" | "sync") => {
                 ErrorKind::NotFound
             }
@@ -157,7 +199,13 @@ impl Local {
             Io::InvalidData => ErrorKind::Refused,
             _ => ErrorKind::Unavailable,
         };
-        self.failure(kind, operation, object, e.to_string())
+        let message = match self.landmark.get() {
+            Some(Landmark { name, .. }) if kind == ErrorKind::RootMissing && self.root.is_dir() => {
+                format!("{name} isn't there any more, or is another one")
+            }
+            _ => e.to_string(),
+        };
+        self.failure(kind, operation, object, message)
     }
 
     /// Makes the name of everything from `folder` up to the root durable.
@@ -175,7 +223,7 @@ impl Local {
     /// Makes `folder`, which is below the root, but never the root itself: a disk that isn't
     /// mounted must not be replaced by a directory.
     fn make_folders(&self, folder: &Path) -> io::Result<()> {
-        if self.root.is_dir() { make_folders(folder) } else { Err(io::ErrorKind::NotFound.into()) }
+        if self.is_there() { make_folders(folder) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     fn temporary(&self) -> io::Result<Temporary> {
@@ -191,7 +239,9 @@ impl Local {
         // A umask may have taken the owner's own rights.
         temporary.file.set_permissions(fs::Permissions::from_mode(0o600))?;
         flock(&temporary.file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(temporary)
+        // What was made since may lie in another place. From here on the open file holds the disk, and the
+        // name of it leads to nothing else.
+        if self.is_there() { Ok(temporary) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     fn read_now(&self, name: &ObjectName, range: Range) -> io::Result<Bytes> {
@@ -397,9 +447,13 @@ impl Storage for Local {
         Capabilities { read_together: READ_TOGETHER, questions_at_once: 1 }
     }
 
+    fn set_landmark(&self, name: &ObjectName, content: Bytes) {
+        self.landmark.get_or_init(|| Landmark { name: name.clone(), content });
+    }
+
     async fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>> {
         let temporary = self.temporary().map_err(|e| self.error("create", name, e))?;
-        let storage = Local::at(&self.root);
+        let storage = self.clone();
         Ok(Box::new(LocalWriter { storage, name: name.clone(), temporary, written: 0, begun: 0 }))
     }
 
@@ -413,17 +467,16 @@ impl Storage for Local {
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>> {
-        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let mut found = Vec::new();
         let walk = Walk { root: &self.root, prefix, after: after.unwrap_or(""), limit };
-        walk.folder(folder, &mut found).map_err(|e| self.error("list", prefix, e))?;
+        let found = walk.objects().map_err(|e| self.error("list", prefix, e))?;
+        self.prove_there("list", prefix)?;
         Ok(found)
     }
 
     async fn folders(&self, folder: &str) -> Result<Vec<String>> {
         let read = || -> io::Result<Vec<String>> {
             let mut names = Vec::new();
-            for entry in entries(&self.root.join(folder), &self.root)? {
+            for entry in entries(&self.root.join(folder))? {
                 let (name, is_folder) = entry?;
                 if is_folder {
                     names.push(name);
@@ -432,7 +485,9 @@ impl Storage for Local {
             names.sort();
             Ok(names)
         };
-        read().map_err(|e| self.error("list", folder, e))
+        let names = read().map_err(|e| self.error("list", folder, e))?;
+        self.prove_there("list", folder)?;
+        Ok(names)
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {
@@ -446,7 +501,7 @@ impl Storage for Local {
         for (number, name) in names.iter().enumerate() {
             let path = self.path(name);
             results.push(match fs::remove_file(&path) {
-                Err(e) if is_nothing(&e) && self.root.is_dir() => Ok(()),
+                Err(e) if is_nothing(&e) && self.is_there() => Ok(()),
                 Err(e) => Err(self.error("delete", name, e)),
                 Ok(()) => {
                     let folder = path.parent().unwrap_or(&self.root).to_owned();
@@ -496,103 +551,4 @@ impl Storage for Local {
 /// Whether nothing has this name: no such file, or a file where the name has a folder.
 fn is_nothing(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// The entries of a folder that may be part of an object's name, and whether each is a folder.
-/// A folder that isn't there has none, as long as the root is.
-fn entries(
-    folder: &Path,
-    root: &Path,
-) -> io::Result<impl Iterator<Item = io::Result<(String, bool)>>> {
-    let read = match fs::read_dir(folder) {
-        Err(e) if is_nothing(&e) && root.is_dir() => None,
-        result => Some(result?),
-    };
-    Ok(read.into_iter().flatten().filter_map(|entry| {
-        let named = |entry: fs::DirEntry| -> io::Result<Option<(String, bool)>> {
-            let is_folder = entry.file_type()?.is_dir();
-            Ok(entry.file_name().into_string().ok().map(|name| (name, is_folder)))
-        };
-        entry
-            .and_then(named)
-            .transpose()
-            .filter(|entry| !entry.as_ref().is_ok_and(|(name, _)| name.starts_with('.')))
-    }))
-}
-
-/// One listing: the names with `prefix` that come after `after`, at most `limit`.
-///
-/// A folder is read once for each page of results and only its `limit` smallest names are kept, so
-/// that memory doesn't grow with the archive.
-struct Walk<'a> {
-    root: &'a Path,
-    prefix: &'a str,
-    after: &'a str,
-    limit: usize,
-}
-
-impl Walk<'_> {
-    fn folder(&self, folder: &str, found: &mut Vec<Listed>) -> io::Result<()> {
-        let mut done = None;
-        loop {
-            let limit = self.limit - found.len();
-            let (smallest, more) = self.smallest(folder, done.as_deref(), limit)?;
-            done = smallest.last().cloned();
-            for full in smallest {
-                if found.len() >= self.limit {
-                    return Ok(());
-                }
-                match full.strip_suffix('/') {
-                    Some(folder) => self.folder(folder, found)?,
-                    None => self.object(full, found)?,
-                }
-            }
-            // Folders may turn out empty, so that there is room for what was cut off.
-            if !more || found.len() >= self.limit {
-                return Ok(());
-            }
-        }
-    }
-
-    /// The first `limit` entries of a folder that may lead to matches, from the first one after the
-    /// entry `done` on, folders with a slash at their end; and whether there are more.
-    fn smallest(
-        &self,
-        folder: &str,
-        done: Option<&str>,
-        limit: usize,
-    ) -> io::Result<(Vec<String>, bool)> {
-        let mut smallest = BinaryHeap::new();
-        let mut more = false;
-        for entry in entries(&self.root.join(folder), self.root)? {
-            let (name, is_folder) = entry?;
-            let mut full = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            if is_folder {
-                // With its slash a folder stands in the order where its objects do.
-                full.push('/');
-            }
-            let may_match = full.starts_with(self.prefix)
-                || (is_folder && self.prefix.starts_with(full.as_str()));
-            let ahead = full.as_str() > self.after || (is_folder && self.after.starts_with(&full));
-            if may_match && ahead && done.is_none_or(|done| full.as_str() > done) {
-                smallest.push(full);
-                if smallest.len() > limit {
-                    smallest.pop();
-                    more = true;
-                }
-            }
-        }
-        Ok((smallest.into_sorted_vec(), more))
-    }
-
-    fn object(&self, name: String, found: &mut Vec<Listed>) -> io::Result<()> {
-        let size = match fs::metadata(self.root.join(&name)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            meta => meta?.len(),
-        };
-        if let Ok(name) = ObjectName::new(name) {
-            found.push(Listed { name, size });
-        }
-        Ok(())
-    }
 }
