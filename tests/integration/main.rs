@@ -23,6 +23,7 @@ mod power;
 mod protocol;
 mod recovery;
 mod replication;
+mod restore_choice;
 mod restore_write;
 mod retention;
 mod s3;

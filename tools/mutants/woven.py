@@ -25,7 +25,7 @@ from working_copy import ROOT, copied, files
 FOLDERS = ["repo", "archive", "retention", "restore"]
 # Of the tests beside the library's own. The others are about other folders, or make a whole matrix of servers for each answer.
 TESTS = ["archive::", "backup::archiving", "command_line::",
-         "configuration::", "durability::", "faults::", "fixture::", "life::", "protocol::", "recovery::", "restore_write::", "retention::",
+         "configuration::", "durability::", "faults::", "fixture::", "life::", "protocol::", "recovery::", "restore_choice::", "restore_write::", "retention::",
          "stream::acknowledged", "stream::serving", "stream::refusals", "stream::running", "verify::"]
 SLOWEST = 30  # seconds that a test may take by itself to be asked at all
 

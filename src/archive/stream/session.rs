@@ -351,22 +351,28 @@ async fn store_histories(
 async fn slot(client: &mut Client, context: &Context<'_>) -> Result<Lsn> {
     let name = &context.cluster.stream.slot;
     let ask = |e| Error::of_server(format!("read the replication slot {name}"), e);
-    match read_slot(client, name).await.map_err(ask)? {
-        None => {}
+    let was_there = match read_slot(client, name).await.map_err(ask)? {
+        None => false,
         Some((held, _)) if held > Lsn::INVALID => return Ok(held),
         // It holds nothing: the server has given it up, or it was made without reserving WAL. One that was
         // given up may look well later, and holds nothing all the same (`slot.c`).
         Some(_) => {
             remove_slot(client, name).await?;
+            true
         }
-    }
+    };
     create_slot(client, name)
         .await
         .map_err(|e| Error::of_server(format!("make the replication slot {name}"), e))?;
-    tracing::info!("made the replication slot {name}");
     if context.has_streamed {
         tracing::warn!(
             "the slot {name} wasn't there any more: what the server removed meanwhile is missing"
+        );
+    } else if !was_there {
+        // By a misspelt name too, and the one that was meant holds the server's WAL for ever then.
+        tracing::warn!(
+            "made the replication slot {name}, as the server had none of this name; it holds WAL for this stream \
+             from now on, and one of another name holds its own (pg_replication_slots)"
         );
     }
     match read_slot(client, name).await.map_err(ask)? {

@@ -247,26 +247,22 @@ async fn backward(
     for record in holdings.on_path(replay.path) {
         match replay.find_stop(record.start_lsn, rule, until).await? {
             Search::Found { stop, before } => behind = Some((stop, before)),
-            Search::NotFound(reach) if until.is_none() => {
-                if reach.end < record.stop_lsn {
-                    return Ok(Err(refuse::not_consistent(record, &reach)));
-                }
-                end = Some((record, reach));
-            }
             Search::NotFound(reach) => {
-                // What there is in all stretches is worth naming.
-                if let Some((_, end)) = &mut end {
-                    let mut points = reach.restore_points.clone();
-                    points.append(&mut end.restore_points);
-                    end.restore_points =
-                        points.split_off(points.len().saturating_sub(KEPT_RESTORE_POINTS));
-                    end.last_transaction = end.last_transaction.or(reach.last_transaction);
-                }
-                // The row ended before the newer backup's: nothing behind can be reached from here.
+                // The WAL from here ends before the newer backup begins: nothing behind can be reached from
+                // here, nor from an older one. What lies before can.
                 let size = record.segment_size;
-                let until = until.map(|lsn| size.number_at(lsn));
-                if reach.missing.number(size) < until {
-                    break;
+                let is_cut = reach.missing.number(size) < until.map(|lsn| size.number_at(lsn));
+                let is_lost = is_cut && behind.take().is_some();
+                match &mut end {
+                    // What there is in all stretches is worth naming.
+                    Some((_, end)) if !is_lost => {
+                        let mut points = reach.restore_points;
+                        points.append(&mut end.restore_points);
+                        end.restore_points =
+                            points.split_off(points.len().saturating_sub(KEPT_RESTORE_POINTS));
+                        end.last_transaction = end.last_transaction.or(reach.last_transaction);
+                    }
+                    _ => end = Some((record, reach)),
                 }
             }
         }
@@ -277,8 +273,11 @@ async fn backward(
         }
         until = Some(record.start_lsn);
     }
-    Ok(Err(match (behind, end) {
-        (None, Some((record, reach))) => refuse::beyond(record, target, &reach),
+    Ok(Err(match end {
+        Some((record, reach)) if reach.end < record.stop_lsn => {
+            refuse::not_consistent(record, &reach)
+        }
+        Some((record, reach)) if behind.is_none() => refuse::beyond(record, target, &reach),
         _ => refuse::before_first(holdings, replay.path, target),
     }))
 }

@@ -11,6 +11,7 @@ mod archive;
 mod backup;
 mod restore;
 mod small;
+mod stream;
 
 use std::{
     collections::BTreeMap,

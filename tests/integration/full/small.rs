@@ -18,13 +18,13 @@ use super::assert_sound;
 const PAGE: u64 = 4096;
 
 /// A file system in memory over a directory, which goes with this.
-struct SmallDisk {
+pub struct SmallDisk {
     path: PathBuf,
 }
 
 impl SmallDisk {
     /// Over the directory at `path`, with what is in it. `None`, and a loud word, where none can be mounted.
-    fn over(path: &Path) -> Option<Self> {
+    pub fn over(path: &Path) -> Option<Self> {
         if !is_root() {
             eprintln!("SKIPPED: only root can mount a small disk");
             return None;
@@ -59,7 +59,7 @@ impl SmallDisk {
     }
 
     /// Leaves room for so many more pages, or files, and no more.
-    fn leave(&self, room: Room) {
+    pub fn leave(&self, room: Room) {
         let (pages, files) = self.used();
         match room {
             Room::Pages(more) => self.limit(pages + more, files + 10_000),
@@ -67,7 +67,7 @@ impl SmallDisk {
         }
     }
 
-    fn make_room(&self) {
+    pub fn make_room(&self) {
         self.limit(16_384, 100_000);
     }
 }
@@ -79,8 +79,9 @@ impl Drop for SmallDisk {
     }
 }
 
+/// How much more there is room for.
 #[derive(Debug, Clone, Copy)]
-enum Room {
+pub enum Room {
     Pages(u64),
     Files(u64),
 }

@@ -21,13 +21,13 @@ use pgkeep::{
 use super::{
     server::FIRST,
     steps::verified,
-    world::{data_directory, layout, segment_name},
+    world::{layout, segment_name},
 };
 use crate::support::{
     Scratch,
     faulty::{Fault, Faulty, Operation},
     memory::Memory,
-    wal::{SYSTEM, Writer},
+    wal::{SYSTEM, Writer, data_directory},
 };
 
 fn over(faulty: &Faulty) -> RepositorySettings {
@@ -62,7 +62,7 @@ async fn push(faulty: &Faulty, data: &Path, xid: u32) -> Result<()> {
 #[tokio::test]
 async fn a_segment_that_seems_damaged_is_read_once_more() {
     let scratch = Scratch::new("flips");
-    let data = data_directory(&scratch, "data");
+    let data = data_directory(&scratch.path().join("data"));
     for n in 1.. {
         let memory = Memory::default();
         let faulty = Faulty::new(Arc::new(memory.clone()));
@@ -112,7 +112,7 @@ async fn a_part_that_seems_damaged_is_read_once_more() {
 #[tokio::test]
 async fn without_a_backup_an_outage_is_no_finding_either() {
     let scratch = Scratch::new("met");
-    let data = data_directory(&scratch, "data");
+    let data = data_directory(&scratch.path().join("data"));
     let faulty = Faulty::new(Arc::new(Memory::default()));
     made(&faulty).await;
     push(&faulty, &data, 700).await.unwrap();

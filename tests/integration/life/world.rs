@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -37,7 +37,7 @@ use crate::{
         faulty::{Fault, Faulty, Operation},
         memory::Memory,
         random::Random,
-        wal::{SYSTEM, control_file, segment_size},
+        wal::{SYSTEM, data_directory, segment_size},
     },
 };
 
@@ -102,18 +102,6 @@ pub fn segment_name(number: u64) -> SegmentName {
     segment_size().name(Timeline(1), number)
 }
 
-/// A data directory as far as archiving looks at it.
-pub fn data_directory(scratch: &Scratch, name: &str) -> PathBuf {
-    let data = scratch.path().join(name);
-    for folder in ["global", "pg_wal"] {
-        fs::create_dir_all(data.join(folder)).expect("make a folder");
-    }
-    fs::write(data.join("PG_VERSION"), "15\n").expect("write");
-    let control = control_file(segment_size().start_of(FIRST));
-    fs::write(data.join("global/pg_control"), control).expect("write");
-    data
-}
-
 /// The files of the cluster at first.
 fn first_files(random: &mut Random) -> Files {
     let mut files = Files::default();
@@ -142,12 +130,12 @@ impl<'a> World<'a> {
         let mut cluster = ClusterSettings::named("main");
         cluster.conninfo =
             format!("host={} port=5432 user=postgres", scratch.path().to_str().expect("UTF-8"));
-        cluster.pgdata = Some(data_directory(&scratch, "data"));
+        cluster.pgdata = Some(data_directory(&scratch.path().join("data")));
         cluster.archive_wait = Duration::from_secs(2);
         cluster.outage_wait = Duration::ZERO;
         cluster.stream.max_lag = Duration::from_millis(10);
-        data_directory(&scratch, "standby");
-        data_directory(&scratch, "copy");
+        data_directory(&scratch.path().join("standby"));
+        data_directory(&scratch.path().join("copy"));
         World {
             // Unoptimised, that takes most of the time.
             is_encrypted: random.below(4) == 0,

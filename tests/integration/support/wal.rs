@@ -1,5 +1,10 @@
 //! WAL as PostgreSQL 15 writes it, in segments of 1 MiB, and the control file of the cluster that it is of.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use chrono::{DateTime, Utc};
 use crc_fast::crc32_iscsi;
 use pgkeep::{
@@ -22,6 +27,8 @@ const XACT: u8 = 1;
 pub const HEAP: u8 = 10;
 const SWITCH: u8 = 0x40;
 const BACKUP_END: u8 = 0x50;
+const RESTORE_POINT: u8 = 0x70;
+const END_OF_RECOVERY: u8 = 0x90;
 
 /// The segments' size.
 pub fn segment_size() -> SegmentSize {
@@ -49,6 +56,17 @@ pub fn control_file(start: Lsn) -> Vec<u8> {
     let crc = crc32_iscsi(&bytes[..288]);
     bytes[288..292].copy_from_slice(&crc.to_le_bytes());
     bytes
+}
+
+/// A data directory as far as archiving looks at it.
+pub fn data_directory(path: &Path) -> PathBuf {
+    for folder in ["global", "pg_wal"] {
+        fs::create_dir_all(path.join(folder)).expect("make a folder");
+    }
+    fs::write(path.join("PG_VERSION"), "15\n").expect("write");
+    let control = control_file(segment_size().start_of(1));
+    fs::write(path.join("global/pg_control"), control).expect("write");
+    path.to_owned()
 }
 
 /// Since 2000, as PostgreSQL counts.
@@ -93,6 +111,30 @@ impl Writer {
     /// The end of the backup that began there.
     pub fn backup_end(&mut self, start: Lsn) {
         self.record(XLOG, BACKUP_END, 0, &main_data(&start.0.to_le_bytes()));
+    }
+
+    /// A restore point.
+    pub fn restore_point(&mut self, name: &str, time: DateTime<Utc>) {
+        let mut data = micros(time).to_le_bytes().to_vec();
+        data.extend(name.as_bytes());
+        data.resize(72, 0);
+        self.record(XLOG, RESTORE_POINT, 0, &main_data(&data));
+    }
+
+    /// Another timeline that begins at `end`, behind the record at `last`: its first segment has what there was in
+    /// it before.
+    pub fn fork(&self, end: Lsn, last: Lsn, timeline: u32) -> Self {
+        let first = end.0 / SEGMENT as u64;
+        let at = |lsn: u64| (lsn - self.first * SEGMENT as u64) as usize;
+        let bytes = self.bytes[at(first * SEGMENT as u64)..at(end.0)].to_vec();
+        Writer { timeline, bytes, first, previous: last }
+    }
+
+    /// The first record of a timeline that comes from `previous`.
+    pub fn promotion(&mut self, time: DateTime<Utc>, previous: u32) {
+        let timelines = [self.timeline.to_le_bytes(), previous.to_le_bytes()].concat();
+        let data = [&micros(time).to_le_bytes()[..], &timelines].concat();
+        self.record(XLOG, END_OF_RECOVERY, 0, &main_data(&data));
     }
 
     /// Closes the segment: nothing but zeros follows in it.
