@@ -75,6 +75,9 @@ pub struct Reach {
     pub missing: SegmentName,
     /// Whether there is more WAL behind the missing segment, so that its absence is a gap.
     pub gap: bool,
+    /// What the server reads instead, and goes on with, though the path has left its timeline: where
+    /// a timeline begins in the missing segment, the file that an older one has for it.
+    pub astray: Option<SegmentName>,
     /// The last restore points on the way, by name and time: at most [`KEPT_RESTORE_POINTS`].
     pub restore_points: Vec<(String, DateTime<Utc>)>,
 }
@@ -187,7 +190,25 @@ impl Replay<'_> {
                 best = Some(this);
             }
         }
-        Ok(best)
+        // One that goes on where the path has left its timeline isn't the path's.
+        let end = self.path.end_of(name.timeline).flatten();
+        Ok(best.filter(|best| end.is_none_or(|end| best.summary.end <= end)))
+    }
+
+    /// What the server reads where `number` is the first segment of a timeline and isn't there: it takes the file
+    /// of the next older timeline that has one, as long as that isn't older than the one whose file it has read before
+    /// (`xlogrecovery.c`, `XLogFileReadAnyTLI`).
+    fn astray(&self, number: u64) -> Option<SegmentName> {
+        let (size, inventory) = (self.inventory.segment_size, self.inventory);
+        let has_begun = |begin: Lsn| size.number_at(begin) <= number;
+        let mut newest_first = self.path.path().rev().filter(|(_, begin, _)| has_begun(*begin));
+        let (_, begin, _) = newest_first.next()?;
+        if !begin.is_valid() || size.number_at(begin) != number {
+            return None;
+        }
+        let before = self.path.timeline_of_segment(number.checked_sub(1)?, size);
+        let mut older = newest_first.map(|(timeline, ..)| timeline).take_while(|t| *t >= before);
+        older.find(|t| inventory.has_any_of(*t, number)).map(|t| size.name(t, number))
     }
 
     /// The first of some copies that can be read.
@@ -242,6 +263,7 @@ impl Replay<'_> {
             last_transaction,
             missing: size.name(timeline, number),
             gap: self.inventory.goes_on_after(self.path, number),
+            astray: self.astray(number),
             restore_points: Vec::new(),
         }
     }

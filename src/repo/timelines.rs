@@ -241,6 +241,13 @@ impl WalInventory {
         Some(self.segment_size.name(timeline, number))
     }
 
+    /// Whether anything of a timeline's segment is there: the whole, a partial copy, or parts.
+    pub fn has_any_of(&self, timeline: Timeline, number: u64) -> bool {
+        self.timelines
+            .get(&timeline)
+            .is_some_and(|wal| wal.range_of(number).is_some() || wal.partials.contains(&number))
+    }
+
     /// The first segment from `first` on that isn't there along `path`.
     pub fn first_missing(&self, path: &TimelineHistory, first: u64) -> SegmentName {
         let mut number = first;

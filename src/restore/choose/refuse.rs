@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Kind},
-    postgres::{Timeline, history::TimelineHistory},
+    postgres::{SegmentName, Timeline, history::TimelineHistory},
     repo::{record::BackupRecord, replay::Reach},
     restore::{Target, plan::server_time},
 };
@@ -130,6 +130,28 @@ pub(super) fn nothing_behind(record: &BackupRecord) -> Missed {
     .hint("restore without a target: that ends at the same place")
     .hint("or wait until something was written and has arrived in the repository");
     Missed { error, until: Some(record.stopped_at) }
+}
+
+/// The first segment of a timeline isn't there, and its parent has one that the server would take for it.
+pub(super) fn astray(path: &TimelineHistory, instead: SegmentName, reach: &Reach) -> Missed {
+    let missing = reach.missing;
+    let parent = instead.timeline;
+    let left = path.end_of(parent).flatten().unwrap_or(reach.end);
+    let error = Error::new(
+        Kind::Wal,
+        format!(
+            "segment {missing} isn't there, with which timeline {} begins; the server would go on with {instead} \
+             and what timeline {parent} has after {left}, where it was left",
+            missing.timeline
+        ),
+    )
+    .hint(format!("if it is still in a server's pg_wal: pgkeep archive-push pg_wal/{missing}"))
+    .hint(format!(
+        "to restore what timeline {} begins with: --target-timeline {parent} --target-lsn {left} \
+         --target-exclusive",
+        missing.timeline
+    ));
+    Missed { error, until: reach.last_transaction.map(|last| last.time) }
 }
 
 /// The WAL ends, or has a gap, before the target.

@@ -193,6 +193,9 @@ async fn to_the_end(holdings: &Holdings, replay: &Replay<'_>, target: &Target) -
     if *target == Target::Latest && reach.gap {
         return Ok(Err(refuse::beyond(record, target, &reach)));
     }
+    if let (Target::Latest, Some(instead)) = (target, reach.astray) {
+        return Ok(Err(refuse::astray(replay.path, instead, &reach)));
+    }
     let last_transaction = match target {
         Target::Latest => reach.last_transaction.map(|last| last.time),
         _ => None,

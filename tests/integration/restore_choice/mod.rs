@@ -6,7 +6,7 @@
 
 mod world;
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use pgkeep::{
@@ -15,10 +15,10 @@ use pgkeep::{
         ClusterSettings, GivenStorage, KeySource, Location, RepositorySettings, RetentionSettings,
     },
     error::{Kind, Result},
-    postgres::{Lsn, SegmentName, Timeline},
+    postgres::{Lsn, Timeline},
     repo::{
         BackupId, Repository, catalog, keys::KeyMaterial, layout::ClusterLayout,
-        record::BackupRecord, replay::StopRule,
+        record::BackupRecord, replay::StopRule, wal::WalStore,
     },
     restore::{
         RestoreRequest, Target, TargetTimeline,
@@ -30,7 +30,7 @@ use crate::support::{
     Scratch,
     memory::Memory,
     random::Random,
-    wal::{SYSTEM, data_directory, segment_size},
+    wal::{SEGMENT, SYSTEM, data_directory, segment_size},
 };
 use world::{Record, Stopped, What, World};
 
@@ -75,7 +75,6 @@ struct Asked {
     world: World,
     seed: u64,
     repository: Repository,
-    segments: BTreeSet<SegmentName>,
 }
 
 /// What can be asked.
@@ -89,8 +88,10 @@ struct Question {
 /// What has to come of it.
 #[derive(Debug, PartialEq)]
 enum Answer {
-    /// Recovery stops there, from this backup; without a stop it goes to the end of the WAL.
-    Chosen(BackupId, Option<Stopped>),
+    /// From this backup recovery stops there.
+    Chosen(BackupId, Stopped),
+    /// From this backup recovery goes to the end of this timeline, or of the backup.
+    ToTheEnd(BackupId, Timeline),
     /// Timelines that don't come from one another have it.
     Ambiguous,
     /// It can't be reached.
@@ -120,20 +121,30 @@ impl Asked {
         let cluster = ClusterSettings { pgdata: None, ..ClusterSettings::named("main") };
         let scratch = Scratch::new("choice");
         let folder = data_directory(&scratch.path().join("data")).join("pg_wal");
-        let segments = world.segments();
         let histories = world.lines.iter().filter_map(|line| {
             Some((format!("{:08X}.history", line.timeline.0), world.history(line)?.into_bytes()))
         });
-        let files = segments.iter().map(|(name, bytes)| (name.to_string(), bytes.clone()));
-        for (name, bytes) in histories.chain(files) {
+        let files = world.whole.iter().map(|(name, bytes)| (name.to_string(), bytes.clone()));
+        let (streamed, partial): (Vec<_>, Vec<_>) =
+            world.open.iter().partition(|(_, open)| open.is_streamed);
+        let partial = partial.into_iter().map(|(name, open)| {
+            let mut bytes = open.bytes.clone();
+            bytes.resize(SEGMENT, 0);
+            (format!("{name}.partial"), bytes)
+        });
+        for (name, bytes) in histories.chain(files).chain(partial) {
             let path = folder.join(name);
             fs::write(&path, bytes).expect("write");
             let state = Path::new("/dev/null/state");
             archive::push(&[&settings], &cluster, state, &path).await.expect("push");
             fs::remove_file(&path).expect("remove");
         }
-        let segments = segments.into_keys().collect();
-        Asked { world, seed, repository, segments }
+        let store = WalStore::new(&repository, &layout(), SYSTEM);
+        for (name, open) in streamed {
+            let bytes = [open.bytes.clone().into()];
+            store.put_part(*name, 0, &bytes).await.expect("put a part");
+        }
+        Asked { world, seed, repository }
     }
 
     async fn everything(mut self, tally: &mut Tally) {
@@ -148,7 +159,7 @@ impl Asked {
             let chosen = choose(&self.repository, &layout(), &request).await;
             self.check(&question, &answer, chosen);
             match answer {
-                Answer::Chosen(..) => tally.chosen += 1,
+                Answer::Chosen(..) | Answer::ToTheEnd(..) => tally.chosen += 1,
                 Answer::Ambiguous => tally.ambiguous += 1,
                 Answer::Refused => tally.refused += 1,
             }
@@ -168,29 +179,62 @@ impl Asked {
             }
             (What::Commit { xid, .. }, 1) => Target::Xid(*xid),
             (What::Point { name }, 0 | 1) => Target::Name(name.clone()),
+            (What::Other, 0) if below(4) == 0 => Target::Immediate,
             (What::Other, 0) => Target::Latest,
             _ => Target::Lsn(Lsn(near(record.start.0, below(3) * 8))),
         };
-        let exclusive = below(2) == 0 && !matches!(target, Target::Latest | Target::Name(_));
+        let exclusive = below(2) == 0;
         let some = Timeline(1 + below(world.lines.len()) as u32);
         let timeline = match below(8) {
-            // To the end of what, is another matter.
-            _ if target == Target::Latest => TargetTimeline::Id(some),
-            0..5 => TargetTimeline::Unspecified,
-            5 => TargetTimeline::Current,
+            0..4 => TargetTimeline::Unspecified,
+            4 => TargetTimeline::Current,
+            5 => TargetTimeline::Latest,
             _ => TargetTimeline::Id(some),
         };
         Question { target, exclusive, timeline }
     }
 
+    /// The timelines along which the target is looked for.
+    fn timelines(&self, question: &Question) -> Vec<Timeline> {
+        let world = &self.world;
+        let newest = world.backups.last().expect("a backup").timeline;
+        let usable = |timeline: &Timeline| !world.backups_on(*timeline).is_empty();
+        let mut leaves = self.leaves();
+        leaves.retain(usable);
+        match (question.timeline, &question.target) {
+            (TargetTimeline::Id(timeline), _) => vec![timeline],
+            (TargetTimeline::Current, _) | (TargetTimeline::Unspecified, Target::Immediate) => {
+                vec![newest]
+            }
+            (TargetTimeline::Latest, _) => vec![leaves.into_iter().max().unwrap_or(newest)],
+            (TargetTimeline::Unspecified, Target::Latest) if !leaves.is_empty() => leaves,
+            (TargetTimeline::Unspecified, _) => {
+                world.lines.iter().map(|line| line.timeline).filter(usable).collect()
+            }
+        }
+    }
+
+    /// The timelines of which something is there, and of none that comes from them.
+    fn leaves(&self) -> Vec<Timeline> {
+        let world = &self.world;
+        let is_there = |timeline: &Timeline| {
+            world.whole.keys().chain(world.open.keys()).any(|name| name.timeline == *timeline)
+                || world.backups.iter().any(|backup| backup.timeline == *timeline)
+        };
+        let there: Vec<Timeline> =
+            world.lines.iter().map(|line| line.timeline).filter(is_there).collect();
+        let comes_from = |child: &Timeline, timeline: &Timeline| {
+            child != timeline
+                && world.path(*child).iter().any(|(line, _)| line.timeline == *timeline)
+        };
+        let is_leaf = |timeline: &&Timeline| !there.iter().any(|child| comes_from(child, timeline));
+        there.iter().filter(is_leaf).copied().collect()
+    }
+
     fn answer(&self, question: &Question) -> Answer {
         let world = &self.world;
-        let timelines = match question.timeline {
-            TargetTimeline::Id(timeline) => vec![timeline],
-            TargetTimeline::Current => vec![world.backups.last().expect("a backup").timeline],
-            _ => world.lines.iter().map(|line| line.timeline).collect(),
-        };
-        let Some(rule) = rule(question) else { return self.to_the_end(timelines[0]) };
+        let timelines = self.timelines(question);
+        let Some(rule) = rule(question) else { return self.to_the_end(question, &timelines) };
         let mut found: Vec<(&BackupRecord, Stopped)> = Vec::new();
         for timeline in timelines {
             for backup in world.backups_on(timeline) {
@@ -199,7 +243,7 @@ impl Asked {
                     Target::Lsn(lsn) => backup.stop_lsn <= *lsn,
                     _ => true,
                 };
-                let stopped = world.replay(backup, timeline, &rule, &self.segments);
+                let stopped = world.replay(backup, timeline, &rule);
                 let Some(stopped) = stopped.filter(|_| is_before) else { continue };
                 if stopped.position < backup.stop_lsn {
                     continue;
@@ -220,7 +264,7 @@ impl Asked {
             0 => Answer::Refused,
             1 => {
                 let (backup, stopped) = found.remove(0);
-                Answer::Chosen(backup.id.clone(), Some(stopped))
+                Answer::Chosen(backup.id.clone(), stopped)
             }
             _ => Answer::Ambiguous,
         }
@@ -230,26 +274,38 @@ impl Asked {
     fn had_begun(&self, timeline: Timeline, time: DateTime<Utc>) -> bool {
         let line = self.world.line(timeline);
         let first = segment_size().name(timeline, segment_size().number_at(line.begin));
-        line.ancestors.is_empty() || !self.segments.contains(&first) || line.begun <= time
+        let is_there =
+            self.world.whole.contains_key(&first) || self.world.open.contains_key(&first);
+        line.ancestors.is_empty() || !is_there || line.begun <= time
     }
 
-    fn to_the_end(&self, timeline: Timeline) -> Answer {
-        let Some(backup) = self.world.backups_on(timeline).pop() else { return Answer::Refused };
-        let first = segment_size().number_at(backup.start_lsn);
-        let missing = (first..).find(|number| !self.world.has(timeline, *number, &self.segments));
-        let missing = missing.expect("an end");
-        let is_consistent = segment_size().start_of(missing) >= backup.stop_lsn;
-        let goes_on = self.world.path(timeline).into_iter().any(|(line, end)| {
-            let from = segment_size().number_at(line.begin).max(missing + 1);
-            let to = segment_size().number_before(end);
-            let mut of_it = self.segments.iter().filter(|name| name.timeline == line.timeline);
-            of_it.any(|name| {
-                name.number(segment_size()).is_some_and(|number| (from..=to).contains(&number))
-            })
-        });
-        match is_consistent && !goes_on {
-            true => Answer::Chosen(backup.id.clone(), None),
-            false => Answer::Refused,
+    fn to_the_end(&self, question: &Question, timelines: &[Timeline]) -> Answer {
+        let is_reached = |backup: &BackupRecord, timeline: Timeline| {
+            let world = &self.world;
+            let (end, missing) = world.reach(backup, timeline);
+            let until = segment_size().start_of(missing + 1);
+            match question.target {
+                // The server looks for the end of the backup before it replays another record.
+                Target::Immediate => end > backup.stop_lsn,
+                _ => {
+                    end >= backup.stop_lsn
+                        && !world.goes_on(timeline, missing)
+                        && !world.leaves_path(backup, timeline, until)
+                }
+            }
+        };
+        let mut found = Vec::new();
+        for &timeline in timelines {
+            if let Some(backup) = self.world.backups_on(timeline).pop()
+                && is_reached(backup, timeline)
+            {
+                found.push(Answer::ToTheEnd(backup.id.clone(), timeline));
+            }
+        }
+        match found.len() {
+            0 => Answer::Refused,
+            1 => found.remove(0),
+            _ => Answer::Ambiguous,
         }
     }
 
@@ -258,17 +314,20 @@ impl Asked {
         match (answer, chosen) {
             (Answer::Chosen(id, stop), Ok(choice)) => {
                 assert_eq!(choice.record.id, *id, "{}", what());
-                assert_eq!(choice.stop, stop.as_ref().map(|stop| stop.position), "{}", what());
-                let Some(rule) = rule(question) else {
-                    assert_eq!(TargetTimeline::Id(choice.timeline), question.timeline);
-                    return;
-                };
+                assert_eq!(choice.stop, Some(stop.position), "{}", what());
                 // What recovery does that is told this.
-                let replayed =
-                    self.world.replay(&choice.record, choice.timeline, &rule, &self.segments);
-                assert_eq!(replayed, *stop, "{}, along {}", what(), choice.timeline);
+                let rule = rule(question).expect("it stops");
+                let along = choice.timeline;
+                let replayed = self.world.replay(&choice.record, along, &rule);
+                assert_eq!(replayed.as_ref(), Some(stop), "{}, along {along}", what());
+                let leaves = self.world.leaves_path(&choice.record, along, stop.position);
+                assert!(!leaves, "{}, along {along}", what());
             }
-            (Answer::Chosen(..), Err(e)) => panic!("{}: {e}", what()),
+            (Answer::ToTheEnd(id, timeline), Ok(choice)) => {
+                let found = (&choice.record.id, choice.timeline, choice.stop);
+                assert_eq!(found, (id, *timeline, None), "{}", what());
+            }
+            (Answer::Chosen(..) | Answer::ToTheEnd(..), Err(e)) => panic!("{}: {e}", what()),
             (_, Ok(choice)) => panic!("{}: {choice:?}", what()),
             (Answer::Ambiguous, Err(e)) => assert_eq!(e.kind(), Kind::Usage, "{}: {e}", what()),
             (Answer::Refused, Err(e)) => {

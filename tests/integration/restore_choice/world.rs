@@ -64,12 +64,21 @@ pub struct Stopped {
 
 pub struct World {
     pub random: Random,
-    pub now: DateTime<Utc>,
+    now: DateTime<Utc>,
     pub lines: Vec<Line>,
     pub backups: Vec<BackupRecord>,
-    /// Segments that are lost.
-    pub lost: BTreeSet<SegmentName>,
+    /// The whole segments that are archived.
+    pub whole: BTreeMap<SegmentName, Vec<u8>>,
+    /// What there is of others, from their beginning.
+    pub open: BTreeMap<SegmentName, Open>,
     points: u32,
+}
+
+/// The beginning of a segment.
+pub struct Open {
+    pub bytes: Vec<u8>,
+    /// A stream has stored it; else the server that was promoted has archived it.
+    pub is_streamed: bool,
 }
 
 impl World {
@@ -88,25 +97,45 @@ impl World {
             is_over: false,
         };
         let random = Random::of_seed(seed);
-        let (backups, lost) = (Vec::new(), BTreeSet::new());
-        let mut world = World { random, now, lines: vec![first], backups, lost, points: 0 };
+        let (lines, backups) = (vec![first], Vec::new());
+        let (whole, open) = (BTreeMap::new(), BTreeMap::new());
+        let mut world = World { random, now, lines, backups, whole, open, points: 0 };
         world.commit(0);
         world.back_up(0);
         for _ in 0..8 + world.random.below(30) {
             world.step();
         }
-        // What isn't switched isn't archived.
         for line in 0..world.lines.len() {
             if world.random.below(3) > 0 && !world.lines[line].is_over {
                 world.switch(line);
             }
         }
-        if world.random.below(3) == 0 {
-            let archived: Vec<SegmentName> = world.segments().into_keys().collect();
-            let at = world.random.below(archived.len() as u64) as usize;
-            world.lost.insert(archived[at]);
-        }
+        world.archive();
         world
+    }
+
+    /// What is whole is archived, and may be lost all the same. Of the rest a stream may have stored what there is.
+    fn archive(&mut self) {
+        for line in &self.lines {
+            let first = segment_size().number_at(line.begin);
+            for (number, bytes) in (first..).zip(line.wal.bytes.chunks(SEGMENT)) {
+                let (name, bytes) = (segment_size().name(line.timeline, number), bytes.to_vec());
+                if bytes.len() == SEGMENT {
+                    self.whole.insert(name, bytes);
+                } else if line.is_over || self.random.below(2) == 0 {
+                    let is_streamed = !line.is_over || self.random.below(2) == 0;
+                    self.open.insert(name, Open { bytes, is_streamed });
+                }
+            }
+        }
+        if self.random.below(3) == 0 {
+            let lost = self.random.below(self.whole.len() as u64) as usize;
+            let name = *self.whole.keys().nth(lost).expect("a segment");
+            self.whole.remove(&name);
+        }
+        let lost: BTreeSet<SegmentName> =
+            self.open.keys().filter(|_| self.random.below(4) == 0).copied().collect();
+        self.open.retain(|name, _| !lost.contains(name));
     }
 
     fn step(&mut self) {
@@ -223,19 +252,6 @@ impl World {
         self.write(child, What::Other, |wal| wal.promotion(time, previous.0));
     }
 
-    /// The segments that are archived, by name.
-    pub fn segments(&self) -> BTreeMap<SegmentName, Vec<u8>> {
-        let mut segments = BTreeMap::new();
-        for line in &self.lines {
-            let first = segment_size().number_at(line.begin);
-            for (number, bytes) in (first..).zip(line.wal.bytes.chunks_exact(SEGMENT)) {
-                segments.insert(segment_size().name(line.timeline, number), bytes.to_vec());
-            }
-        }
-        segments.retain(|name, _| !self.lost.contains(name));
-        segments
-    }
-
     /// The history file of a timeline that has one.
     pub fn history(&self, line: &Line) -> Option<String> {
         let of = |(ancestor, end): &(usize, Lsn)| {
@@ -272,38 +288,113 @@ impl World {
         self.backups.iter().filter(lies_on).collect()
     }
 
-    /// Whether recovery along a path has a segment: of the newest timeline that begins in it or before.
-    pub fn has(&self, timeline: Timeline, number: u64, segments: &BTreeSet<SegmentName>) -> bool {
-        let path = self.path(timeline);
-        let begun =
-            path.iter().rev().find(|(line, _)| segment_size().number_at(line.begin) <= number);
-        begun
-            .is_some_and(|(line, _)| segments.contains(&segment_size().name(line.timeline, number)))
+    /// The timelines of a path that have begun in a segment or before, the newest first, and where each is left.
+    fn begun_by(&self, timeline: Timeline, number: u64) -> impl Iterator<Item = (Timeline, Lsn)> {
+        let path = self.path(timeline).into_iter().rev();
+        let has_begun =
+            move |(line, _): &(&Line, Lsn)| segment_size().number_at(line.begin) <= number;
+        let begun: Vec<_> =
+            path.filter(has_begun).map(|(line, end)| (line.timeline, end)).collect();
+        begun.into_iter()
     }
 
-    /// Replays from a backup along a path until a rule stops it or a segment isn't there.
+    /// How far there is anything of a timeline's own copy of a segment, and whether it is whole.
+    fn copy(&self, timeline: Timeline, number: u64) -> Option<(Lsn, bool)> {
+        let name = segment_size().name(timeline, number);
+        let start = segment_size().start_of(number);
+        match (self.whole.contains_key(&name), self.open.get(&name)) {
+            (true, _) => Some((segment_size().start_of(number + 1), true)),
+            (false, Some(open)) => Some((Lsn(start.0 + open.bytes.len() as u64), false)),
+            (false, None) => None,
+        }
+    }
+
+    /// How far a path has a segment, and whether it is whole: that of the newest timeline that has begun; or of it or
+    /// an older one what there is, unless that goes on where the path has left it.
+    fn segment(&self, timeline: Timeline, number: u64) -> Option<(Lsn, bool)> {
+        let newest = self.begun_by(timeline, number).next()?;
+        match self.copy(newest.0, number) {
+            Some((end, true)) => return Some((end, true)),
+            Some(open) => return Some(open).filter(|(end, _)| *end <= newest.1),
+            None => {}
+        }
+        let mut older = self.begun_by(timeline, number).filter_map(|(timeline, end)| {
+            let (to, is_whole) = self.copy(timeline, number)?;
+            (!is_whole).then_some((to, end))
+        });
+        older.next().filter(|(to, end)| to <= end).map(|(to, _)| (to, false))
+    }
+
+    /// The records that recovery from a backup along a path comes by, in order; how far it comes; and the first segment
+    /// that isn't there.
+    fn replayed(&self, backup: &BackupRecord, timeline: Timeline) -> (Vec<&Record>, u64) {
+        let size = segment_size();
+        let mut number = size.number_at(backup.start_lsn);
+        let mut until = backup.start_lsn;
+        while let Some((end, is_whole)) = self.segment(timeline, number) {
+            until = end;
+            if !is_whole {
+                number += u64::from(!self.goes_on(timeline, number));
+                break;
+            }
+            number += 1;
+        }
+        let mut records = self.records(timeline);
+        records.retain(|record| record.start >= backup.start_lsn && record.end <= until);
+        (records, number)
+    }
+
+    /// Where recovery from a backup along a path is stopped by a rule.
     pub fn replay(
         &self,
         backup: &BackupRecord,
         timeline: Timeline,
         rule: &StopRule,
-        segments: &BTreeSet<SegmentName>,
     ) -> Option<Stopped> {
-        let size = segment_size();
-        for record in self.records(timeline) {
-            if record.start < backup.start_lsn {
-                continue;
-            }
-            let mut numbers = size.number_at(record.start)..=size.number_at(Lsn(record.end.0 - 1));
-            if !numbers.all(|number| self.has(timeline, number, segments)) {
-                return None;
-            }
-            if let Some(position) = stops(rule, record) {
-                let record = (record.timeline, record.start);
-                return Some(Stopped { record, position });
+        self.replayed(backup, timeline).0.into_iter().find_map(|record| {
+            let position = stops(rule, record)?;
+            Some(Stopped { record: (record.timeline, record.start), position })
+        })
+    }
+
+    /// How far recovery from a backup along a path comes, and which segment isn't there then.
+    pub fn reach(&self, backup: &BackupRecord, timeline: Timeline) -> (Lsn, u64) {
+        let (records, missing) = self.replayed(backup, timeline);
+        (records.last().map_or(backup.start_lsn, |last| last.end), missing)
+    }
+
+    /// Whether there is WAL of a path behind a segment.
+    pub fn goes_on(&self, timeline: Timeline, number: u64) -> bool {
+        self.path(timeline).into_iter().any(|(line, end)| {
+            let from = segment_size().number_at(line.begin).max(number + 1);
+            let to = segment_size().number_before(end);
+            let names = self.whole.keys().chain(self.open.keys());
+            let mut of_it = names.filter(|name| name.timeline == line.timeline);
+            of_it.any(|name| {
+                name.number(segment_size()).is_some_and(|number| (from..=to).contains(&number))
+            })
+        })
+    }
+
+    /// Where the server leaves a path that it is told to follow up to a position or to the end: it takes the newest file that
+    /// there is of a segment, and none of a timeline that is older than that of the file before (`xlogrecovery.c`,
+    /// `XLogFileReadAnyTLI`).
+    pub fn leaves_path(&self, backup: &BackupRecord, timeline: Timeline, until: Lsn) -> bool {
+        let mut last = Timeline(0);
+        let first = segment_size().number_at(backup.start_lsn);
+        for number in first..=segment_size().number_before(until) {
+            let newest_first = self.begun_by(timeline, number).filter(|(of, _)| *of >= last);
+            let mut copies = newest_first.filter_map(|(of, left)| {
+                let (end, is_whole) = self.copy(of, number)?;
+                Some((of, end.min(until) > left, is_whole))
+            });
+            match copies.next() {
+                Some((_, true, _)) => return true,
+                Some((of, false, true)) => last = of,
+                _ => return false,
             }
         }
-        None
+        false
     }
 }
 
