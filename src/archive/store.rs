@@ -166,22 +166,7 @@ async fn confirm(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -
 }
 
 async fn confirm_once(store: &WalStore, name: &ObjectName, summary: &StoredSummary) -> Result<()> {
-    let differs = |stored: &StoredSummary| {
-        Error::new(
-            Kind::Conflict,
-            format!(
-                "{name} in {} has other content: SHA-256 {} is stored, {} was given",
-                store.repository().storage().address(),
-                stored.sha256,
-                summary.sha256
-            ),
-        )
-        .hint("the stored one was left as it is")
-        .hint(
-            "two servers archive into the same place, or a server went back in time on the same \
-             timeline: give a copy a cluster name or a repository of its own",
-        )
-    };
+    let differs = |stored: &StoredSummary| other_content(store, name, stored, &summary.sha256);
     let vanished = || vanished(store, name);
     let same = |stored: &StoredSummary| stored.sha256 == summary.sha256;
     match store.summary(name).await? {
@@ -195,6 +180,28 @@ async fn confirm_once(store: &WalStore, name: &ObjectName, summary: &StoredSumma
         Some(_) => {}
     }
     Ok(store.repository().storage().ensure_durable(name).await?)
+}
+
+/// An object that has other content than what was given, of this SHA-256.
+pub(super) fn other_content(
+    store: &WalStore,
+    name: &ObjectName,
+    stored: &StoredSummary,
+    given: &str,
+) -> Error {
+    Error::new(
+        Kind::Conflict,
+        format!(
+            "{name} in {} has other content: SHA-256 {} is stored, {given} was given",
+            store.repository().storage().address(),
+            stored.sha256,
+        ),
+    )
+    .hint("the stored one was left as it is")
+    .hint(
+        "two servers archive into the same place, or a server went back in time on the same timeline: give a \
+         copy a cluster name or a repository of its own",
+    )
 }
 
 pub(super) fn vanished(store: &WalStore, what: impl std::fmt::Display) -> Error {

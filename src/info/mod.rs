@@ -310,7 +310,7 @@ async fn system_info(
 ) -> Result<SystemInfo> {
     let store = WalStore::new(repository, layout, system);
     let segment_size = store.segment_size_of(backups.last()).await?;
-    let inventory = WalInventory::read(&store, segment_size).await?;
+    let inventory = WalInventory::read_what_can_be(&store, segment_size).await?;
     let mut windows = Vec::new();
     for path in inventory.known() {
         windows.extend(windows_of(&store, &inventory, path, &backups).await?);

@@ -362,10 +362,11 @@ impl Replay<'_> {
                 before.clear();
             }
             before.push(segment);
-            number += 1;
-            if self.inventory.ends_in(self.path, number - 1) {
+            if self.inventory.ends_in(self.path, number) {
+                number = self.behind_end(number);
                 break;
             }
+            number += 1;
         }
         Ok((points, until.is_none_or(|until| number >= size.number_at(until))))
     }

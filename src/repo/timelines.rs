@@ -102,6 +102,15 @@ impl WalInventory {
         Self::read_with(store, segment_size, &mut |_, e| Err(e)).await
     }
 
+    /// As [`WalInventory::read`]; a timeline whose history is damaged is without one, which is warned about.
+    pub async fn read_what_can_be(store: &WalStore, segment_size: SegmentSize) -> Result<Self> {
+        let warn = &mut |_, e: Error| {
+            tracing::warn!("{e}");
+            Ok(())
+        };
+        Self::read_with(store, segment_size, warn).await
+    }
+
     /// As [`WalInventory::read`]; `on_damage` decides what becomes of a timeline whose history can't
     /// be read: the error ends it, or the timeline is without history.
     pub async fn read_with(
@@ -351,8 +360,12 @@ impl WalInventory {
     /// timeline's last segment only. What the stream has stored was acknowledged, so that counts
     /// wherever it is.
     pub fn partial(&self, path: &TimelineHistory, number: u64) -> Option<SegmentName> {
-        let begun_by = |t: Timeline| {
-            path.begin_of(t).is_none_or(|begin| self.segment_size.number_at(begin) <= number)
+        let size = self.segment_size;
+        let begun_by =
+            |t: Timeline| path.begin_of(t).is_none_or(|begin| size.number_at(begin) <= number);
+        // What it has behind the segment in which the path leaves it isn't the path's.
+        let left_before = |t: Timeline| {
+            path.end_of(t).flatten().is_some_and(|end| size.number_before(end) < number)
         };
         let counts = |wal: &TimelineWal| {
             let is_streamed = wal.parts.get(&number).is_some_and(|parts| covered(parts) > 0);
@@ -361,7 +374,9 @@ impl WalInventory {
         self.timelines
             .iter()
             .rev()
-            .filter(|(t, wal)| path.contains(**t) && begun_by(**t) && counts(wal))
+            .filter(|(t, wal)| {
+                path.contains(**t) && begun_by(**t) && !left_before(**t) && counts(wal)
+            })
             .find(|(_, wal)| wal.partials.contains(&number))
             .map(|(timeline, _)| self.segment_size.name(*timeline, number))
     }

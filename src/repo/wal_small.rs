@@ -33,20 +33,19 @@ impl WalStore {
             writer.seal(content).await?;
             writer.finish(&summary.to_bytes()?).await
         };
-        match store.await {
-            Ok(_) => return Ok(()),
-            Err(e) if e.kind() != Kind::Conflict => return Err(e),
-            Err(_) => {}
-        }
-        match self.history(timeline).await? {
-            Some(stored) if stored == content => {
+        let Err(refused) = store.await else { return Ok(()) };
+        // Where nothing can be written at the moment, it may be there already.
+        match (refused.kind(), self.history(timeline).await) {
+            (_, Ok(Some(stored))) if stored == content => {
                 Ok(self.repository().storage().ensure_durable(&name).await?)
             }
-            _ => Err(Error::new(
+            (Kind::Conflict, Err(e)) => Err(e),
+            (Kind::Conflict, Ok(_)) => Err(Error::new(
                 Kind::Conflict,
                 format!("{name} in the repository {} differs from the server's", self.repository().name()),
             )
             .hint("two servers went separate ways under one timeline id; give one of them another cluster name")),
+            _ => Err(refused),
         }
     }
 }

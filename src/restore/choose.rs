@@ -83,7 +83,7 @@ pub async fn choose(
     let records: Vec<_> = records.into_iter().filter(|r| r.system == system).collect();
     let segment_size = records.last().map(|r| r.segment_size).unwrap_or_default();
     let store = WalStore::new(repository, layout, system);
-    let inventory = WalInventory::read(&store, segment_size).await?;
+    let inventory = WalInventory::read_what_can_be(&store, segment_size).await?;
     let holdings = Holdings { store, inventory, records };
     let paths = paths(&holdings, request)?;
     if let (Target::Name(name), None) = (&request.target, &request.backup) {

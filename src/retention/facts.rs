@@ -6,7 +6,9 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     error::{Error, Kind, Result},
-    postgres::{Lsn, SegmentName, SegmentSize, Timeline, history::TimelineHistory},
+    postgres::{
+        Lsn, SegmentName, SegmentSize, Timeline, history::TimelineHistory, wal::SegmentSummary,
+    },
     repo::{
         BackupId, Repository, SystemId,
         catalog::{self, BackupState},
@@ -158,10 +160,14 @@ impl SystemFacts {
         for (timeline, wal) in inventory.timelines() {
             let segments = span(wal);
             let floor = inventory.segment_size.number_at(floors.of(timeline));
+            let path = inventory.path(timeline).cloned();
+            let begin = path.as_ref().and_then(|path| path.begin_of(timeline));
+            let own =
+                Own { size: inventory.segment_size, timeline, begin: begin.unwrap_or_default() };
             let facts = TimelineFacts {
-                path: inventory.path(timeline).cloned(),
+                path,
                 segments,
-                last: last_time(store, inventory.segment_size, timeline, wal).await?,
+                last: own.last_time(store, wal).await?,
                 given_up: segments.is_some_and(|(_, last)| floor > last),
             };
             timelines.insert(timeline, facts);
@@ -189,61 +195,72 @@ fn span(wal: &TimelineWal) -> Option<(u64, u64)> {
     }
 }
 
-/// The last transaction's end, from the segment that isn't whole yet and then from the summaries of the
-/// whole ones, the last one first.
-async fn last_time(
-    store: &WalStore,
+/// A timeline's own WAL: its first segment begins with a copy of what its parent had written in it.
+struct Own {
     size: SegmentSize,
     timeline: Timeline,
-    wal: &TimelineWal,
-) -> Result<LastTime> {
-    let last_whole = wal.ranges.last().map(|range| range.last);
-    if let Some(tail) = wal.partials.last().filter(|tail| Some(**tail) > last_whole) {
-        match last_time_of_tail(store, size, size.name(timeline, *tail)).await {
-            Ok(Some(time)) => return Ok(LastTime::At(time)),
-            Ok(None) => {}
-            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => {
+    begin: Lsn,
+}
+
+impl Own {
+    /// The last transaction's end, from the segment that isn't whole yet and then from the summaries of the
+    /// whole ones, the last one first.
+    async fn last_time(&self, store: &WalStore, wal: &TimelineWal) -> Result<LastTime> {
+        let last_whole = wal.ranges.last().map(|range| range.last);
+        if let Some(tail) = wal.partials.last().filter(|tail| Some(**tail) > last_whole) {
+            match self.last_time_of_tail(store, self.size.name(self.timeline, *tail)).await {
+                Ok(Some(time)) => return Ok(LastTime::At(time)),
+                Ok(None) => {}
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => {
+                    return Ok(LastTime::Unknown);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        let numbers = wal.ranges.iter().rev().flat_map(|range| (range.first..=range.last).rev());
+        for (looked_at, number) in numbers.enumerate() {
+            if looked_at == LOOK_BACK {
                 return Ok(LastTime::Unknown);
             }
-            Err(e) => return Err(e),
-        }
-    }
-    let numbers = wal.ranges.iter().rev().flat_map(|range| (range.first..=range.last).rev());
-    for (looked_at, number) in numbers.enumerate() {
-        if looked_at == LOOK_BACK {
-            return Ok(LastTime::Unknown);
-        }
-        let stored = match store.segment_summary(size.name(timeline, number)).await {
-            Ok(stored) => stored.and_then(|stored| stored.segment).filter(|s| s.parsed),
-            // Whether it can be read decides nothing but how old it may be.
-            Err(e) if e.kind() == Kind::Damaged => None,
-            Err(e) => return Err(e),
-        };
-        match stored {
-            None => return Ok(LastTime::Unknown),
-            Some(summary) => {
-                if let Some(transactions) = &summary.transactions {
-                    return Ok(LastTime::At(transactions.last_time));
+            let segment = self.size.name(self.timeline, number);
+            let stored = match store.segment_summary(segment).await {
+                Ok(stored) => stored.and_then(|stored| stored.segment).filter(|s| s.parsed),
+                // Whether it can be read decides nothing but how old it may be.
+                Err(e) if e.kind() == Kind::Damaged => None,
+                Err(e) => return Err(e),
+            };
+            match stored {
+                None => return Ok(LastTime::Unknown),
+                Some(summary) => {
+                    if let Some(time) = self.last_in(&summary) {
+                        return Ok(LastTime::At(time));
+                    }
                 }
             }
         }
+        Ok(LastTime::None)
     }
-    Ok(LastTime::None)
-}
 
-/// The last transaction's end in a segment that isn't whole.
-async fn last_time_of_tail(
-    store: &WalStore,
-    size: SegmentSize,
-    segment: SegmentName,
-) -> Result<Option<DateTime<Utc>>> {
-    let mut summaries = Vec::new();
-    for name in store.partials(segment).await? {
-        summaries.extend(store.summary(&name).await?.and_then(|stored| stored.segment));
+    /// The last transaction's end in a segment that isn't whole.
+    async fn last_time_of_tail(
+        &self,
+        store: &WalStore,
+        segment: SegmentName,
+    ) -> Result<Option<DateTime<Utc>>> {
+        let mut summaries = Vec::new();
+        for name in store.partials(segment).await? {
+            summaries.extend(store.summary(&name).await?.and_then(|stored| stored.segment));
+        }
+        summaries.extend(store.parts_summary(segment, self.size).await?);
+        if summaries.iter().any(|summary| !summary.parsed) {
+            return Err(Error::new(Kind::Damaged, format!("{segment} can't be read")));
+        }
+        Ok(summaries.iter().filter_map(|summary| self.last_in(summary)).max())
     }
-    summaries.extend(store.parts_summary(segment, size).await?);
-    if summaries.iter().any(|summary| !summary.parsed) {
-        return Err(Error::new(Kind::Damaged, format!("{segment} can't be read")));
+
+    /// The end of the last transaction in a segment, unless that is the parent's.
+    fn last_in(&self, summary: &SegmentSummary) -> Option<DateTime<Utc>> {
+        let transactions = summary.transactions.as_ref()?;
+        (transactions.last_commit > self.begin).then_some(transactions.last_time)
     }
-    Ok(summaries.into_iter().filter_map(|summary| Some(summary.transactions?.last_time)).max())
 }

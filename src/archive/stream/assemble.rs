@@ -17,6 +17,8 @@ use crate::{
 pub async fn assemble(store: &WalStore, segment: SegmentName, size: SegmentSize) -> Result<()> {
     let scanner = SegmentScanner::new(segment, size, None);
     let mut sink = Summed { scanner, digest: Sha256::new() };
+    // What comes later isn't compared with the others, and stays.
+    let parts = store.parts(segment).await?;
     let bytes = store.copy_parts(segment, &mut sink).await?;
     if bytes != size.bytes() {
         let what = format!("the parts of {segment} changed while they were read");
@@ -27,7 +29,6 @@ pub async fn assemble(store: &WalStore, segment: SegmentName, size: SegmentSize)
         sha256: hex::encode(sink.digest.finalize()),
         segment: Some(sink.scanner.finish()),
     };
-    let parts = store.parts(segment).await?;
     store_whole(store, segment, &mut Content::of_parts(parts.clone()), &summary).await?;
     reached("stream: segment assembled");
     store.remove_parts(&parts).await;

@@ -17,11 +17,11 @@ pub struct Stretch {
 }
 
 impl Stretch {
-    /// Goes on behind a segment of `timeline` that the server doesn't have any more, nor any before it;
+    /// Goes on behind a segment that the server doesn't have any more, nor any before it, of whichever timeline;
     /// false when nothing is left. Which is the first one that it has is found by halves: a part of the
     /// stretch is left for the next time.
-    pub fn skip_removed(&mut self, timeline: Timeline, number: u64) -> bool {
-        if self.timeline != timeline || number < self.first {
+    pub fn skip_removed(&mut self, number: u64) -> bool {
+        if number < self.first {
             return true;
         }
         self.first = number + 1;
@@ -135,7 +135,7 @@ mod tests {
             while let Some(first) = (11..=30).find(|n| !got[*n as usize]) {
                 let until = (first..=30).find(|n| got[*n as usize]).unwrap_or(31);
                 let mut next = stretch(1, first, Some(until));
-                if removed.is_some_and(|n| !next.skip_removed(Timeline(1), n)) {
+                if removed.is_some_and(|n| !next.skip_removed(n)) {
                     break;
                 }
                 asked += 1;
@@ -149,8 +149,10 @@ mod tests {
             assert!(asked <= 12, "{there}: {asked} questions");
         }
         let mut live = stretch(1, 5, None);
-        assert!(live.skip_removed(Timeline(1), 5) && live == stretch(1, 6, None));
-        let mut other = stretch(2, 5, Some(6));
-        assert!(other.skip_removed(Timeline(1), 5) && other == stretch(2, 5, Some(6)));
+        assert!(live.skip_removed(5) && live == stretch(1, 6, None));
+        let mut older = stretch(1, 5, Some(6));
+        assert!(!older.skip_removed(9), "what comes before is gone as well, of a parent too");
+        let mut newer = stretch(2, 10, Some(12));
+        assert!(newer.skip_removed(9) && newer == stretch(2, 10, Some(12)));
     }
 }

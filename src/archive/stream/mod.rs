@@ -12,6 +12,7 @@
 //! state is kept but in the repositories and the slot.
 
 mod assemble;
+mod compare;
 mod durable;
 mod gaps;
 mod gather;
@@ -70,6 +71,7 @@ pub async fn stream(
         info: &info,
         progress: &progress,
         removed: None,
+        incomparable: None,
         has_streamed: false,
     };
     // Whoever waits for the service to be up doesn't wait for the server too.

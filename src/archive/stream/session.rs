@@ -5,6 +5,7 @@ use tokio::{runtime::Handle, sync::watch};
 use super::{
     super::push::open_store,
     assemble::assemble,
+    compare::compare,
     gaps::{Stretch, missing},
     keep::{Closed, Keeper, is_outage},
     progress::Progress,
@@ -16,7 +17,7 @@ use crate::{
     config::{ClusterSettings, RepositorySettings},
     error::{Error, Kind, Result},
     postgres::{
-        Lsn, SegmentSize, Timeline, WalFile,
+        Lsn, SegmentName, SegmentSize, Timeline, WalFile,
         client::{Client, ConnInfo, Mode, PgError},
         history::TimelineHistory,
         replication::{SystemIdentity, identify_system, show, timeline_history},
@@ -32,7 +33,7 @@ use crate::{
 };
 
 /// SQLSTATE undefined_file: the server doesn't have the WAL any more.
-const REMOVED: &str = "58P01";
+pub const REMOVED: &str = "58P01";
 
 /// SQLSTATE object_not_in_prerequisite_state: what an invalidated slot is refused with.
 const NOT_READY: &str = "55000";
@@ -55,6 +56,8 @@ pub struct Context<'a> {
     /// The last segment that the server was asked for and doesn't have any more. All before it are gone
     /// as well.
     pub removed: Option<Removed>,
+    /// A segment that the server doesn't have any more to be compared with.
+    pub incomparable: Option<SegmentName>,
     /// Whether WAL has been received.
     pub has_streamed: bool,
 }
@@ -64,8 +67,6 @@ pub struct Context<'a> {
 pub struct Removed {
     /// The timeline that the server was on.
     server: Timeline,
-    /// The segment's own.
-    timeline: Timeline,
     number: u64,
 }
 
@@ -134,8 +135,14 @@ pub async fn session(
     let held = slot(&mut client, context).await?;
     let mut server = Server { client, identity, size, path, synchronous: is_synchronous };
     let keeper = Keeper::new(stores, closed);
-    let stretches = stretches(context, &server, &keeper, held).await?;
+    let (stretches, last_whole) = stretches(context, &server, &keeper, held).await?;
     tracing::debug!(?stretches, "what is missing");
+    if let Some(segment) = last_whole.filter(|last| context.incomparable != Some(*last))
+        && !compare(&mut server.client, segment, size, keeper.archives()).await?
+    {
+        context.incomparable = Some(segment);
+        return Ok(SessionEnd::Again);
+    }
 
     let (answer, synchronous) = watch::channel(server.synchronous);
     let pace = Pace { max_lag: context.cluster.stream.max_lag, synchronous };
@@ -239,8 +246,7 @@ async fn receive(
                  behind it can be reached from a backup before it",
                 size.name(stretch.timeline, gone)
             );
-            let (server, timeline) = (server.identity.timeline, stretch.timeline);
-            context.removed = Some(Removed { server, timeline, number: gone });
+            context.removed = Some(Removed { server: server.identity.timeline, number: gone });
             Ok(Some(SessionEnd::Again))
         }
         Err(e) => Err(e),
@@ -275,9 +281,17 @@ async fn settle(
 ) -> Result<()> {
     let size = inventory.segment_size;
     for number in held..=present {
-        let Some(segment) = inventory.segment(path, number) else { continue };
-        if let Some(name) = store.find(WalFile::Segment(segment)).await? {
-            store.repository().storage().ensure_durable(&name).await?;
+        if let Some(segment) = inventory.segment(path, number) {
+            if let Some(name) = store.find(WalFile::Segment(segment)).await? {
+                store.repository().storage().ensure_durable(&name).await?;
+            }
+        } else if let Some(closed) = inventory.partial(path, number)
+            && !inventory.ends_in(path, number)
+        {
+            // Parts up to a switch record are as good.
+            for part in store.parts(closed).await? {
+                store.prove_part(&part.name).await?;
+            }
         }
     }
     let mut made = false;
@@ -297,14 +311,8 @@ async fn settle(
         }
     }
     if made {
-        *inventory = WalInventory::read_with(store, size, &mut warn_only).await?;
+        *inventory = WalInventory::read_what_can_be(store, size).await?;
     }
-    Ok(())
-}
-
-/// The server says where its timelines come from; an archive that can't is no reason to wait.
-fn warn_only(_: Timeline, e: Error) -> Result<()> {
-    tracing::warn!("{e}");
     Ok(())
 }
 
@@ -390,20 +398,21 @@ async fn remove_slot(client: &mut Client, name: &str) -> Result<()> {
     drop_slot(client, name).await.map_err(lost)
 }
 
-/// What is to be received, in order.
+/// What is to be received, in order; and the segment before the live end, where that is stored.
 async fn stretches(
     context: &Context<'_>,
     server: &Server,
     keeper: &Keeper,
     held: Lsn,
-) -> Result<Vec<Stretch>> {
+) -> Result<(Vec<Stretch>, Option<SegmentName>)> {
     let (size, path) = (server.size, &server.path);
     let present = size.number_at(server.identity.position);
     let held = size.number_at(held);
     let mut from = held;
     let mut inventories = Vec::new();
     for store in keeper.archives() {
-        let mut inventory = WalInventory::read_with(store, size, &mut warn_only).await?;
+        // The server says where its timelines come from; an archive that can't is no reason to wait.
+        let mut inventory = WalInventory::read_what_can_be(store, size).await?;
         settle(store, &mut inventory, path, (held, present)).await?;
         inventories.push(inventory);
         let backups = catalog::backups(store.repository(), store.layout()).await?;
@@ -415,11 +424,15 @@ async fn stretches(
         }
     }
     let mut stretches = missing(path, &inventories, from, held, present);
+    let before_live = stretches.last().and_then(|live| live.first.checked_sub(1));
+    let last_whole = before_live.and_then(|number| {
+        inventories.iter().filter_map(|inventory| inventory.segment(path, number)).next()
+    });
     let removed = context.removed.filter(|removed| removed.server == server.identity.timeline);
     if let Some(removed) = removed {
-        stretches.retain_mut(|stretch| stretch.skip_removed(removed.timeline, removed.number));
+        stretches.retain_mut(|stretch| stretch.skip_removed(removed.number));
     }
-    Ok(stretches)
+    Ok((stretches, last_whole))
 }
 
 /// The size of segments, as the server writes it: `16MB`, `1GB`.

@@ -90,17 +90,23 @@ impl Found {
 }
 
 impl Holdings {
-    /// Whether the record at a stop can be read along its own timeline.
+    /// Whether the record at a stop can be read along its own timeline, to its end.
     async fn holds_itself(&self, stop: &Stop) -> Result<bool> {
         let inventory = &self.inventory;
         let Some(path) = inventory.path(stop.timeline) else { return Ok(false) };
         let replay = Replay { store: &self.store, inventory, path };
-        let segment = replay.segment(inventory.segment_size.number_at(stop.record)).await?;
-        Ok(segment.is_some_and(|segment| {
-            let summary = segment.summary;
-            // A record that goes on in the next segment needs that one too, which was followed.
-            summary.end > stop.record || summary.whole
-        }))
+        let mut number = inventory.segment_size.number_at(stop.record);
+        while let Some(segment) = replay.segment(number).await? {
+            if segment.summary.end > stop.record {
+                return Ok(true);
+            }
+            // It goes on in the next one, if there is one.
+            if !segment.summary.whole {
+                break;
+            }
+            number += 1;
+        }
+        Ok(false)
     }
 }
 

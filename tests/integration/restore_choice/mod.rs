@@ -61,6 +61,32 @@ async fn what_is_chosen_leads_to_the_target_and_nothing_else_is_refused() {
     }
 }
 
+/// Of a timeline that nobody asks for, nothing has to be readable.
+#[tokio::test]
+async fn a_damaged_history_is_in_the_way_of_its_own_timeline_only() {
+    let mut worlds = (0..).map(|seed| (seed, World::new(seed)));
+    let of_two = |(_, world): &(u64, World)| {
+        world.lines.len() == 2 && world.whole.keys().any(|name| name.timeline == Timeline(2))
+    };
+    let (seed, world) = worlds.find(of_two).expect("a world");
+    let asked = Asked::of(world, seed).await;
+    let first = TargetTimeline::Id(Timeline(1));
+    let before = asked.chosen(&Target::Latest, first).await.expect("chosen");
+    for (name, object) in asked.memory.objects().iter_mut() {
+        if name.ends_with("00000002.history") {
+            let mut bytes = object.to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            *object = bytes.into();
+        }
+    }
+    let after = asked.chosen(&Target::Latest, first).await.expect("chosen");
+    assert_eq!((before.record.id, before.timeline), (after.record.id, after.timeline));
+    let refused = asked.chosen(&Target::Latest, TargetTimeline::Unspecified).await;
+    let refused = refused.expect_err("nobody knows where timeline 2 belongs").to_string();
+    assert!(refused.contains("00000002.history"), "{refused}");
+}
+
 /// What there was.
 #[derive(Debug, Default)]
 struct Tally {
@@ -74,6 +100,7 @@ struct Tally {
 struct Asked {
     world: World,
     seed: u64,
+    memory: Memory,
     repository: Repository,
 }
 
@@ -102,7 +129,7 @@ impl Asked {
     async fn of(world: World, seed: u64) -> Self {
         let memory = Memory::default();
         Repository::init(&memory, &KeyMaterial::None).await.expect("make it");
-        let storage = Arc::new(memory);
+        let storage = Arc::new(memory.clone());
         let repository = Repository::open("main", storage.clone(), &KeyMaterial::None, 1).await;
         let repository = repository.expect("open it");
         catalog::register_system(&repository, &layout(), SYSTEM).await.expect("register");
@@ -144,7 +171,7 @@ impl Asked {
             let bytes = [open.bytes.clone().into()];
             store.put_part(*name, 0, &bytes).await.expect("put a part");
         }
-        Asked { world, seed, repository }
+        Asked { world, seed, memory, repository }
     }
 
     async fn everything(mut self, tally: &mut Tally) {
@@ -152,10 +179,8 @@ impl Asked {
         for _ in 0..QUESTIONS {
             let question = self.question();
             let answer = self.answer(&question);
-            let restore_command = "pgkeep archive-get %f %p".to_owned();
-            let mut request =
-                RestoreRequest::new("/nowhere".into(), question.target.clone(), restore_command);
-            (request.exclusive, request.timeline) = (question.exclusive, question.timeline);
+            let mut request = request(&question.target, question.timeline);
+            request.exclusive = question.exclusive;
             let chosen = choose(&self.repository, &layout(), &request).await;
             self.check(&question, &answer, chosen);
             match answer {
@@ -164,6 +189,10 @@ impl Asked {
                 Answer::Refused => tally.refused += 1,
             }
         }
+    }
+
+    async fn chosen(&self, target: &Target, timeline: TargetTimeline) -> Result<Choice> {
+        choose(&self.repository, &layout(), &request(target, timeline)).await
     }
 
     fn question(&mut self) -> Question {
@@ -335,6 +364,12 @@ impl Asked {
             }
         }
     }
+}
+
+fn request(target: &Target, timeline: TargetTimeline) -> RestoreRequest {
+    let restore_command = "pgkeep archive-get %f %p".to_owned();
+    let request = RestoreRequest::new("/nowhere".into(), target.clone(), restore_command);
+    RestoreRequest { timeline, ..request }
 }
 
 /// What stops recovery; nothing, where it goes to the end.

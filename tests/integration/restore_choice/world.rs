@@ -176,6 +176,18 @@ impl World {
         self.write(line, What::Commit { xid, time }, |wal| wal.commit(xid, time));
     }
 
+    /// A commit that goes over into the next segment, or nearly so.
+    fn cross(&mut self, line: usize) {
+        let at = self.lines[line].wal.position().0;
+        let room = SEGMENT as u64 - at % SEGMENT as u64;
+        let filler = (room - room / 8192 * 24).saturating_sub(60 + self.random.below(60));
+        let filler = vec![7; filler as usize];
+        self.write(line, What::Other, |wal| wal.record(HEAP, 0, 0, &main_data(&filler)));
+        self.lines[line].xid += 1;
+        let (xid, time) = (self.lines[line].xid, self.now);
+        self.write(line, What::Commit { xid, time }, |wal| wal.commit(xid, time));
+    }
+
     fn point(&mut self, line: usize) {
         self.pass();
         self.points += 1;
@@ -220,8 +232,11 @@ impl World {
     /// A new timeline from the end of one, whose server goes on or not, or from somewhere on it.
     fn fork(&mut self, line: usize) {
         self.pass();
-        let parent = &self.lines[line];
         let is_failover = self.random.below(2) == 0;
+        if is_failover && self.random.below(2) == 0 {
+            self.cross(line);
+        }
+        let parent = &self.lines[line];
         let Some(last) = parent.records.last() else { return };
         let at = match is_failover {
             true => last.clone(),

@@ -6,13 +6,14 @@ use chrono::TimeDelta;
 use pgkeep::{
     config::RetentionSettings,
     error::Error,
-    postgres::{SegmentSize, Timeline},
+    postgres::{Lsn, SegmentSize, Timeline},
     progress::Silent,
     repo::{
         catalog,
         drill::{DrillRecord, KEPT, put_drill},
         lease::{HeldLease, Lease},
         sealed::put_sealed,
+        wal::WalStore,
         wal_floor::Floors,
     },
     retention::{Expiry, expire},
@@ -20,8 +21,8 @@ use pgkeep::{
 };
 
 use super::{
-    BASE, Chain, FAULTS, FIRST, SECOND, SEGMENTS, THIRD, archive, begin, folders, id, layout,
-    listed, open, place, restores,
+    BASE, Chain, FAULTS, FIRST, SECOND, SEGMENTS, THIRD, archive, archive_one, begin, folders, id,
+    layout, listed, open, place, restores,
 };
 use crate::support::{
     faulty::{Fault, Faulty, Operation},
@@ -44,8 +45,8 @@ fn segments(storage: &Memory, timeline: u32) -> BTreeSet<u64> {
     let folder = format!("/{timeline:08X}/");
     let names =
         storage.objects().keys().filter(|n| n.contains(&folder)).cloned().collect::<Vec<_>>();
-    let number = |name: &String| u64::from_str_radix(&name[name.len() - 8..], 16).unwrap();
-    names.iter().map(number).collect()
+    let number = |name: &String| u64::from_str_radix(&name[name.len() - 8..], 16).ok();
+    names.iter().filter_map(number).collect()
 }
 
 /// What is listed is whole, with the WAL it needs; the two newest are listed, and all WAL since.
@@ -203,6 +204,31 @@ async fn what_is_being_restored_stays_with_all_that_follows() {
     lease.release().await;
     expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
     assert_eq!(listed(&storage).await, [SECOND, THIRD]);
+}
+
+/// A timeline's first segment begins with what its parent had written in it, long ago.
+#[tokio::test]
+async fn a_timeline_that_has_just_begun_stays_with_the_backup_that_leads_there() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let repository = open(Arc::new(storage.clone())).await;
+    let record = catalog::backups(&repository, &layout()).await.unwrap().remove(0);
+    let store = WalStore::new(&repository, &layout(), record.system);
+    let size = SegmentSize::DEFAULT;
+    let (last, fork) = (Lsn(size.start_of(4).0 + 0x100), Lsn(size.start_of(4).0 + 0x200));
+    let history = format!("1\t{fork}\tno recovery target specified\n");
+    store.store_history(Timeline(2), history.as_bytes()).await.unwrap();
+    let old = begin() + TimeDelta::hours(1);
+    archive_one(&repository, &record, Timeline(2), 4, (old, last)).await;
+    expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
+    assert_eq!(listed(&storage).await, [BASE, SECOND, THIRD]);
+    assert_eq!(segments(&storage, 2), [4].into());
+    assert!(segments(&storage, 1).is_superset(&[2, 3].into()));
+    // What it writes itself counts, and is older than all that is kept here.
+    archive_one(&repository, &record, Timeline(2), 5, (old, size.start_of(6))).await;
+    expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
+    assert_eq!(listed(&storage).await, [SECOND, THIRD]);
+    assert_eq!(segments(&storage, 2), [].into());
 }
 
 #[tokio::test]

@@ -92,25 +92,37 @@ pub async fn archive(
     segments: impl IntoIterator<Item = u64>,
     time: DateTime<Utc>,
 ) {
-    let store = WalStore::new(repository, &layout(), record.system);
     for number in segments {
-        let start = SegmentSize::DEFAULT.start_of(number);
         let end = SegmentSize::DEFAULT.start_of(number + 1);
-        let segment: SegmentSummary = serde_json::from_value(serde_json::json!({
-            "start": start, "end": end, "whole": true, "head-known": true, "timeline": timeline,
-            "magic": 0xD110, "parsed": true,
-            "transactions": {
-                "min-time": time, "max-time": time, "last-time": time, "last-commit": end,
-                "min-xid": 700, "max-xid": 700, "last-xid": 700, "count": 1,
-            },
-        }))
-        .unwrap();
-        let summary = StoredSummary { size: 3, sha256: "00".repeat(32), segment: Some(segment) };
-        let name = store.plain(WalFile::Segment(SegmentSize::DEFAULT.name(timeline, number)));
-        let mut writer = SealedWriter::create(repository, &name).await.unwrap();
-        writer.seal(b"WAL").await.unwrap();
-        writer.finish(&summary.to_bytes().unwrap()).await.unwrap();
+        archive_one(repository, record, timeline, number, (time, end)).await;
     }
+}
+
+/// As [`archive`], one segment whose last transaction was then and ends there.
+pub async fn archive_one(
+    repository: &Repository,
+    record: &BackupRecord,
+    timeline: Timeline,
+    number: u64,
+    (time, last): (DateTime<Utc>, Lsn),
+) {
+    let store = WalStore::new(repository, &layout(), record.system);
+    let start = SegmentSize::DEFAULT.start_of(number);
+    let end = SegmentSize::DEFAULT.start_of(number + 1);
+    let segment: SegmentSummary = serde_json::from_value(serde_json::json!({
+        "start": start, "end": end, "whole": true, "head-known": true, "timeline": timeline,
+        "magic": 0xD110, "parsed": true,
+        "transactions": {
+            "min-time": time, "max-time": time, "last-time": time, "last-commit": last,
+            "min-xid": 700, "max-xid": 700, "last-xid": 700, "count": 1,
+        },
+    }))
+    .unwrap();
+    let summary = StoredSummary { size: 3, sha256: "00".repeat(32), segment: Some(segment) };
+    let name = store.plain(WalFile::Segment(SegmentSize::DEFAULT.name(timeline, number)));
+    let mut writer = SealedWriter::create(repository, &name).await.unwrap();
+    writer.seal(b"WAL").await.unwrap();
+    writer.finish(&summary.to_bytes().unwrap()).await.unwrap();
 }
 
 /// A full backup and three incremental ones, each of which shares some pages with those before it.

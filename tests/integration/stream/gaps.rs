@@ -195,3 +195,31 @@ fn a_server_that_was_set_back_is_told_nothing() {
     stream.signal(Signal::TERM);
     stream.wait();
 }
+
+/// Where it is past all that is stored again, nothing of what it writes continues that.
+#[test]
+fn a_server_that_was_set_back_behind_whole_segments_is_refused() {
+    let mut site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.cluster.stop(Stop::Fast);
+    let mut earlier = site.cluster.copy_offline();
+    site.cluster.start();
+    for _ in 0..3 {
+        site.cluster.insert("t", 100);
+        let segment = site.cluster.switch_wal();
+        wait_until("it is archived", 60, || site.archived().contains(&segment));
+    }
+    let stored = site.archived();
+    earlier.conf("archive_command = '/bin/false'");
+    earlier.start();
+    for _ in 0..5 {
+        earlier.insert("t", 90);
+        earlier.switch_wal();
+    }
+    site.pgkeep.replace_cluster(&site.cluster, &earlier);
+    let output = site.pgkeep.spawn(["stream"]).wait();
+    assert_eq!(output.code, 9, "{output}");
+    assert!(output.stderr.contains("other content"), "{output}");
+    assert_eq!(site.archived(), stored, "nothing of it was stored");
+}
