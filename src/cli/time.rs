@@ -3,7 +3,7 @@
 //! Whoever restores to a time does it once, in a hurry, and the wrong hour loses data. So nothing is
 //! guessed: what a reader could take for two times is refused, with an example of what is accepted.
 
-use chrono::{DateTime, FixedOffset, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, Datelike, FixedOffset, NaiveDate, NaiveTime, Utc};
 
 /// What is accepted, for messages and help.
 pub const EXAMPLES: &str = "2026-11-20 20:12:27.425498+00 or 2026-11-20T21:12:27+01:00";
@@ -44,8 +44,9 @@ fn read(text: &str) -> Result<DateTime<Utc>, String> {
     let offset = zone_of(zone)?;
     let local = date.and_time(time);
     let shift = chrono::TimeDelta::seconds(i64::from(offset.local_minus_utc()));
-    let utc = local.checked_sub_signed(shift).ok_or("it is out of range")?;
-    Ok(utc.and_utc())
+    // The zone may lead out of the years that can be written.
+    let utc = local.checked_sub_signed(shift).filter(|utc| (1..=9999).contains(&utc.year()));
+    Ok(utc.ok_or("it is out of range")?.and_utc())
 }
 
 /// `YYYY-MM-DD`, the only order of day and month that everybody reads alike.
@@ -181,6 +182,8 @@ mod tests {
             ("2026-02-30 10:00:00 UTC", "no day"),
             ("2026-1-2 10:00:00 UTC", "YYYY-MM-DD"),
             ("0000-01-01 00:00:00Z", "no day"),
+            ("0001-01-01 15:01:00+15:03", "out of range"),
+            ("9999-12-31 23:59:59-01", "out of range"),
             ("2026-11-20 20:12:27.1234567Z", "microseconds"),
             ("2026-11-20 20:12:27.Z", "HH:MM:SS"),
             ("2026-11-20  20:12:27Z", "HH:MM:SS"),

@@ -5,7 +5,7 @@
 //! and transaction ids are committed out of order, so this looks at the records in the same order:
 //! summaries tell which segment may hold the one, and that segment alone is read.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, io};
 
 use chrono::{DateTime, Utc};
 
@@ -285,12 +285,12 @@ impl Replay<'_> {
         let mut restore_points = VecDeque::new();
         let mut number = first;
         while until.is_none_or(|until| size.start_of(number) < until)
-            && let Some(segment) = self.segment(number).await?
+            && let Some(mut segment) = self.segment(number).await?
         {
             if may_hold(rule, &segment.summary) {
-                let mut scan = Scan::new(rule, from, until);
                 let records = matches!(rule, StopRule::Lsn { .. });
-                self.scan(&before, &segment, records, &mut |event| scan.see(event)).await?;
+                let begin = || Scan::new(rule, from, until);
+                let scan = self.scan(&mut before, &mut segment, records, begin, Scan::see).await?;
                 if let Some((record, position, time)) = scan.found {
                     let timeline = self.path.timeline_at(record);
                     let stop = Stop { position, record, time, timeline };
@@ -343,20 +343,21 @@ impl Replay<'_> {
             }
         };
         while until.is_none_or(|until| size.start_of(number) < until)
-            && let Some(segment) = self.segment(number).await?
+            && let Some(mut segment) = self.segment(number).await?
         {
             let summary = &segment.summary;
             if summary.head_known && !summary.lists_cut {
                 let named = summary.restore_points.iter().filter(|point| point.name == name);
                 named.for_each(|point| add(point.lsn, point.time));
             } else {
-                let see = &mut |event: &Event| match event {
+                let see = |named: &mut Vec<_>, event: &Event| match event {
                     Event::RestorePoint { end, time, name: this, .. } if this == name => {
-                        add(*end, *time);
+                        named.push((*end, *time));
                     }
                     _ => {}
                 };
-                self.scan(&before, &segment, false, see).await?;
+                let named = self.scan(&mut before, &mut segment, false, Vec::new, see).await?;
+                named.into_iter().for_each(|(end, time)| add(end, time));
             }
             if segment.summary.end > segment.summary.start {
                 before.clear();
@@ -394,9 +395,57 @@ impl Replay<'_> {
         Ok(self.reach(first, number, last.as_ref(), transaction))
     }
 
-    /// Tells `see` what is in a segment, read behind those before it, in which a record that ends in
-    /// it may have begun; each single record only if `records`.
-    async fn scan(
+    /// Tells `see`, and what `begin` makes, what is in a segment, read behind those before it, in which a record
+    /// that ends in it may have begun; each single record only if `records`. Where one is damaged inside it is read
+    /// from a repaired copy, as recovery would be served it.
+    async fn scan<T: Send>(
+        &self,
+        before: &mut [PathSegment],
+        segment: &mut PathSegment,
+        records: bool,
+        begin: impl Fn() -> T + Sync + Send,
+        see: impl Fn(&mut T, &Event) + Sync + Send,
+    ) -> Result<T> {
+        loop {
+            let mut seen = begin();
+            let mut on_event = |event: &Event| see(&mut seen, event);
+            match self.scan_once(before, segment, records, &mut on_event).await {
+                Ok(()) => return Ok(seen),
+                Err(e) if e.kind() == Kind::Damaged && self.mend(before, segment).await? => {
+                    tracing::warn!("{e}: reading the repaired copy");
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Has the first that is damaged inside be read from a repaired copy; false where there is none that can
+    /// be read.
+    async fn mend(&self, before: &mut [PathSegment], segment: &mut PathSegment) -> Result<bool> {
+        for this in before.iter_mut().chain([segment]) {
+            let Copy::Object(name) = &this.copy else { continue };
+            if self.is_readable(name).await? {
+                continue;
+            }
+            for repair in self.store.repairs(WalFile::Segment(this.name)).await? {
+                if repair != *name && self.is_readable(&repair).await? {
+                    this.copy = Copy::Object(repair);
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    async fn is_readable(&self, name: &ObjectName) -> Result<bool> {
+        match self.store.copy_to(name, &mut io::sink()).await {
+            Ok(found) => Ok(found.is_some()),
+            Err(e) if e.kind() == Kind::Damaged => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn scan_once(
         &self,
         before: &[PathSegment],
         segment: &PathSegment,
@@ -515,13 +564,13 @@ struct ScannerSink<'a> {
     on_event: &'a mut (dyn FnMut(&Event) + Send),
 }
 
-impl std::io::Write for ScannerSink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+impl io::Write for ScannerSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.scanner.feed(bytes, self.on_event);
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod world;
 
 use std::{fs, path::Path, sync::Arc};
 
+use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use pgkeep::{
     archive,
@@ -74,10 +75,7 @@ async fn a_damaged_history_is_in_the_way_of_its_own_timeline_only() {
     let before = asked.chosen(&Target::Latest, first).await.expect("chosen");
     for (name, object) in asked.memory.objects().iter_mut() {
         if name.ends_with("00000002.history") {
-            let mut bytes = object.to_vec();
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
-            *object = bytes.into();
+            damage(object);
         }
     }
     let after = asked.chosen(&Target::Latest, first).await.expect("chosen");
@@ -159,7 +157,14 @@ impl Asked {
             bytes.resize(SEGMENT, 0);
             (format!("{name}.partial"), bytes)
         });
-        for (name, bytes) in histories.chain(files).chain(partial) {
+        // What is damaged is pushed once more, and stored beside it.
+        let healed = world.healed.into_iter();
+        let again = healed.map(|name| (name.to_string(), world.whole[&name].clone()));
+        for (name, bytes) in histories.chain(files).chain(partial).chain(again) {
+            let is_there = |(object, _): &(&String, &mut Bytes)| object.ends_with(&name);
+            if let Some((_, object)) = memory.objects().iter_mut().find(is_there) {
+                damage(object);
+            }
             let path = folder.join(name);
             fs::write(&path, bytes).expect("write");
             let state = Path::new("/dev/null/state");
@@ -364,6 +369,13 @@ impl Asked {
             }
         }
     }
+}
+
+fn damage(object: &mut Bytes) {
+    let mut bytes = object.to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    *object = bytes.into();
 }
 
 fn request(target: &Target, timeline: TargetTimeline) -> RestoreRequest {

@@ -69,6 +69,8 @@ pub struct World {
     pub backups: Vec<BackupRecord>,
     /// The whole segments that are archived.
     pub whole: BTreeMap<SegmentName, Vec<u8>>,
+    /// One of them that was damaged in the archive, and stored beside that once more.
+    pub healed: Option<SegmentName>,
     /// What there is of others, from their beginning.
     pub open: BTreeMap<SegmentName, Open>,
     points: u32,
@@ -99,7 +101,7 @@ impl World {
         let random = Random::of_seed(seed);
         let (lines, backups) = (vec![first], Vec::new());
         let (whole, open) = (BTreeMap::new(), BTreeMap::new());
-        let mut world = World { random, now, lines, backups, whole, open, points: 0 };
+        let mut world = World { random, now, lines, backups, whole, healed: None, open, points: 0 };
         world.commit(0);
         world.back_up(0);
         for _ in 0..8 + world.random.below(30) {
@@ -132,6 +134,10 @@ impl World {
             let lost = self.random.below(self.whole.len() as u64) as usize;
             let name = *self.whole.keys().nth(lost).expect("a segment");
             self.whole.remove(&name);
+        }
+        if self.random.below(2) == 0 {
+            let healed = self.random.below(self.whole.len() as u64) as usize;
+            self.healed = self.whole.keys().nth(healed).copied();
         }
         let lost: BTreeSet<SegmentName> =
             self.open.keys().filter(|_| self.random.below(4) == 0).copied().collect();

@@ -218,7 +218,9 @@ fn a_server_that_was_set_back_behind_whole_segments_is_refused() {
         earlier.switch_wal();
     }
     site.pgkeep.replace_cluster(&site.cluster, &earlier);
-    let output = site.pgkeep.spawn(["stream"]).wait();
+    let mut stream = site.pgkeep.spawn(["stream"]);
+    wait_until("it ends by itself", 60, || !stream.runs());
+    let output = stream.wait();
     assert_eq!(output.code, 9, "{output}");
     assert!(output.stderr.contains("other content"), "{output}");
     assert_eq!(site.archived(), stored, "nothing of it was stored");
