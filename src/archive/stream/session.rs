@@ -257,16 +257,21 @@ async fn receive(
 /// read don't count.
 async fn prove(keeper: &Keeper, parts: &mut [Vec<Part>]) -> Result<()> {
     for (store, parts) in keeper.archives().zip(parts) {
-        let mut sound = Vec::with_capacity(parts.len());
-        for part in std::mem::take(parts) {
-            match store.prove_part(&part.name).await {
-                Ok(()) => sound.push(part),
-                Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),
-                Err(e) => return Err(e),
-            }
-        }
-        *parts = sound;
+        prove_parts(store, parts).await?;
     }
+    Ok(())
+}
+
+async fn prove_parts(store: &WalStore, parts: &mut Vec<Part>) -> Result<()> {
+    let mut sound = Vec::with_capacity(parts.len());
+    for part in std::mem::take(parts) {
+        match store.prove_part(&part.name).await {
+            Ok(()) => sound.push(part),
+            Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),
+            Err(e) => return Err(e),
+        }
+    }
+    *parts = sound;
     Ok(())
 }
 
@@ -289,9 +294,7 @@ async fn settle(
             && !inventory.ends_in(path, number)
         {
             // Parts up to a switch record are as good.
-            for part in store.parts(closed).await? {
-                store.prove_part(&part.name).await?;
-            }
+            prove_parts(store, &mut store.parts(closed).await?).await?;
         }
     }
     let mut made = false;
