@@ -184,12 +184,15 @@ fn paths(holdings: &Holdings, request: &RestoreRequest) -> Result<Vec<TimelineHi
         }
         TargetTimeline::Current => Ok(vec![of(newest)?]),
         TargetTimeline::Latest => {
-            let leaves = inventory
-                .leaves(&holdings.backup_timelines())
-                .into_iter()
-                .filter_map(|t| inventory.path(t));
-            let latest = leaves.filter(|path| usable(path)).max_by_key(|path| path.timeline);
-            Ok(vec![latest.cloned().map_or_else(|| of(newest), Ok)?])
+            let leaves = inventory.leaves(&holdings.backup_timelines());
+            let paths = leaves.iter().filter_map(|t| inventory.path(*t));
+            match paths.filter(|path| usable(path)).max_by_key(|path| path.timeline) {
+                Some(latest) => Ok(vec![latest.clone()]),
+                None => match leaves.last().filter(|_| request.backup.is_none()) {
+                    Some(leaf) => Err(refuse::left_behind(holdings, *leaf)),
+                    None => Ok(vec![of(newest)?]),
+                },
+            }
         }
         // A backup says nothing about what came after it on other timelines than its own.
         TargetTimeline::Unspecified if request.target == Target::Immediate => Ok(vec![of(newest)?]),

@@ -3,7 +3,8 @@
 //! A repository that can't be reached is tried again; nothing is reported to the server meanwhile, so
 //! its slot holds the WAL. Where there are others, it is left *behind* after a while, so that they get
 //! theirs, and the server still hears of nothing: when it is back, a new session begins with what it
-//! lacks. What can't become right by waiting, other content under the same name above all, ends the
+//! lacks. What keeps failing may have been mended for whoever comes anew, with credentials or a certificate that were
+//! replaced; so it is tried with the repository opened once more, and where that helps a new session begins. What can't become right by waiting, other content under the same name above all, ends the
 //! stream.
 
 use std::{
@@ -92,6 +93,8 @@ pub struct Keeper {
     stores: Arc<Vec<Store>>,
     /// Repositories that couldn't be opened.
     closed: Arc<Vec<Closed>>,
+    /// All of them.
+    settings: Arc<Vec<RepositorySettings>>,
 }
 
 #[derive(Debug)]
@@ -99,6 +102,8 @@ struct Store {
     archive: WalStore,
     /// It holds up the others no longer.
     is_behind: AtomicBool,
+    /// Opened anew it does what this one can't.
+    is_stale: AtomicBool,
 }
 
 /// A repository that couldn't be opened, and what is to be opened in it.
@@ -113,11 +118,16 @@ pub struct Closed {
 }
 
 impl Keeper {
-    /// Keeps in each of `stores`, of which there is one at least.
-    pub fn new(stores: Vec<WalStore>, closed: Vec<Closed>) -> Self {
-        let store = |archive| Store { archive, is_behind: AtomicBool::new(false) };
+    /// Keeps in each of `stores`, of which there is one at least; `repositories` are theirs, and those of `closed`.
+    pub fn new(
+        stores: Vec<WalStore>,
+        closed: Vec<Closed>,
+        repositories: &[&RepositorySettings],
+    ) -> Self {
+        let store = |archive| Store { archive, is_behind: false.into(), is_stale: false.into() };
         let stores = stores.into_iter().map(store).collect();
-        Keeper { stores: Arc::new(stores), closed: Arc::new(closed) }
+        let settings = repositories.iter().copied().cloned().collect();
+        Keeper { stores: Arc::new(stores), closed: Arc::new(closed), settings: Arc::new(settings) }
     }
 
     /// The archives.
@@ -135,13 +145,24 @@ impl Keeper {
         self.is_any_closed() || self.stores.iter().any(|store| store.is_behind())
     }
 
+    /// Whether a repository has to be opened anew.
+    pub fn is_any_stale(&self) -> bool {
+        self.stores.iter().any(|store| store.is_stale.load(Ordering::Relaxed))
+    }
+
+    /// A repository's archive, opened anew.
+    async fn opened(&self, archive: &WalStore) -> Option<WalStore> {
+        let name = archive.repository().name();
+        let settings = self.settings.iter().find(|settings| settings.name == name)?;
+        open_store(settings, archive.layout(), archive.system()).await.ok()
+    }
+
     /// Whether a repository that is behind answers again.
     pub async fn one_is_back(&self) -> bool {
         let mut back = None;
         for store in self.stores.iter().filter(|store| store.is_behind()) {
-            let repository = store.archive.repository();
-            if repository.prove_present().await.is_ok() {
-                back = Some(repository.name());
+            if self.opened(&store.archive).await.is_some() {
+                back = Some(store.archive.repository().name());
             }
         }
         for closed in self.closed.iter() {
@@ -300,6 +321,14 @@ impl Keeper {
                      reported as stored until it has caught up"
                 );
                 break;
+            }
+            if begin.elapsed() >= PATIENCE
+                && let Some(anew) = self.opened(&store.archive).await
+                && let Ok(done) = attempt(anew).await
+            {
+                tracing::info!("{what} in repository {name}: {e}; opened anew it works");
+                store.is_stale.store(true, Ordering::Relaxed);
+                return Ok(Some(done));
             }
             tracing::warn!("{what} in repository {name}: {e}; trying again");
             sleep(pause).await;

@@ -208,7 +208,7 @@ impl Receiver {
             if is_all_there && self.is_idle() {
                 return Ok(End::Reached);
             }
-            if self.is_back {
+            if self.is_back || self.keeper.is_any_stale() {
                 return Ok(End::Back);
             }
             self.look_for_those_behind();

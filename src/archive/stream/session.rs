@@ -134,7 +134,7 @@ pub async fn session(
     let path = store_histories(&mut client, identity.timeline, &stores).await?;
     let held = slot(&mut client, context).await?;
     let mut server = Server { client, identity, size, path, synchronous: is_synchronous };
-    let keeper = Keeper::new(stores, closed);
+    let keeper = Keeper::new(stores, closed, context.repositories);
     let (stretches, last_whole) = stretches(context, &server, &keeper, held).await?;
     tracing::debug!(?stretches, "what is missing");
     if let Some(segment) = last_whole.filter(|last| context.incomparable != Some(*last))

@@ -51,6 +51,6 @@ pub enum End {
     Server,
     /// The command is to end.
     Stopped,
-    /// A repository that was left behind is back.
+    /// A repository that was left behind is back, or has to be opened anew.
     Back,
 }

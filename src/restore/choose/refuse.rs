@@ -47,6 +47,18 @@ pub(super) fn without_history(holdings: &Holdings, timeline: Timeline) -> Error 
     .hint(format!("to restore without that timeline: --target-timeline, one of {}", known.join(", ")))
 }
 
+/// The cluster went on along a timeline to which no backup leads: the ends of those that it left are no answer.
+pub(super) fn left_behind(holdings: &Holdings, timeline: Timeline) -> Error {
+    let error = no_backup_on(holdings, timeline);
+    match holdings.records.last() {
+        Some(record) => error.hint(format!(
+            "to restore what was written on timeline {}, as far as it goes: --target-timeline {}",
+            record.timeline, record.timeline
+        )),
+        None => error,
+    }
+}
+
 /// No backup lies on the timeline that was asked for.
 pub(super) fn no_backup_on(holdings: &Holdings, timeline: Timeline) -> Error {
     let error = Error::new(

@@ -46,6 +46,12 @@ pub(super) async fn search(
     let to_the_end = request.target == Target::Latest
         && request.timeline == TargetTimeline::Unspecified
         && paths.iter().any(|path| leaves.contains(&path.timeline));
+    let is_open = request.timeline == TargetTimeline::Unspecified && request.backup.is_none();
+    if let (Target::Latest, true, false, Some(leaf)) =
+        (&request.target, is_open, to_the_end, leaves.last())
+    {
+        return Err(refuse::left_behind(holdings, *leaf));
+    }
     let (mut found, mut missed) = (Vec::<Found>::new(), Vec::new());
     for path in paths.iter().filter(|path| !to_the_end || leaves.contains(&path.timeline)) {
         match along(holdings, path, request).await? {

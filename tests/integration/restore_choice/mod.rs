@@ -240,8 +240,9 @@ impl Asked {
             (TargetTimeline::Current, _) | (TargetTimeline::Unspecified, Target::Immediate) => {
                 vec![newest]
             }
-            (TargetTimeline::Latest, _) => vec![leaves.into_iter().max().unwrap_or(newest)],
-            (TargetTimeline::Unspecified, Target::Latest) if !leaves.is_empty() => leaves,
+            // Where no backup leads to the one it is about, the others are no answer.
+            (TargetTimeline::Latest, _) => leaves.into_iter().max().into_iter().collect(),
+            (TargetTimeline::Unspecified, Target::Latest) => leaves,
             (TargetTimeline::Unspecified, _) => {
                 world.lines.iter().map(|line| line.timeline).filter(usable).collect()
             }

@@ -10,7 +10,11 @@ use rustix::process::Signal;
 
 use super::Site;
 use crate::support::{
-    Cluster, Writes, objects::objects, on_each_version, places::skipped_on_s3, scratch::own,
+    Cluster, Writes,
+    objects::objects,
+    on_each_version,
+    places::skipped_on_s3,
+    scratch::{own, write},
     wait_until,
 };
 
@@ -67,6 +71,31 @@ fn nothing_is_acknowledged_where_the_repository_was() {
     assert!(output.stderr.contains(told), "{output}");
     let restored = site.pgkeep.restored(17, "restored", &[]);
     assert_eq!(restored.digest("t"), site.cluster.digest("t"));
+}
+
+/// What an open repository can't do any more, it may do for whoever opens it now.
+#[test]
+fn a_repository_that_was_mended_is_opened_anew() {
+    if skipped_on_s3("nobody writes to its repo.json there") {
+        return;
+    }
+    let site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    let stream = site.stream();
+    site.synchronous();
+    let file = site.pgkeep.repository().join("repo.json");
+    let mut content = fs::read_to_string(&file).expect("read");
+    content.push('\n');
+    write(&file, content);
+    // Until then it is another repository's, as far as the stream can tell.
+    site.cluster.insert("t", 1);
+    site.wait_for_stream();
+    stream.signal(Signal::TERM);
+    let output = stream.wait();
+    assert_eq!(output.code, 0, "{output}");
+    let told = "repo.json isn't there any more, or is another one; trying again";
+    assert!(output.stderr.contains(told), "{output}");
 }
 
 /// It wasn't reported, so nothing is lost by it; but whoever ends the stream to move the server has to know.
