@@ -147,7 +147,7 @@ impl Keeper {
 
     /// Whether a repository has to be opened anew.
     pub fn is_any_stale(&self) -> bool {
-        self.stores.iter().any(|store| store.is_stale.load(Ordering::Relaxed))
+        self.stores.iter().any(Store::is_stale)
     }
 
     /// A repository's archive, opened anew.
@@ -322,7 +322,7 @@ impl Keeper {
                 );
                 break;
             }
-            if begin.elapsed() >= PATIENCE
+            if (store.is_stale() || begin.elapsed() >= PATIENCE)
                 && let Some(anew) = self.opened(&store.archive).await
                 && let Ok(done) = attempt(anew).await
             {
@@ -341,6 +341,10 @@ impl Keeper {
 impl Store {
     fn is_behind(&self) -> bool {
         self.is_behind.load(Ordering::Relaxed)
+    }
+
+    fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Relaxed)
     }
 }
 

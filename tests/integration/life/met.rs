@@ -11,10 +11,11 @@ use pgkeep::{
     error::{Kind, Result},
     repo::{
         catalog,
+        keys::write_key_file,
         open::{init, open},
         wal::WalStore,
     },
-    storage::ErrorKind,
+    storage::{ErrorKind, ObjectName, Storage},
     verify::Level,
 };
 
@@ -136,6 +137,33 @@ async fn without_a_backup_an_outage_is_no_finding_either() {
 }
 
 /// Who takes another repository's id for its own stores what nobody can restore.
+/// What lies below `keys/` may be anybody's where the url is wrong.
+#[tokio::test]
+async fn what_is_too_large_for_a_keys_object_is_not_read() {
+    let scratch = Scratch::new("keys");
+    let key = scratch.path().join("main.key");
+    write_key_file(&key).unwrap();
+    for is_repository in [false, true] {
+        let faulty = Faulty::new(Arc::new(Memory::default()));
+        let settings = RepositorySettings { key: KeySource::File(key.clone()), ..over(&faulty) };
+        if is_repository {
+            init(&settings).await.unwrap();
+        }
+        let large = ObjectName::new("keys/large").unwrap();
+        faulty.put(&large, vec![b'x'; (64 << 10) + 1].into()).await.unwrap();
+        // The keys object that init has made is read as well.
+        faulty.nth(Operation::Read, 2 + u64::from(is_repository), Fault::Fails(ErrorKind::Denied));
+        let refused = open(&settings).await.expect_err("it can't be opened");
+        let (kind, what) = match is_repository {
+            true => (Kind::Damaged, "has 65537 bytes, where 65536 are the most"),
+            false => (Kind::Repository, "there is no repository"),
+        };
+        assert_eq!(refused.kind(), kind, "{refused}");
+        assert!(refused.to_string().contains(what), "{refused}");
+        assert_eq!(faulty.faults(), 0, "the large one is read");
+    }
+}
+
 #[tokio::test]
 async fn a_repository_whose_file_comes_with_another_bit_is_not_opened() {
     let faulty = Faulty::new(Arc::new(Memory::default()));
