@@ -3,9 +3,10 @@
 //! A repository that can't be reached is tried again; nothing is reported to the server meanwhile, so
 //! its slot holds the WAL. Where there are others, it is left *behind* after a while, so that they get
 //! theirs, and the server still hears of nothing: when it is back, a new session begins with what it
-//! lacks. What keeps failing may have been mended for whoever comes anew, with credentials or a certificate that were
-//! replaced; so it is tried with the repository opened once more, and where that helps a new session begins. What can't become right by waiting, other content under the same name above all, ends the
-//! stream.
+//! lacks. What keeps failing may have been mended for whoever comes anew, with credentials or a
+//! certificate that were replaced; so it is tried with the repository opened once more, and where that
+//! helps a new session begins. What can't become right by waiting, other content under the same name
+//! above all, ends the stream.
 
 use std::{
     sync::{
