@@ -176,6 +176,15 @@ impl Replay<'_> {
             return self.path_segment(name, Copy::Object(object), stored.segment).map(Some);
         }
         let Some(name) = self.inventory.partial(self.path, number) else { return Ok(None) };
+        // The server takes a whole one of a timeline in between instead.
+        let in_between = self.path.path().rev().map(|(timeline, begin, _)| (timeline, begin));
+        let mut in_between = in_between.take_while(|(timeline, _)| *timeline != name.timeline);
+        let size = self.inventory.segment_size;
+        if in_between.any(|(timeline, begin)| {
+            size.number_at(begin) <= number && self.inventory.has_any_of(timeline, number)
+        }) {
+            return Ok(None);
+        }
         let mut best: Option<PathSegment> = None;
         for object in self.store.partials(name).await? {
             let Some(stored) = self.store.summary(&object).await? else { continue };

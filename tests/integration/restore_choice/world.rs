@@ -341,9 +341,10 @@ impl World {
         }
         let mut older = self.begun_by(timeline, number).filter_map(|(timeline, end)| {
             let (to, is_whole) = self.copy(timeline, number)?;
-            (!is_whole).then_some((to, end))
+            Some((to, end, is_whole))
         });
-        older.next().filter(|(to, end)| to <= end).map(|(to, _)| (to, false))
+        let (to, end, is_whole) = older.next()?;
+        (!is_whole && to <= end).then_some((to, false))
     }
 
     /// The records that recovery from a backup along a path comes by, in order; how far it comes; and the first segment
