@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 
 use super::Site;
-use crate::support::{Cluster, Stop, objects::delete, wait_until};
+use crate::support::{Cluster, objects::delete, wait_until};
 
 #[test]
 fn what_was_never_archived_is_fetched_from_the_server() {
@@ -65,9 +65,7 @@ fn another_servers_wal_is_refused() {
     site.cluster.make_table("t", 10);
     site.pgkeep.ok(["backup"]);
     // The same server as it was, which goes another way under the same timeline id.
-    site.cluster.stop(Stop::Fast);
-    let mut clone = site.cluster.copy_offline();
-    site.cluster.start();
+    let mut clone = site.copied();
     let stream = site.stream();
     site.cluster.insert("t", 100);
     site.wait_for_stream();
@@ -172,9 +170,7 @@ fn a_server_that_was_set_back_is_told_nothing() {
     let mut site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
     site.cluster.make_table("t", 10);
     site.pgkeep.ok(["backup"]);
-    site.cluster.stop(Stop::Fast);
-    let mut earlier = site.cluster.copy_offline();
-    site.cluster.start();
+    let mut earlier = site.copied();
     let stream = site.stream();
     site.cluster.insert("t", 2_000);
     site.wait_for_stream();
@@ -202,9 +198,7 @@ fn a_server_that_was_set_back_behind_whole_segments_is_refused() {
     let mut site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
     site.cluster.make_table("t", 10);
     site.pgkeep.ok(["backup"]);
-    site.cluster.stop(Stop::Fast);
-    let mut earlier = site.cluster.copy_offline();
-    site.cluster.start();
+    let mut earlier = site.copied();
     for _ in 0..3 {
         site.cluster.insert("t", 100);
         let segment = site.cluster.switch_wal();

@@ -11,7 +11,7 @@ mod several;
 
 use std::path::PathBuf;
 
-use crate::support::{Cluster, Pgkeep, objects::objects, pgkeep::Running, wait_until};
+use crate::support::{Cluster, Pgkeep, Stop, objects::objects, pgkeep::Running, wait_until};
 
 /// Whether the stream has all that the server has flushed.
 const CAUGHT_UP: &str = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pgkeep' \
@@ -28,6 +28,14 @@ impl Site {
     fn archiving(cluster: Cluster) -> Self {
         let pgkeep = Pgkeep::archiving(&cluster);
         Site { cluster, pgkeep }
+    }
+
+    /// The server as it is now, to be started later; it goes on itself.
+    fn copied(&mut self) -> Cluster {
+        self.cluster.stop(Stop::Fast);
+        let copy = self.cluster.copy_offline();
+        self.cluster.start();
+        copy
     }
 
     fn stream(&self) -> Running {
