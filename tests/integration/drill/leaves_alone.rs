@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use super::Site;
@@ -31,8 +32,11 @@ fn nothing_of_the_original_is_touched() {
     let publisher = Cluster::builder(17).conf("wal_level = logical").start();
     publisher.sql("CREATE TABLE t (n int PRIMARY KEY)");
     publisher.sql("CREATE PUBLICATION p FOR TABLE t");
-    let builder = Cluster::builder(17).wal_segsize(1).checksums(true).conf("autovacuum = off");
-    let site = Site::of(builder.conf("archive_timeout = 0").start());
+    let mut builder = Cluster::builder(17).wal_segsize(1).checksums(true);
+    for setting in ["autovacuum = off", "archive_timeout = 0", "bgwriter_delay = '10ms'"] {
+        builder = builder.conf(setting);
+    }
+    let site = Site::of(builder.start());
     let sql = |sql: &str| site.cluster.sql(sql);
     let space = Scratch::new("space");
     sql(&format!("CREATE TABLESPACE there LOCATION '{}'", space.path().display()));
@@ -80,10 +84,17 @@ fn nothing_of_the_original_is_touched() {
         wal(&mut names);
         names
     };
-    let before = (archived(), state(&site.cluster.pgdata().join("pg_wal")), state(space.path()));
+    let pg_wal = || state(&site.cluster.pgdata().join("pg_wal"));
+    // The background writer logs the running transactions once more, within 15 s of when it last
+    // did (LOG_SNAPSHOT_INTERVAL_MS in bgwriter.c) and 50 of its delays. Then the original is quiet.
+    let (checkpointed, since) = (pg_wal(), Instant::now());
+    wait_until("the original is quiet", 60, || {
+        pg_wal() != checkpointed || since.elapsed() > Duration::from_secs(20)
+    });
+    let before = (archived(), pg_wal(), state(space.path()));
     let base = state(&site.cluster.pgdata().join("base"));
     site.drill(&[]).passed();
-    let after = (archived(), state(&site.cluster.pgdata().join("pg_wal")), state(space.path()));
+    let after = (archived(), pg_wal(), state(space.path()));
     assert_eq!(before, after);
     assert_eq!(base, state(&site.cluster.pgdata().join("base")));
     assert_eq!(publisher.sql(active), slot, "the subscription is the original's");
