@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use super::source::{Fed, FileSink, Source, SourceEnd};
+use super::{
+    server::Facts,
+    source::{Fed, FileSink, Source, SourceEnd},
+};
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
@@ -21,6 +24,7 @@ use crate::{
         replication::{BaseBackup, BaseBackupEvent},
         tar::{Entry, TarEvent, TarParser},
     },
+    repo::record,
 };
 
 /// The largest `backup_label` that is looked at, in bytes; real ones have some 300.
@@ -32,6 +36,8 @@ pub struct BaseBackupSource<'a> {
     start_lsn: Lsn,
     timeline: Timeline,
     directory_mode: u32,
+    /// Whether the server is one, as it said over SQL.
+    is_standby: bool,
     archive: Option<Archive>,
     /// The archives that are still to come: `<oid>.tar` for tablespaces, `base.tar`.
     missing: BTreeSet<String>,
@@ -135,8 +141,8 @@ fn pass_on(runs: &mut Vec<Run>, sink: &mut dyn FileSink) -> Result<()> {
 
 impl<'a> BaseBackupSource<'a> {
     /// The source over a backup that has been started and of which no data was read yet.
-    /// `directory_mode` is the data directory's; `changes` is there if only changes are sent.
-    pub fn new(stream: BaseBackup<'a>, directory_mode: u32, changes: Option<ChangesOf>) -> Self {
+    /// `facts` are those of the server; `changes` is there if only changes are sent.
+    pub fn new(stream: BaseBackup<'a>, facts: &Facts, changes: Option<ChangesOf>) -> Self {
         let archive = |oid: Option<u32>| match oid {
             Some(oid) => format!("{oid}.tar"),
             None => "base.tar".to_owned(),
@@ -146,7 +152,8 @@ impl<'a> BaseBackupSource<'a> {
             start_lsn: stream.start_lsn(),
             timeline: stream.timeline(),
             stream,
-            directory_mode,
+            directory_mode: facts.directory_mode,
+            is_standby: facts.source == record::Source::Standby,
             archive: None,
             missing,
             label: None,
@@ -253,6 +260,7 @@ impl<'a> BaseBackupSource<'a> {
                         sink.begin_file(b"backup_label", mode, completed.label.len() as u64)?;
                         sink.data(&completed.label)?;
                         sink.end_file()?;
+                        check_sender(&completed.label, self.is_standby)?;
                         self.label = Some(completed.label);
                     }
                     Some(Member::Dropped) | None => {}
@@ -286,6 +294,22 @@ impl<'a> BaseBackupSource<'a> {
         }
         Ok(())
     }
+}
+
+/// That the server which sends the backup may be the one that was asked over SQL.
+fn check_sender(label: &[u8], is_standby: bool) -> Result<()> {
+    let label = BackupLabel::parse(label).context(Kind::Postgres, || "read the backup's label")?;
+    if label.from_standby == is_standby {
+        return Ok(());
+    }
+    let (sends, asked) = match label.from_standby {
+        true => ("standby", "primary"),
+        false => ("primary", "standby"),
+    };
+    let what = format!("a {sends} sends the backup, and a {asked} was asked about it");
+    Err(Error::new(Kind::Postgres, what).hint(
+        "conninfo leads to several servers: name one of them, or say which with target_session_attrs",
+    ))
 }
 
 impl Archive {

@@ -11,7 +11,7 @@ use super::{base::Base, server::Server};
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
-        Timeline,
+        Lsn, Timeline,
         backup_manifest::WalRange,
         client::{Client, PgError},
         history::TimelineHistory,
@@ -46,6 +46,9 @@ pub async fn offer(
         let (from, to) = (record.timeline, identity.timeline);
         return Ok(Offer::Refused(NativeRefusal::Switched { from, to }));
     }
+    if server.facts.data_checksums && !record.data_checksums {
+        return Ok(Offer::Refused(NativeRefusal::Checksums));
+    }
     let history = history(client, identity.timeline).await?;
     let range =
         WalRange { timeline: record.timeline, start: record.start_lsn, end: record.stop_lsn };
@@ -64,12 +67,22 @@ pub async fn offer(
     }
 }
 
-/// Whether nothing was cut off between an offer and the beginning of the backup over `record` but what
-/// the offer knew of. By then all WAL up to the beginning is summarized.
-pub async fn holds(server: &mut Server, record: &BackupRecord, known: &CutOff) -> Result<bool> {
+/// What there is against an offer when the backup over `record` has begun, at `begun`: that more was cut off
+/// until then than the offer knew of. The server that begins it has summarized all WAL up to there; one that
+/// hasn't is another one, and what it says is of no use.
+pub async fn doubt(
+    server: &mut Server,
+    record: &BackupRecord,
+    known: &CutOff,
+    begun: Lsn,
+) -> Result<Option<&'static str>> {
+    if server.summarized().await? < begun {
+        return Ok(Some("the server that is asked isn't the one that sends the backup"));
+    }
     let now = server.cut_off_since(record.timeline, record.start_lsn).await;
     let now = now.map_err(|e| Error::of_server("ask the server for its WAL summaries", e))?;
-    Ok(known.includes(&now, server.facts.segment_blocks))
+    let holds = known.includes(&now, server.facts.segment_blocks);
+    Ok((!holds).then_some("a relation was made shorter before the checkpoint"))
 }
 
 /// Which files have to come whole.

@@ -159,10 +159,9 @@ impl<'a> Run<'a> {
                     begin(&mut client, &mut server, &options).await?
                 }
                 (Ok(stream), Some(base), Some(cut_off)) => {
-                    if !native::holds(&mut server, base, &cut_off).await? {
-                        self.progress.step(
-                            "beginning again: a relation was made shorter before the checkpoint",
-                        );
+                    let begun = stream.start_lsn();
+                    if let Some(why) = native::doubt(&mut server, base, &cut_off, begun).await? {
+                        self.progress.step(&format!("beginning again: {why}"));
                         // In the midst of a backup there is no other way to end it.
                         drop(stream);
                         client = connect(&conninfo, Mode::Replication).await?;
@@ -381,7 +380,7 @@ impl<'a> Run<'a> {
             .filter(|lane| lane.is_in())
             .map(Lane::pipeline)
             .collect::<Result<_>>()?;
-        let mut source = BaseBackupSource::new(stream, server.facts.directory_mode, changes);
+        let mut source = BaseBackupSource::new(stream, &server.facts, changes);
         let reading = pipeline::run(&mut source, &setup, lanes, &self.progress);
         if server.facts.source == Source::Primary {
             return reading.await;

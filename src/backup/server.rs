@@ -216,6 +216,12 @@ impl Server {
         asked.map_err(|e| Error::of_server("ask the server for its WAL summaries", e))
     }
 
+    /// Up to where the server has summarized its WAL.
+    pub async fn summarized(&mut self) -> Result<Lsn> {
+        let reached = incremental::reached(&mut self.client).await;
+        Ok(reached.map_err(|e| Error::of_server("ask the server for its WAL summaries", e))?.1)
+    }
+
     /// Which relations were made shorter since then, as far as the server's WAL is summarized. An error
     /// of the server's own is a refusal.
     pub async fn cut_off_since(

@@ -55,6 +55,9 @@ pub enum NativeRefusal {
         /// The server's.
         to: Timeline,
     },
+    /// Data checksums were turned on since the earlier backup: `pg_checksums` writes every page anew, and
+    /// nothing of it is in the WAL.
+    Checksums,
     /// Each time when the backup had begun, another relation had been made shorter just before, of
     /// which the summaries can't be relied on ([`CutOff`](super::CutOff)).
     CutOff,
@@ -87,6 +90,9 @@ impl fmt::Display for NativeRefusal {
                 "the server went from timeline {from} to {to} since, and its summaries aren't relied \
                  on across that"
             ),
+            NativeRefusal::Checksums => {
+                f.write_str("data checksums were turned on since, which isn't in the WAL")
+            }
             NativeRefusal::CutOff => f.write_str(
                 "relations are made shorter all the while, and the server's summaries aren't relied on \
                  for those",
@@ -137,16 +143,22 @@ pub async fn check(
         .query("SELECT tli, start_lsn, end_lsn FROM pg_catalog.pg_available_wal_summaries()")
         .await?;
     let summaries = rows.iter().map(summary).collect::<Option<Vec<_>>>();
+    let reached = reached(client).await?;
+    let Some(summaries) = summaries else {
+        return Err(PgError::protocol("the server's list of WAL summaries can't be read"));
+    };
+    Ok(judge(history, base, &summaries, reached))
+}
+
+/// How far a server has summarized its WAL: of which timeline, and up to where; 0 and 0/0 before it knows.
+pub async fn reached(client: &mut Client) -> Result<(Timeline, Lsn), PgError> {
     let rows = client
         .query(
             "SELECT summarized_tli, summarized_lsn FROM pg_catalog.pg_get_wal_summarizer_state()",
         )
         .await?;
     let reached = rows.first().and_then(|row| Some((timeline(row, 0)?, lsn(row, 1)?)));
-    let (Some(summaries), Some(reached)) = (summaries, reached) else {
-        return Err(PgError::protocol("the server's list of WAL summaries can't be read"));
-    };
-    Ok(judge(history, base, &summaries, reached))
+    reached.ok_or_else(|| PgError::protocol("how far the server's summaries go can't be read"))
 }
 
 /// A WAL summary.

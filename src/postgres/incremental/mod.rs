@@ -23,7 +23,7 @@ mod file;
 mod rebuild;
 mod upload;
 
-pub use check::{NativeRefusal, check};
+pub use check::{NativeRefusal, check, reached};
 pub use cut_off::CutOff;
 pub use file::{
     BLOCK_SIZE, IncrementalEvent, IncrementalHeader, IncrementalParser, NotIncremental,
