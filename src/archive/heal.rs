@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::{data_directory::DataDirectory, push::store_in_all, source::Source};
 use crate::{
-    error::Result,
+    error::{Kind, Result},
     postgres::{SegmentName, SegmentSize, Timeline, WalFile, history::TimelineHistory},
     repo::{
         wal::{WalObject, WalStore},
@@ -68,7 +68,14 @@ async fn heal(
     let Some(last) = missing.first().copied() else { return Ok(()) };
     // What has expired isn't missing, and neither is what lies before all WAL that is there: archiving began
     // behind it.
-    let floors = Floors::read(store.repository(), store.layout(), store.system()).await?;
+    let floors = match Floors::read(store.repository(), store.layout(), store.system()).await {
+        // What has expired is stored once more then, which is better than what is missing not to be.
+        Err(e) if e.kind() == Kind::Damaged => {
+            tracing::warn!("{e}");
+            Floors::default()
+        }
+        floors => floors?,
+    };
     missing.retain(|name| {
         name.number(size).is_some_and(|n| size.start_of(n) >= floors.of(name.timeline))
     });

@@ -28,8 +28,9 @@ mod store;
 pub mod stream;
 mod tablespaces;
 
+pub use crate::repo::wal_taken::Stored;
 pub use check::{CheckOptions, CheckReport, CheckStep, StepState, check};
 pub use fetch_ahead::{FetchAhead, fetch_ahead};
 pub use get::{GetOptions, Got, get};
-pub use push::{PushOutcome, Stored, push};
+pub use push::{PushOutcome, push};
 pub use stream::stream;

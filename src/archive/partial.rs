@@ -188,13 +188,9 @@ async fn longest<'a>(stores: &[&'a WalStore], segment: SegmentName) -> Result<Op
             tokio::join!(store.partials(segment), store.repairs(WalFile::Partial(segment)));
         let names = names?.into_iter().chain(repairs?);
         for name in names {
-            let checksum = match WalObject::parse(name.file_name()) {
-                Some(WalObject::Partial(_, checksum) | WalObject::Repair(_, checksum)) => checksum,
-                _ => continue,
-            };
-            // A second repair has a number behind its checksum.
-            let checksum = checksum.split('-').next().unwrap_or_default().to_owned();
-            let content = contents.entry(checksum).or_insert_with(|| Content {
+            let object = WalObject::parse(name.file_name());
+            let Some(checksum) = object.as_ref().and_then(WalObject::checksum) else { continue };
+            let content = contents.entry(checksum.to_owned()).or_insert_with(|| Content {
                 end: None,
                 copies: Vec::new(),
                 damage: None,

@@ -15,14 +15,13 @@ use std::{
     },
 };
 
-pub use super::store::Stored;
 use super::{
     ahead,
     data_directory::DataDirectory,
     heal,
     proven::Proven,
     source::Source,
-    store::{create_in_all, lost_result, settle},
+    store::{create_in_all, lost_result},
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
@@ -36,6 +35,7 @@ use crate::{
         repository::Names,
         sealed::open_whole,
         wal::WalStore,
+        wal_taken::{Stored, settle},
     },
     steps::reached,
     storage::{Range, Storage},

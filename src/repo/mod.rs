@@ -38,6 +38,7 @@ pub mod wal_gaps;
 pub mod wal_names;
 pub mod wal_parts;
 pub mod wal_small;
+pub mod wal_taken;
 pub mod wal_wait;
 
 pub use id::{BackupId, BackupType, SystemId};

@@ -165,14 +165,8 @@ impl Replay<'_> {
         if let Some(name) = self.inventory.segment(self.path, number) {
             let file = WalFile::Segment(name);
             let stored = self.store.find(file).await?.ok_or_else(|| self.vanished(name))?;
-            let whole = match self.store.summary(&stored).await {
-                Ok(Some(summary)) => Ok((stored, summary)),
-                other => match self.readable(self.store.repairs(file).await?).await {
-                    Some(repair) => Ok(repair),
-                    None => other.and_then(|_| Err(self.vanished(name))),
-                },
-            };
-            let (object, stored) = whole?;
+            let whole = self.readable(stored).await?;
+            let (object, stored) = whole.ok_or_else(|| self.vanished(name))?;
             return self.path_segment(name, Copy::Object(object), stored.segment).map(Some);
         }
         let Some(name) = self.inventory.partial(self.path, number) else { return Ok(None) };
@@ -187,7 +181,7 @@ impl Replay<'_> {
         }
         let mut best: Option<PathSegment> = None;
         for object in self.store.partials(name).await? {
-            let Some(stored) = self.store.summary(&object).await? else { continue };
+            let Some((object, stored)) = self.readable(object).await? else { continue };
             let this = self.path_segment(name, Copy::Object(object), stored.segment)?;
             if best.as_ref().is_none_or(|b| this.summary.end > b.summary.end) {
                 best = Some(this);
@@ -220,14 +214,18 @@ impl Replay<'_> {
         older.find(|t| inventory.has_any_of(*t, number)).map(|t| size.name(t, number))
     }
 
-    /// The first of some copies that can be read.
-    async fn readable(&self, names: Vec<ObjectName>) -> Option<(ObjectName, StoredSummary)> {
-        for name in names {
-            if let Ok(Some(summary)) = self.store.summary(&name).await {
-                return Some((name, summary));
+    /// An object, or where that can't be read the first repaired copy that can. `None` when it isn't there.
+    async fn readable(&self, name: ObjectName) -> Result<Option<(ObjectName, StoredSummary)>> {
+        let stored = self.store.summary(&name).await;
+        if let Ok(Some(summary)) = stored {
+            return Ok(Some((name, summary)));
+        }
+        for repair in self.store.repairs_of(&name).await? {
+            if let Ok(Some(summary)) = self.store.summary(&repair).await {
+                return Ok(Some((repair, summary)));
             }
         }
-        None
+        stored.map(|_| None)
     }
 
     fn vanished(&self, name: SegmentName) -> Error {
@@ -436,7 +434,7 @@ impl Replay<'_> {
             if self.is_readable(name).await? {
                 continue;
             }
-            for repair in self.store.repairs(WalFile::Segment(this.name)).await? {
+            for repair in self.store.repairs_of(name).await? {
                 if repair != *name && self.is_readable(&repair).await? {
                     this.copy = Copy::Object(repair);
                     return Ok(true);

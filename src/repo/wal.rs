@@ -111,6 +111,17 @@ impl WalObject {
         is_checksum.then(|| Some(WalObject::Content(file.parse().ok()?, checksum.to_owned())))?
     }
 
+    /// The checksum in its name, without the number that a second repaired copy has behind it.
+    pub fn checksum(&self) -> Option<&str> {
+        match self {
+            WalObject::Plain(_) => None,
+            WalObject::Content(_, checksum)
+            | WalObject::Partial(_, checksum)
+            | WalObject::Part(.., checksum) => Some(checksum),
+            WalObject::Repair(_, checksum) => checksum.split('-').next(),
+        }
+    }
+
     /// The file it is, or is a copy of. A part is one of a partial segment.
     pub fn file(&self) -> WalFile {
         match self {
@@ -298,6 +309,19 @@ impl WalStore {
         let prefix = format!("{}.repair.", self.plain(file));
         let listed = self.repository.storage().list(&prefix, None, PAGE).await?;
         Ok(listed.into_iter().map(|object| object.name).collect())
+    }
+
+    /// The repaired copies of what an object holds: of a file, or of this one of the partial copies of a segment.
+    pub async fn repairs_of(&self, name: &ObjectName) -> Result<Vec<ObjectName>> {
+        let Some(object) = WalObject::parse(name.file_name()) else { return Ok(Vec::new()) };
+        let mut repairs = self.repairs(object.file()).await?;
+        if matches!(object.file(), WalFile::Partial(_)) {
+            repairs.retain(|name| {
+                let repair = WalObject::parse(name.file_name());
+                repair.is_some_and(|repair| repair.checksum() == object.checksum())
+            });
+        }
+        Ok(repairs)
     }
 
     /// The partial copies of a segment.

@@ -7,7 +7,7 @@
 use sha2::{Digest, Sha256};
 use tokio::time::sleep_until;
 
-use super::{super::store::other_content, session::REMOVED};
+use super::{session::REMOVED, setbacks::Setbacks};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{
@@ -15,7 +15,7 @@ use crate::{
         client::Client,
         streaming::{Started, StreamEvent, WalStream},
     },
-    repo::wal::WalStore,
+    repo::{wal::WalStore, wal_taken::other_content},
 };
 
 /// Receives a segment once more and compares it with what is stored. False where the server doesn't have it any more:
@@ -27,6 +27,7 @@ pub async fn compare<'a>(
     segment: SegmentName,
     size: SegmentSize,
     stores: impl Iterator<Item = &'a WalStore>,
+    setbacks: &Setbacks,
 ) -> Result<bool> {
     let sha256 = match received(client, segment, size).await {
         Ok(sha256) => sha256,
@@ -37,8 +38,9 @@ pub async fn compare<'a>(
         Err(e) => return Err(e),
     };
     for store in stores {
-        let Some(name) = store.find(WalFile::Segment(segment)).await? else { continue };
-        match store.summary(&name).await {
+        let found = setbacks.ask(store, store.find(WalFile::Segment(segment)));
+        let Some(name) = found.await? else { continue };
+        match setbacks.ask(store, store.summary(&name)).await {
             Ok(Some(stored)) if stored.sha256 != sha256 => {
                 return Err(other_content(store, &name, &stored, &sha256));
             }

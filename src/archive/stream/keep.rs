@@ -3,7 +3,7 @@
 //! A repository that can't be reached is tried again; nothing is reported to the server meanwhile, so
 //! its slot holds the WAL. Where there are others, it is left *behind* after a while, so that they get
 //! theirs, and the server still hears of nothing: when it is back, a new session begins with what it
-//! lacks. What keeps failing may have been mended for whoever comes anew, with credentials or a
+//! lacks ([`Setbacks`]). What keeps failing may have been mended for whoever comes anew, with credentials or a
 //! certificate that were replaced; so it is tried with the repository opened once more, and where that
 //! helps a new session begins. What can't become right by waiting, other content under the same name
 //! above all, ends the stream.
@@ -24,13 +24,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{
-    super::{
-        push::open_store,
-        store::{Contents, settle, vanished},
-    },
-    incoming::Chunk,
-};
+use super::{super::push::open_store, incoming::Chunk, setbacks::Setbacks};
 use crate::{
     config::RepositorySettings,
     error::{Error, Kind, Result},
@@ -42,6 +36,7 @@ use crate::{
         sealed::SealedWriter,
         wal::{StoredSummary, WalObject, WalStore},
         wal_parts::{LONGEST_PART, Part, seal_pieces},
+        wal_taken::{Contents, settle, vanished},
     },
     steps::reached,
     storage::ObjectName,
@@ -96,6 +91,7 @@ pub struct Keeper {
     closed: Arc<Vec<Closed>>,
     /// All of them.
     settings: Arc<Vec<RepositorySettings>>,
+    setbacks: Setbacks,
 }
 
 #[derive(Debug)]
@@ -124,11 +120,13 @@ impl Keeper {
         stores: Vec<WalStore>,
         closed: Vec<Closed>,
         repositories: &[&RepositorySettings],
+        setbacks: Setbacks,
     ) -> Self {
         let store = |archive| Store { archive, is_behind: false.into(), is_stale: false.into() };
         let stores = stores.into_iter().map(store).collect();
         let settings = repositories.iter().copied().cloned().collect();
-        Keeper { stores: Arc::new(stores), closed: Arc::new(closed), settings: Arc::new(settings) }
+        let (stores, closed, settings) = (Arc::new(stores), Arc::new(closed), Arc::new(settings));
+        Keeper { stores, closed, settings, setbacks }
     }
 
     /// The archives.
@@ -158,15 +156,17 @@ impl Keeper {
         open_store(settings, archive.layout(), archive.system()).await.ok()
     }
 
-    /// Whether a repository that is behind answers again.
+    /// Whether a repository that is behind, and isn't to be left alone, answers again.
     pub async fn one_is_back(&self) -> bool {
         let mut back = None;
+        let is_due = |name: &str| self.setbacks.pause(name).is_zero();
         for store in self.stores.iter().filter(|store| store.is_behind()) {
-            if self.opened(&store.archive).await.is_some() {
-                back = Some(store.archive.repository().name());
+            let name = store.archive.repository().name();
+            if is_due(name) && self.opened(&store.archive).await.is_some() {
+                back = Some(name);
             }
         }
-        for closed in self.closed.iter() {
+        for closed in self.closed.iter().filter(|closed| is_due(&closed.settings.name)) {
             if open_store(&closed.settings, &closed.layout, closed.system).await.is_ok() {
                 back = Some(&closed.settings.name);
             }
@@ -180,11 +180,13 @@ impl Keeper {
     /// Stores a part.
     pub async fn part(&self, chunk: Arc<Chunk>) -> Result<Kept<Part>> {
         let what = format!("store a part of {}", chunk.segment);
+        let setbacks = self.setbacks.clone();
         let store = move |store: WalStore| {
-            let chunk = chunk.clone();
+            let (chunk, setbacks) = (chunk.clone(), setbacks.clone());
             async move {
                 let part = store.put_part(chunk.segment, chunk.range.from, chunk.pieces()).await?;
                 reached("stream: part stored");
+                setbacks.is_over(store.repository().name());
                 Ok(part)
             }
         };
@@ -198,10 +200,15 @@ impl Keeper {
         content: Content,
         summary: StoredSummary,
     ) -> Result<Kept<()>> {
-        let summary = Arc::new(summary);
+        let (summary, setbacks) = (Arc::new(summary), self.setbacks.clone());
         let store = move |store: WalStore| {
             let (mut content, summary) = (content.clone(), summary.clone());
-            async move { store_whole(&store, segment, &mut content, &summary).await }
+            let setbacks = setbacks.clone();
+            async move {
+                store_whole(&store, segment, &mut content, &summary).await?;
+                setbacks.is_over(store.repository().name());
+                Ok(())
+            }
         };
         self.in_all(&format!("store {segment}"), store).await
     }
@@ -317,6 +324,7 @@ impl Keeper {
             };
             if begin.elapsed() >= PATIENCE && !is_last() {
                 store.is_behind.store(true, Ordering::Relaxed);
+                self.setbacks.met(name);
                 tracing::warn!(
                     "{what} in repository {name}: {e}; the others go on without it, and nothing is \
                      reported as stored until it has caught up"

@@ -23,6 +23,7 @@ mod notify;
 mod progress;
 mod receiver;
 mod session;
+mod setbacks;
 mod stretch;
 pub(super) mod synchronous;
 
@@ -73,6 +74,7 @@ pub async fn stream(
         removed: None,
         incomparable: None,
         has_streamed: false,
+        setbacks: setbacks::Setbacks::default(),
     };
     // Whoever waits for the service to be up doesn't wait for the server too.
     progress.ready();

@@ -10,6 +10,7 @@ use super::{
     keep::{Closed, Keeper, is_outage},
     progress::Progress,
     receiver::Receiver,
+    setbacks::Setbacks,
     stretch::{Begin, End, Pace},
     synchronous,
 };
@@ -60,6 +61,8 @@ pub struct Context<'a> {
     pub incomparable: Option<SegmentName>,
     /// Whether WAL has been received.
     pub has_streamed: bool,
+    /// The repositories that held up the others.
+    pub setbacks: Setbacks,
 }
 
 /// A segment that a server doesn't have any more.
@@ -109,36 +112,16 @@ pub async fn session(
         .map_err(lost("read synchronous_standby_names"))?;
     let is_synchronous = synchronous::names(&setting, context.info.application_name());
 
-    let layout = ClusterLayout::new(&context.cluster.name)?;
-    let (mut stores, mut closed, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-    for settings in context.repositories {
-        let doing = || format!("stream into repository {}", settings.name);
-        match open_store(settings, &layout, system).await.map_err(|e| e.while_doing(doing())) {
-            Ok(store) => stores.push(store),
-            Err(e) if is_outage(&e) => {
-                let (settings, layout) = ((*settings).clone(), layout.clone());
-                closed.push(Closed { settings, layout, system });
-                errors.push(e);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    for e in errors {
-        if stores.is_empty() {
-            return Err(e);
-        }
-        tracing::warn!(
-            "{e}; the others go on without it, and nothing is reported as stored until it is there"
-        );
-    }
-    let path = store_histories(&mut client, identity.timeline, &stores).await?;
+    let (stores, closed) = open_stores(context, system).await?;
+    let setbacks = context.setbacks.clone();
+    let path = store_histories(&mut client, identity.timeline, &stores, &setbacks).await?;
     let held = slot(&mut client, context).await?;
     let mut server = Server { client, identity, size, path, synchronous: is_synchronous };
-    let keeper = Keeper::new(stores, closed, context.repositories);
+    let keeper = Keeper::new(stores, closed, context.repositories, setbacks);
     let (stretches, last_whole) = stretches(context, &server, &keeper, held).await?;
     tracing::debug!(?stretches, "what is missing");
     if let Some(segment) = last_whole.filter(|last| context.incomparable != Some(*last))
-        && !compare(&mut server.client, segment, size, keeper.archives()).await?
+        && !compare(&mut server.client, segment, size, keeper.archives(), &context.setbacks).await?
     {
         context.incomparable = Some(segment);
         return Ok(SessionEnd::Again);
@@ -155,6 +138,49 @@ pub async fn session(
         }
     }
     Ok(SessionEnd::Again)
+}
+
+/// Opens the repositories, those that are to be left alone only where there is no other. Those that couldn't be opened
+/// come second.
+async fn open_stores(
+    context: &Context<'_>,
+    system: SystemId,
+) -> Result<(Vec<WalStore>, Vec<Closed>)> {
+    let layout = ClusterLayout::new(&context.cluster.name)?;
+    let (mut stores, mut closed, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+    let pause = |settings: &RepositorySettings| context.setbacks.pause(&settings.name);
+    let mut in_order = context.repositories.to_vec();
+    in_order.sort_by_key(|settings| pause(settings));
+    for settings in in_order {
+        let name = &settings.name;
+        let alone = pause(settings);
+        let why = if !alone.is_zero() && !stores.is_empty() {
+            let what = format!("the repository {name} is left alone for {} s", alone.as_secs());
+            Error::new(Kind::Repository, what)
+        } else {
+            match open_store(settings, &layout, system).await {
+                Ok(store) => {
+                    stores.push(store);
+                    continue;
+                }
+                Err(e) => e.while_doing(format!("stream into repository {name}")),
+            }
+        };
+        if !is_outage(&why) {
+            return Err(why);
+        }
+        closed.push(Closed { settings: settings.clone(), layout: layout.clone(), system });
+        left_out.push(why);
+    }
+    for e in left_out {
+        if stores.is_empty() {
+            return Err(e);
+        }
+        tracing::warn!(
+            "{e}; the others go on without it, and nothing is reported as stored until it is there"
+        );
+    }
+    Ok((stores, closed))
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
@@ -178,11 +204,13 @@ async fn receive(
     let segment = size.name(stretch.timeline, stretch.first);
     let mut parts: Vec<Vec<Part>> = Vec::new();
     for store in keeper.archives() {
-        parts.push(store.parts(segment).await?);
+        parts.push(context.setbacks.ask(store, store.parts(segment)).await?);
     }
     let known_of = |parts: &Vec<Part>| covered(parts.iter().map(|part| &part.range));
     let begins = size.start_of(stretch.first);
-    prove(keeper, &mut parts).await?;
+    for (store, parts) in keeper.archives().zip(&mut parts) {
+        context.setbacks.ask(store, prove_parts(store, parts)).await?;
+    }
     let known = parts.iter().map(known_of).min().unwrap_or(0).min(size.bytes());
     let begin = Begin {
         timeline: stretch.timeline,
@@ -255,13 +283,6 @@ async fn receive(
 
 /// Makes sure that the parts which are going to count can be read and are durable. Those that can't be
 /// read don't count.
-async fn prove(keeper: &Keeper, parts: &mut [Vec<Part>]) -> Result<()> {
-    for (store, parts) in keeper.archives().zip(parts) {
-        prove_parts(store, parts).await?;
-    }
-    Ok(())
-}
-
 async fn prove_parts(store: &WalStore, parts: &mut Vec<Part>) -> Result<()> {
     let mut sound = Vec::with_capacity(parts.len());
     for part in std::mem::take(parts) {
@@ -324,6 +345,7 @@ async fn store_histories(
     client: &mut Client,
     timeline: Timeline,
     stores: &[WalStore],
+    setbacks: &Setbacks,
 ) -> Result<TimelineHistory> {
     if timeline == Timeline(1) {
         return Ok(TimelineHistory::first());
@@ -338,24 +360,39 @@ async fn store_histories(
     for store in stores {
         let name = store.repository().name();
         let doing = || format!("store {} in repository {name}", timeline.history_file());
-        store.store_history(timeline, &content).await.map_err(|e| e.while_doing(doing()))?;
+        let stored = store.store_history(timeline, &content);
+        setbacks.ask(store, stored).await.map_err(|e| e.while_doing(doing()))?;
     }
     for ancestor in path.path().map(|(timeline, ..)| timeline) {
         if ancestor == Timeline(1) || ancestor == timeline {
             continue;
         }
         for store in stores {
-            if store.history(ancestor).await?.is_none() {
-                match timeline_history(client, ancestor).await {
-                    Ok(content) => store.store_history(ancestor, &content).await?,
-                    Err(e) => {
-                        tracing::warn!("the server hasn't {}: {e}", ancestor.history_file());
-                    }
+            let is_there = setbacks.ask(store, is_readable(store, ancestor));
+            if is_there.await? {
+                continue;
+            }
+            match timeline_history(client, ancestor).await {
+                Ok(content) => {
+                    setbacks.ask(store, store.store_history(ancestor, &content)).await?;
                 }
+                Err(e) => tracing::warn!("the server hasn't {}: {e}", ancestor.history_file()),
             }
         }
     }
     Ok(path)
+}
+
+/// Whether a timeline's history is there and can be read.
+async fn is_readable(store: &WalStore, timeline: Timeline) -> Result<bool> {
+    match store.history(timeline).await {
+        Ok(content) => Ok(content.is_some()),
+        Err(e) if e.kind() == Kind::Damaged => {
+            tracing::warn!("{e}");
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Makes the slot unless it is there. Returns the position from which on it holds WAL.
@@ -414,11 +451,14 @@ async fn stretches(
     let mut from = held;
     let mut inventories = Vec::new();
     for store in keeper.archives() {
-        // The server says where its timelines come from; an archive that can't is no reason to wait.
-        let mut inventory = WalInventory::read_what_can_be(store, size).await?;
-        settle(store, &mut inventory, path, (held, present)).await?;
-        inventories.push(inventory);
-        let backups = catalog::backups(store.repository(), store.layout()).await?;
+        let backups = context.setbacks.ask(store, async {
+            // The server says where its timelines come from; an archive that can't is no reason to wait.
+            let mut inventory = WalInventory::read_what_can_be(store, size).await?;
+            settle(store, &mut inventory, path, (held, present)).await?;
+            inventories.push(inventory);
+            catalog::backups(store.repository(), store.layout()).await
+        });
+        let backups = backups.await?;
         let newest = backups.iter().rev().find(|record| {
             record.system == store.system() && path.includes(record.timeline, record.start_lsn)
         });

@@ -19,7 +19,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Keeper, cluster_with_segments, run, system, wal};
 use crate::support::{
-    Cluster, Pgkeep, on_each_version, places::skipped_on_s3, random::Random, scratch, wait_until,
+    Cluster, Pgkeep,
+    objects::{ObjectKind, flip_bit, objects_of},
+    on_each_version,
+    places::skipped_on_s3,
+    random::Random,
+    scratch, wait_until,
 };
 
 /// Marks a file of `pg_wal` as one that waits to be archived.
@@ -156,6 +161,13 @@ fn what_has_expired_before_a_segment_is_not_stored_again() {
     run(repository.storage().delete(&name)).unwrap();
     keeper.pushed(&cluster, &segments[4]);
     assert!(stored(3).unwrap() && stored(4).unwrap() && !stored(2).unwrap());
+
+    // Where nobody knows what has expired, it is stored once more, and archiving goes on.
+    run(repository.storage().delete(&name)).unwrap();
+    let floors = objects_of(&keeper.places.objects("main"), ObjectKind::WalFloor);
+    flip_bit(&floors[0].path, 60);
+    keeper.pushed(&cluster, &segments[4]);
+    assert!((0..5).all(|at| stored(at).unwrap()));
 }
 
 /// A server with a table, which archives.

@@ -78,7 +78,7 @@ async fn a_damaged_history_is_in_the_way_of_its_own_timeline_only() {
     let before = asked.chosen(&Target::Latest, first).await.expect("chosen");
     for (name, object) in asked.memory.objects().iter_mut() {
         if name.ends_with("00000002.history") {
-            damage(object);
+            damage(object, 4);
         }
     }
     let after = asked.chosen(&Target::Latest, first).await.expect("chosen");
@@ -160,13 +160,24 @@ impl Asked {
             bytes.resize(SEGMENT, 0);
             (format!("{name}.partial"), bytes)
         });
+        let mut pushed: Vec<_> = histories.chain(files).chain(partial).collect();
         // What is damaged is pushed once more, and stored beside it.
-        let healed = world.healed.into_iter();
-        let again = healed.map(|name| (name.to_string(), world.whole[&name].clone()));
-        for (name, bytes) in histories.chain(files).chain(partial).chain(again) {
-            let is_there = |(object, _): &(&String, &mut Bytes)| object.ends_with(&name);
-            if let Some((_, object)) = memory.objects().iter_mut().find(is_there) {
-                damage(object);
+        let again = world
+            .healed
+            .iter()
+            .filter_map(|(healed, _)| pushed.iter().find(|(name, _)| name == healed).cloned());
+        let again: Vec<_> = again.collect();
+        pushed.extend(again);
+        let mut damages = world.healed.iter().map(|(_, eighths)| *eighths);
+        for (name, bytes) in pushed {
+            // A partial one has its checksum behind its name.
+            let is_it = |object: &str| {
+                let rest = object.rsplit('/').next().and_then(|file| file.strip_prefix(&name));
+                rest.is_some_and(|rest| rest.is_empty() || name.ends_with(".partial"))
+            };
+            if let Some((_, object)) = memory.objects().iter_mut().find(|(object, _)| is_it(object))
+            {
+                damage(object, damages.next().expect("what is stored once more was damaged"));
             }
             let path = folder.join(name);
             fs::write(&path, bytes).expect("write");
@@ -378,10 +389,10 @@ impl Asked {
     }
 }
 
-fn damage(object: &mut Bytes) {
+fn damage(object: &mut Bytes, eighths: usize) {
     let mut bytes = object.to_vec();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
+    let at = bytes.len() * eighths / 8;
+    bytes[at] ^= 1;
     *object = bytes.into();
 }
 

@@ -69,10 +69,11 @@ pub struct World {
     pub backups: Vec<BackupRecord>,
     /// The whole segments that are archived.
     pub whole: BTreeMap<SegmentName, Vec<u8>>,
-    /// One of them that was damaged in the archive, and stored beside that once more.
-    pub healed: Option<SegmentName>,
     /// What there is of others, from their beginning.
     pub open: BTreeMap<SegmentName, Open>,
+    /// The files of those that were damaged in the archive, after how many eighths of what is stored, and stored beside
+    /// that once more.
+    pub healed: Vec<(String, usize)>,
     points: u32,
 }
 
@@ -101,7 +102,8 @@ impl World {
         let random = Random::of_seed(seed);
         let (lines, backups) = (vec![first], Vec::new());
         let (whole, open) = (BTreeMap::new(), BTreeMap::new());
-        let mut world = World { random, now, lines, backups, whole, healed: None, open, points: 0 };
+        let healed = Vec::new();
+        let mut world = World { random, now, lines, backups, whole, open, healed, points: 0 };
         world.commit(0);
         world.back_up(0);
         for _ in 0..8 + world.random.below(30) {
@@ -135,13 +137,17 @@ impl World {
             let name = *self.whole.keys().nth(lost).expect("a segment");
             self.whole.remove(&name);
         }
-        if self.random.below(2) == 0 {
-            let healed = self.random.below(self.whole.len() as u64) as usize;
-            self.healed = self.whole.keys().nth(healed).copied();
-        }
         let lost: BTreeSet<SegmentName> =
             self.open.keys().filter(|_| self.random.below(4) == 0).copied().collect();
         self.open.retain(|name, _| !lost.contains(name));
+        let partial = self.open.iter().filter(|(_, open)| !open.is_streamed);
+        let partial = partial.map(|(name, _)| format!("{name}.partial")).collect();
+        let whole: Vec<String> = self.whole.keys().map(SegmentName::to_string).collect();
+        for files in [whole, partial] {
+            let eighths = 1 + self.random.below(7) as usize;
+            let file = files.get(self.random.below(2 * files.len().max(1) as u64) as usize);
+            self.healed.extend(file.map(|file| (file.clone(), eighths)));
+        }
     }
 
     fn step(&mut self) {

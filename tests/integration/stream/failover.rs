@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::Signal;
 
 use super::{CAUGHT_UP, Site};
-use crate::support::{Cluster, on_each_version, wait_until};
+use crate::support::{Cluster, Stop, objects::flip_bit, on_each_version, scratch, wait_until};
 
 on_each_version!(before_and_after_a_failover_every_moment_restores: 15 postgres_15, 17 postgres_17);
 
@@ -54,4 +54,36 @@ fn before_and_after_a_failover_every_moment_restores(version: u32) {
     // The old timeline to its end, of which only parts are there.
     let old = ["--target-timeline", "1"];
     assert_eq!(site.pgkeep.restored(version, "old", &old).digest("t"), last);
+}
+
+/// The server has it still, and without it nobody could tell where the timeline comes from.
+#[test]
+fn a_damaged_history_is_stored_once_more_beside_what_is_there() {
+    let mut site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    for _ in 0..2 {
+        site.cluster.stop(Stop::Fast);
+        site.cluster.conf("restore_command = 'false'");
+        scratch::write(&site.cluster.pgdata().join("recovery.signal"), "");
+        site.cluster.start();
+        site.cluster.wait_for_primary(60);
+    }
+    let histories = ["00000002.history", "00000003.history"];
+    for history in histories {
+        wait_until("the history is archived", 60, || site.archived().contains(&history.to_owned()));
+        flip_bit(&site.file(history), 60);
+    }
+    let stream = site.stream();
+    let repaired = |history: &str| {
+        let name = format!("{history}.repair.");
+        site.archived().iter().any(|archived| archived.starts_with(&name))
+    };
+    assert!(histories.into_iter().all(repaired), "{:?}", site.archived());
+    site.cluster.insert("t", 5);
+    site.wait_for_stream();
+    let last = site.cluster.digest("t");
+    stream.signal(Signal::TERM);
+    assert_eq!(stream.wait().code, 0);
+    assert_eq!(site.pgkeep.restored(17, "latest", &[]).digest("t"), last);
 }

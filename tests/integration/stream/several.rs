@@ -1,18 +1,20 @@
 //! Several repositories: one that goes away doesn't keep another from its WAL, and nothing is reported
 //! that it hasn't.
 
-use std::fs;
+use std::{fs, os::unix::fs::symlink};
 
 use rustix::process::Signal;
 
 use super::{CAUGHT_UP, Site};
-use crate::support::{Cluster, Pgkeep, places::skipped_on_s3, wait_until};
+use crate::support::{
+    Cluster, Pgkeep,
+    objects::{ObjectKind, objects_of},
+    places::skipped_on_s3,
+    wait_until,
+};
 
-#[test]
-fn one_that_is_away_gets_what_it_lacks_when_it_is_back() {
-    if skipped_on_s3("a bucket doesn't go away by renaming a folder") {
-        return;
-    }
+/// A cluster with a backup in two repositories, whose WAL only the stream brings.
+fn in_two() -> Site {
     let cluster = Cluster::builder(17).wal_segsize(1).start();
     let pgkeep = Pgkeep::new(&cluster);
     pgkeep.add_repository("second");
@@ -23,6 +25,44 @@ fn one_that_is_away_gets_what_it_lacks_when_it_is_back() {
     site.pgkeep.ok(["backup"]);
     site.cluster.sql("ALTER SYSTEM SET archive_command = '/bin/false'");
     site.cluster.reload();
+    site
+}
+
+/// It is opened well, and then can't be looked into.
+#[test]
+fn one_that_can_not_be_listed_does_not_keep_another_from_its_wal() {
+    if skipped_on_s3("a folder that can't be listed is one of a disk") {
+        return;
+    }
+    let site = in_two();
+    let root = site.pgkeep.repository_of("second");
+    let segment = objects_of(&root, ObjectKind::Segment).remove(0).path;
+    let folder = segment.parent().expect("a folder");
+    let away = folder.with_extension("away");
+    fs::rename(folder, &away).expect("take it away");
+    symlink(folder, folder).expect("a link to itself");
+    let stream = site.pgkeep.spawn(["stream"]);
+    site.cluster.insert("t", 1000);
+    let closed = site.cluster.switch_wal();
+    wait_until("the first one has it", 60, || site.archived().contains(&closed));
+    assert_eq!(site.cluster.sql(CAUGHT_UP), "0", "the second one doesn't have it");
+
+    fs::remove_file(folder).expect("remove the link");
+    fs::rename(&away, folder).expect("bring it back");
+    wait_until("both have all", 90, || site.cluster.sql(CAUGHT_UP) == "1");
+    let last = site.cluster.digest("t");
+    stream.signal(Signal::TERM);
+    let output = stream.wait();
+    assert_eq!(output.code, 0, "{output}");
+    assert_eq!(site.pgkeep.restored(17, "back", &["--repo", "second"]).digest("t"), last);
+}
+
+#[test]
+fn one_that_is_away_gets_what_it_lacks_when_it_is_back() {
+    if skipped_on_s3("a bucket doesn't go away by renaming a folder") {
+        return;
+    }
+    let site = in_two();
     let stream = site.stream();
 
     let root = site.pgkeep.repository_of("second");
