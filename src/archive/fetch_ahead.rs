@@ -26,7 +26,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{data_directory::DataDirectory, get::Request, spool::Spool};
+use super::{data_directory::DataDirectory, get::Request, spool::Spool, tablespaces::Tablespaces};
 use crate::{
     config::{ClusterSettings, RepositorySettings},
     error::{Context, Kind, Result},
@@ -129,8 +129,14 @@ pub async fn fetch_ahead(
     let layout = ClusterLayout::new(&cluster.name)?;
     let mut stores = Vec::with_capacity(repositories.len());
     for settings in repositories {
-        // What one repository doesn't say, get will ask for itself.
-        let repository = open(settings).await?;
+        // What one repository doesn't say, get will ask for itself; what another one has is served meanwhile.
+        let repository = match open(settings).await {
+            Ok(repository) => repository,
+            Err(e) => {
+                tracing::debug!("fetch ahead: {e}");
+                continue;
+            }
+        };
         let store = WalStore::new(&repository, &layout, directory.system);
         stores.push((settings.name.clone(), store));
     }
@@ -214,14 +220,15 @@ impl Fetcher {
             file: WalFile::Segment(segment),
             destination: &path,
             directory: &self.directory,
-            refuse_tablespaces: false,
+            // Whoever takes it looks: what is there by then counts.
+            tablespaces: Tablespaces::Any,
             // Recovery syncs what it takes (`xlogarchive.c`, `KeepFileRestoredFromArchive`), and replay would wait
             // for the disk that this keeps busy.
             sync: false,
         };
         for (name, store) in self.stores.iter() {
-            let Some(object) = request.serve(store).await? else { continue };
-            let put = self.spool.put(segment, name, object.to_string());
+            let Some(fetched) = request.serve(store).await? else { continue };
+            let put = self.spool.put(segment, name, fetched);
             put.context(Kind::Local, || "write to state-dir")?;
             return Ok(true);
         }

@@ -21,7 +21,7 @@ use super::{
     partial,
     source::check_header,
     spool::{Spool, Taken},
-    tablespaces,
+    tablespaces::{self, Tablespaces},
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
@@ -90,9 +90,11 @@ pub async fn get(
     }
     let directory = DataDirectory::of_wal_path(destination, cluster)?;
     let layout = ClusterLayout::new(&cluster.name)?;
-    let refuse_tablespaces = options.refuse_tablespaces;
-    let request =
-        Request { file, destination, directory: &directory, refuse_tablespaces, sync: true };
+    let tablespaces = match options.refuse_tablespaces {
+        true => Tablespaces::New,
+        false => Tablespaces::OfAnother,
+    };
+    let request = Request { file, destination, directory: &directory, tablespaces, sync: true };
     let ahead = options.ahead.as_ref();
     let spool =
         ahead.and_then(|ahead| Some((ahead, ahead.spool(&request, cluster, repositories)?)));
@@ -132,10 +134,18 @@ pub(super) struct Request<'a> {
     pub file: WalFile,
     pub destination: &'a Path,
     pub directory: &'a DataDirectory,
-    /// Whether a segment in which a tablespace is made is refused.
-    pub refuse_tablespaces: bool,
+    /// Which segments in which a tablespace is made are refused.
+    pub tablespaces: Tablespaces,
     /// Whether the file is durable when it is there.
     pub sync: bool,
+}
+
+/// An object that was written to the destination.
+pub struct Fetched {
+    /// Which one.
+    pub object: ObjectName,
+    /// Whether it is a segment of which it is certain that no tablespace is made in it.
+    pub makes_no_tablespace: bool,
 }
 
 /// What the stream's parts have of a segment, which isn't where it was asked for yet.
@@ -145,6 +155,7 @@ pub(super) struct Received {
     bytes: u64,
     /// Where their valid WAL ends.
     pub end: Lsn,
+    makes_no_tablespace: bool,
 }
 
 /// Not all repositories could tell.
@@ -161,11 +172,11 @@ impl Request<'_> {
         while spool.is_fetched_now(segment) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        spool.take(segment, self.destination, |file| {
+        spool.take(segment, self.destination, |file, makes_no_tablespace| {
             let name = spool.path(segment);
             let bytes = file.metadata().context(Kind::Local, || name.display().to_string())?.len();
             self.check_segment(file, segment, &name.to_string_lossy(), bytes, false)?;
-            self.check_tablespaces(file, segment)
+            self.check_tablespaces(file, segment, makes_no_tablespace)
         })
     }
 
@@ -244,9 +255,9 @@ impl Request<'_> {
     ) -> Result<Option<(&'s WalStore, ObjectName)>> {
         for store in stores {
             if store.has(self.file).await?
-                && let Some(object) = self.serve(store).await?
+                && let Some(fetched) = self.serve(store).await?
             {
-                return Ok(Some((store, object)));
+                return Ok(Some((store, fetched.object)));
             }
         }
         Ok(None)
@@ -294,8 +305,8 @@ impl Request<'_> {
         };
         let store = WalStore::new(repository, layout, self.directory.system);
         let answer = async {
-            if let Some(object) = self.serve(&store).await? {
-                return Ok(Answer::Served(object));
+            if let Some(fetched) = self.serve(&store).await? {
+                return Ok(Answer::Served(fetched.object));
             }
             prove_absence(&store).await?;
             Ok(Answer::Absent(store.clone()))
@@ -305,24 +316,24 @@ impl Request<'_> {
 
     /// Serves the file from one repository: the object of its name, or a repaired copy. `None` when
     /// there is neither.
-    pub(super) async fn serve(&self, store: &WalStore) -> Result<Option<ObjectName>> {
+    pub(super) async fn serve(&self, store: &WalStore) -> Result<Option<Fetched>> {
         if let WalFile::Partial(segment) = self.file {
             return partial::serve_partial(self, store, segment).await;
         }
         let mut damage = None;
         if let Some(stored) = store.find(self.file).await? {
             match self.fetch(store, &stored).await {
-                Ok(true) => return Ok(Some(stored)),
-                Ok(false) => {}
+                Ok(Some(fetched)) => return Ok(Some(fetched)),
+                Ok(None) => {}
                 Err(e) if e.kind() == Kind::Damaged => damage = Some(e),
                 Err(e) => return Err(e),
             }
         }
         for repair in store.repairs(self.file).await? {
             match self.fetch(store, &repair).await {
-                Ok(true) => return Ok(Some(repair)),
+                Ok(Some(fetched)) => return Ok(Some(fetched)),
                 Err(e) if e.kind() != Kind::Damaged => return Err(e),
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(e) => {
                     tracing::warn!("{e}");
                     if damage.is_none() {
@@ -348,17 +359,22 @@ impl Request<'_> {
     }
 
     /// Writes one object to the destination, if it exists and is what was asked for.
-    pub(super) async fn fetch(&self, store: &WalStore, name: &ObjectName) -> Result<bool> {
+    pub(super) async fn fetch(
+        &self,
+        store: &WalStore,
+        name: &ObjectName,
+    ) -> Result<Option<Fetched>> {
         let mut destination = match Destination::create(self.destination) {
             Ok(destination) => destination,
             // That nothing can be written matters only if there is something to write.
             Err(e) if exists(store.repository(), name).await? => return Err(e),
-            Err(_) => return Ok(false),
+            Err(_) => return Ok(None),
         };
         let copied = store.copy_at_most(name, longest(self.file), destination.file()).await;
         let Some(summary) = copied.map_err(|e| self.while_writing(e))? else {
-            return Ok(false);
+            return Ok(None);
         };
+        let makes_no_tablespace = summary.segment.is_some_and(|s| s.makes_no_tablespace());
         if let WalFile::Segment(segment) = self.file {
             let is_partial = name.file_name().contains(".partial.");
             self.check_segment(
@@ -368,14 +384,14 @@ impl Request<'_> {
                 summary.size,
                 is_partial,
             )?;
-            self.check_tablespaces(destination.file(), segment)?;
+            self.check_tablespaces(destination.file(), segment, makes_no_tablespace)?;
         }
         reached("get: fetched");
         match self.sync {
             true => destination.finish()?,
             false => destination.finish_unsynced()?,
         }
-        Ok(true)
+        Ok(Some(Fetched { object: name.clone(), makes_no_tablespace }))
     }
 
     /// Fetches what the stream's parts have of a segment. `None` when that isn't even the header of its
@@ -394,7 +410,8 @@ impl Request<'_> {
         let size = self.directory.control.segment_size;
         let summary = scan_file(destination.file(), segment, size)
             .context(Kind::Local, || format!("read {}", self.destination.display()))?;
-        Ok(Some(Received { destination, bytes, end: summary.end }))
+        let makes_no_tablespace = summary.makes_no_tablespace();
+        Ok(Some(Received { destination, bytes, end: summary.end, makes_no_tablespace }))
     }
 
     /// Hands over what was fetched, with zeros behind it.
@@ -404,23 +421,27 @@ impl Request<'_> {
         segment: SegmentName,
         received: Received,
     ) -> Result<()> {
-        let Received { mut destination, bytes, .. } = received;
+        let Received { mut destination, bytes, makes_no_tablespace, .. } = received;
         let name = store.plain(self.file);
         self.check_segment(destination.file(), segment, &format!("{name}.part.*"), bytes, true)?;
-        self.check_tablespaces(destination.file(), segment)?;
+        self.check_tablespaces(destination.file(), segment, makes_no_tablespace)?;
         if store.has(self.file).await? {
             return Err(Error::new(Kind::Repository, format!("{segment} became whole just now")));
         }
         destination.finish()
     }
 
-    /// Refuses a segment in which a tablespace is made, where that is asked for.
-    fn check_tablespaces(&self, file: &mut File, segment: SegmentName) -> Result<()> {
-        if !self.refuse_tablespaces {
-            return Ok(());
+    /// Refuses a segment in which a tablespace is made that mustn't be.
+    fn check_tablespaces(
+        &self,
+        file: &mut File,
+        segment: SegmentName,
+        makes_none: bool,
+    ) -> Result<()> {
+        match makes_none {
+            true => Ok(()),
+            false => tablespaces::check(file, segment, self.directory, self.tablespaces),
         }
-        let (size, wal) = (self.directory.control.segment_size, &self.directory.path);
-        tablespaces::refuse(file, segment, size, &wal.join("pg_wal"))
     }
 
     /// Checks that what was fetched is this segment of this system, and fills up a partial one that

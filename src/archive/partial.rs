@@ -14,7 +14,7 @@
 use std::{cmp::Reverse, collections::BTreeMap, fs::File, io::Read};
 
 use super::{
-    get::{Received, Request},
+    get::{Fetched, Received, Request},
     source::check_header,
 };
 use crate::{
@@ -80,8 +80,8 @@ pub async fn serve_as_segment<'a>(
     }
     match (copy, streamed) {
         (Some(copy), _) if copy_end >= streamed_end => {
-            let (store, name) = copy.serve(request).await?;
-            Ok(Some((store, name.to_string())))
+            let (store, fetched) = copy.serve(request).await?;
+            Ok(Some((store, fetched.object.to_string())))
         }
         (_, Some(Streamed { store, received })) => {
             request.hand_over(store, segment, received).await?;
@@ -155,21 +155,21 @@ pub async fn serve_partial(
     request: &Request<'_>,
     store: &WalStore,
     segment: SegmentName,
-) -> Result<Option<ObjectName>> {
+) -> Result<Option<Fetched>> {
     match longest(&[store], segment).await? {
-        Some(content) => content.serve(request).await.map(|(_, name)| Some(name)),
+        Some(content) => content.serve(request).await.map(|(_, fetched)| Some(fetched)),
         None => Ok(None),
     }
 }
 
 impl<'a> Content<'a> {
     /// Serves the first copy that is sound.
-    async fn serve(self, request: &Request<'_>) -> Result<(&'a WalStore, ObjectName)> {
+    async fn serve(self, request: &Request<'_>) -> Result<(&'a WalStore, Fetched)> {
         let mut damage = self.damage;
         for (store, name) in self.copies {
             match request.fetch(store, &name).await {
-                Ok(true) => return Ok((store, name)),
-                Ok(false) => {}
+                Ok(Some(fetched)) => return Ok((store, fetched)),
+                Ok(None) => {}
                 Err(e) if e.kind() == Kind::Damaged => damage = Some(e),
                 Err(e) => return Err(e),
             }

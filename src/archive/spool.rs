@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use super::{
     data_directory::DataDirectory,
     destination::Destination,
+    get::Fetched,
     state::{self, Identity, Moment},
 };
 use crate::{
@@ -45,6 +46,8 @@ struct Note {
     file: Identity,
     repository: String,
     object: String,
+    #[serde(default)]
+    makes_no_tablespace: bool,
 }
 
 /// A segment that was taken out: where it came from.
@@ -151,10 +154,12 @@ impl Spool {
     }
 
     /// Adds the segment that was written to [`Spool::path`].
-    pub fn put(&self, segment: SegmentName, repository: &str, object: String) -> io::Result<()> {
+    pub fn put(&self, segment: SegmentName, repository: &str, fetched: Fetched) -> io::Result<()> {
         let at = Moment::now().ok_or(io::ErrorKind::Unsupported)?;
         let file = Identity::of(&self.path(segment))?;
-        let note = Note { at, file, repository: repository.to_owned(), object };
+        let (repository, object) = (repository.to_owned(), fetched.object.to_string());
+        let makes_no_tablespace = fetched.makes_no_tablespace;
+        let note = Note { at, file, repository, object, makes_no_tablespace };
         let temporary = self.folder.join(format!("{segment}.note"));
         fs::write(&temporary, serde_json::to_vec(&note)?)?;
         reached("spool: fetched");
@@ -172,18 +177,19 @@ impl Spool {
         (is_recent && is_it).then_some(note)
     }
 
-    /// Moves a segment to `destination`, once `check` has found nothing against it. `None` when there is none to
+    /// Moves a segment to `destination`, once `check`, which is told whether it is certain that no tablespace is made in
+    /// it, has found nothing against it. `None` when there is none to
     /// take. An error is about the destination.
     pub fn take(
         &self,
         segment: SegmentName,
         destination: &Path,
-        check: impl FnOnce(&mut File) -> Result<()>,
+        check: impl FnOnce(&mut File, bool) -> Result<()>,
     ) -> Result<Option<Taken>> {
         let Some(note) = self.sound(segment) else { return Ok(None) };
         let path = self.path(segment);
         let Ok(mut file) = File::open(&path) else { return Ok(None) };
-        if let Err(e) = check(&mut file) {
+        if let Err(e) = check(&mut file, note.makes_no_tablespace) {
             tracing::warn!("{segment} isn't taken from state-dir: {e}");
             return Ok(None);
         }

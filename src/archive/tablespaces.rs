@@ -2,7 +2,7 @@
 //!
 //! Replay of a `CREATE TABLESPACE` makes the directory that the record names, or takes the one that is
 //! there (`create_tablespace_directories` in `tablespace.c`): on the original's host that is the original's
-//! own, and the files in it are written to. So a copy that is only to be looked at mustn't get there.
+//! own, and the files in it are written to.
 
 use std::{
     fs::{self, File},
@@ -10,6 +10,7 @@ use std::{
     path::Path,
 };
 
+use super::data_directory::DataDirectory;
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
@@ -19,13 +20,32 @@ use crate::{
     repo::wal::REFUSES_TABLESPACE,
 };
 
-/// Refuses a segment in which a tablespace is made. `wal` is the folder in which the server keeps the
-/// segments that it got before: a record may begin in one and end in the next.
-pub fn refuse(file: &mut File, segment: SegmentName, size: SegmentSize, wal: &Path) -> Result<()> {
+/// Which segments in which a tablespace is made aren't handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tablespaces {
+    /// Each is.
+    Any,
+    /// Those whose tablespace would lie in a directory in which another server has, or had, one.
+    OfAnother,
+    /// None is.
+    New,
+}
+
+/// Refuses a segment for a server with this data directory, if a tablespace is made in it that mustn't be.
+pub fn check(
+    file: &mut File,
+    segment: SegmentName,
+    directory: &DataDirectory,
+    refused: Tablespaces,
+) -> Result<()> {
+    if refused == Tablespaces::Any {
+        return Ok(());
+    }
+    let size = directory.control.segment_size;
     let what = || format!("look for new tablespaces in {segment}");
-    let head = head(segment, size, wal).context(Kind::Local, what)?;
+    let head = head(segment, size, &directory.path.join("pg_wal")).context(Kind::Local, what)?;
     let mut scanner = SegmentScanner::new(segment, size, head);
-    let mut found = None;
+    let mut made = Vec::new();
     let mut buffer = vec![0; 1 << 18];
     file.seek(SeekFrom::Start(0)).context(Kind::Local, what)?;
     loop {
@@ -34,16 +54,57 @@ pub fn refuse(file: &mut File, segment: SegmentName, size: SegmentSize, wal: &Pa
             break;
         }
         scanner.feed(&buffer[..read], &mut |event| {
-            if let Event::NewTablespace { start, oid, path, .. } = event
-                && found.is_none()
-            {
-                found = Some((*start, *oid, path.clone()));
+            if let Event::NewTablespace { start, oid, path, .. } = event {
+                made.push((*start, *oid, path.clone()));
             }
         });
     }
-    let Some((start, oid, path)) = found else { return Ok(()) };
-    let message = format!("at {start} is tablespace {oid} made, at {path}, {REFUSES_TABLESPACE}");
-    Err(Error::new(Kind::Conflict, message))
+    for (start, oid, path) in made {
+        let is_refused = refused == Tablespaces::New
+            || is_anothers(Path::new(&path), directory).context(Kind::Local, || path.clone())?;
+        if is_refused {
+            let message =
+                format!("at {start} is tablespace {oid} made, at {path}, {REFUSES_TABLESPACE}");
+            let error = Error::new(Kind::Conflict, message);
+            return Err(match refused {
+                Tablespaces::OfAnother => error
+                    .hint(format!(
+                        "beside the server that has its files there: take a backup, which has the tablespace, and \
+                         restore that one with --tablespace-map {path}=..."
+                    ))
+                    .hint(format!(
+                        "where no server has them any more: remove what is in {path}, and start again"
+                    )),
+                _ => error,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a tablespace at `path` would be in the midst of files that aren't this server's: of one of the same version,
+/// and the data directory has no tablespace there.
+fn is_anothers(path: &Path, directory: &DataDirectory) -> io::Result<bool> {
+    // `TABLESPACE_VERSION_DIRECTORY` in `common/relpath.h`.
+    let (major, catalog) = (directory.system.major, directory.control.catalog_version);
+    let mut inside = match fs::read_dir(path.join(format!("PG_{major}_{catalog}"))) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(false);
+        }
+        inside => inside?,
+    };
+    if inside.next().transpose()?.is_none() {
+        return Ok(false);
+    }
+    let place = fs::canonicalize(path)?;
+    // One that is dropped before the new one is made may be there still: replay is behind what is handed over.
+    let own = fs::read_dir(directory.path.join("pg_tblspc"))?;
+    for link in own {
+        if fs::canonicalize(link?.path()).is_ok_and(|own| own == place) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The unfinished record at the end of the segment before, if that is here.

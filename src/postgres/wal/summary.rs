@@ -46,6 +46,9 @@ pub struct SegmentSummary {
     /// Where a recovery ended and a timeline began.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub end_of_recovery: Vec<EndOfRecovery>,
+    /// Whether a tablespace is made outside the data directory. None: it wasn't told when this was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub makes_tablespace: Option<bool>,
     /// Whether one of the lists was too long and ends early: the segment itself knows the rest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lists_cut: bool,
@@ -115,8 +118,14 @@ impl SegmentSummary {
             restore_points: Vec::new(),
             backup_ends: Vec::new(),
             end_of_recovery: Vec::new(),
+            makes_tablespace: Some(false),
             lists_cut: false,
         }
+    }
+
+    /// Whether it is certain that no record that ends in here makes a tablespace.
+    pub fn makes_no_tablespace(&self) -> bool {
+        self.parsed && self.head_known && self.makes_tablespace == Some(false)
     }
 
     /// Whether a recovery to `time` would end in this segment, if it didn't in one before: whether
@@ -141,7 +150,8 @@ impl SegmentSummary {
     /// Adds what an event says.
     pub(super) fn add(&mut self, event: &Event) {
         match event {
-            Event::Record { .. } | Event::NewTablespace { .. } => {}
+            Event::Record { .. } => {}
+            Event::NewTablespace { .. } => self.makes_tablespace = Some(true),
             Event::Transaction { end, time, xid, .. } => match &mut self.transactions {
                 Some(range) => range.add(*end, *time, *xid),
                 none => *none = Some(TransactionRange::of(*end, *time, *xid)),

@@ -61,6 +61,42 @@ fn tablespaces_are_remapped_and_the_original_is_left_alone(version: u32) {
     assert_eq!(again.digests(), expected);
 }
 
+on_each_version!(a_tablespace_that_replay_makes_is_not_made_in_the_midst_of_anothers: 15 postgres_15, 18 postgres_18);
+
+/// One that was made after the backup, so that no mapping leads elsewhere.
+fn a_tablespace_that_replay_makes_is_not_made_in_the_midst_of_anothers(version: u32) {
+    let mut site = Site::new(version);
+    let space = Scratch::new("space");
+    let place = space.path().display().to_string();
+    site.pgkeep.ok(["backup"]);
+    // The first one is there still when the WAL is handed over in which the second one takes its place.
+    site.cluster.sql(&format!("CREATE TABLESPACE one LOCATION '{place}'"));
+    site.cluster.sql("CREATE TABLE t TABLESPACE one AS SELECT n FROM generate_series(1, 4000) n");
+    site.archive_all();
+    site.cluster.sql("DROP TABLE t");
+    site.cluster.sql("DROP TABLESPACE one");
+    site.cluster.sql(&format!("CREATE TABLESPACE two LOCATION '{place}'"));
+    site.cluster.sql("CREATE TABLE t TABLESPACE two AS SELECT n FROM generate_series(1, 5000) n");
+    site.archive_all();
+    site.cluster.sql("UPDATE t SET n = -n");
+    site.cluster.sql("CHECKPOINT");
+    let expected = site.cluster.digests();
+    let mut copy = site.restore("copy", &[]);
+    let log = copy.try_start().expect_err("it would write to the original's files");
+    assert!(log.contains(&format!("made, at {place}, which replay would make")), "{log}");
+    assert!(log.contains(&format!("--tablespace-map {place}=")), "{log}");
+    assert_eq!(site.cluster.digests(), expected);
+
+    site.archive_all();
+    site.cluster.stop(Stop::Fast);
+    for entry in fs::read_dir(space.path()).unwrap().flatten() {
+        fs::remove_dir_all(entry.path()).unwrap();
+    }
+    copy.start();
+    copy.wait_for_primary(60);
+    assert_eq!(copy.digests(), expected);
+}
+
 #[test]
 fn a_tablespace_inside_the_data_directory_is_restored_outside_it() {
     let mut site = Site::new(15);

@@ -124,6 +124,12 @@ fn a_new_tablespace_is_told_also_where_its_record_straddles_two_segments() {
         let path = "/mnt/new".to_owned();
         let Written { start, end, .. } = written;
         assert_eq!(told, [Event::NewTablespace { start, end, oid: 16_401, path }]);
+        assert!(!scanner.finish().makes_no_tablespace());
+        let (_, summaries) = scan(&segments, mib(1));
+        let makes_none = summaries.iter().map(SegmentSummary::makes_no_tablespace);
+        assert_eq!(makes_none.collect::<Vec<_>>(), [true, false]);
+        // Without its head nobody can tell what the record is.
+        assert!(!scan_alone(&segments, 1, mib(1)).makes_no_tablespace());
     }
 }
 
@@ -313,7 +319,8 @@ fn a_summary_is_small_in_json() {
          \"min-time\":\"2000-01-01T00:00:01Z\",\"max-time\":\"2000-01-01T00:00:01Z\",\
          \"last-time\":\"2000-01-01T00:00:01Z\",\"last-commit\":\"0/300050\",\"min-xid\":700,\
          \"max-xid\":700,\"last-xid\":700,\"count\":1},\"restore-points\":[\
-         {\"name\":\"before the change\",\"time\":\"2000-01-01T00:01:00Z\",\"lsn\":\"0/3000B8\"}]}"
+         {\"name\":\"before the change\",\"time\":\"2000-01-01T00:01:00Z\",\"lsn\":\"0/3000B8\"}],\
+         \"makes-tablespace\":false}"
     );
     let again: SegmentSummary = serde_json::from_str(&json).unwrap();
     assert_eq!(again, summaries[0]);

@@ -89,7 +89,7 @@ fn of_spool(root: &Path, input: &mut Input<'_>) {
     let identity = json!(Identity::of(&path).expect("it is there"));
     let boot = json!(Moment::now().expect("the system tells"))["boot"].clone();
     let destination = root.join("destination");
-    let taken = spool.take(segment, &destination, |_| Ok(())).expect("there is room");
+    let taken = spool.take(segment, &destination, |_, _| Ok(())).expect("there is room");
     match taken {
         Some(taken) => {
             assert_eq!((&says["file"], &says["at"]["boot"]), (&identity, &boot));
