@@ -7,9 +7,9 @@
 
 use std::path::Path;
 
-use super::{data_directory::DataDirectory, push::store_in_all, source::Source};
+use super::{data_directory::DataDirectory, push::store_as, source::Source, state::Identity};
 use crate::{
-    error::{Kind, Result},
+    error::{Context, Error, Kind, Result},
     postgres::{SegmentName, SegmentSize, Timeline, WalFile, history::TimelineHistory},
     repo::{
         wal::{WalObject, WalStore},
@@ -103,9 +103,16 @@ async fn store_one(
     name: SegmentName,
     store: &WalStore,
 ) -> Result<()> {
+    // It is marked as done, and so the server may take it for another segment at any checkpoint, and write to it.
+    let before = Identity::of(path).context(Kind::Local, || path.display().to_string())?;
     let mut source = Source::open(path, WalFile::Segment(name), directory)?;
     source.check_ancestry(&[store]).await?;
-    let stored = store_in_all(&mut source, &[store]).await?;
+    let summary = source.summary()?;
+    if Identity::of(path).ok() != Some(before) {
+        let what = format!("{} was used for another segment just now", path.display());
+        return Err(Error::new(Kind::Local, what));
+    }
+    let stored = store_as(&mut source, &[store], &[], Some(summary)).await?;
     reached("heal: stored");
     stored.into_iter().try_for_each(|stored| stored.map(drop))
 }

@@ -92,6 +92,7 @@ impl Proven {
     }
 
     fn place(&self, repository: &RepositorySettings) -> String {
-        format!("{} {} {}", repository.name, repository.location, self.cluster)
+        let (name, location) = (&repository.name, &repository.location);
+        format!("{name} {location} {} {}", location.server(), self.cluster)
     }
 }

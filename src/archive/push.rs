@@ -21,6 +21,7 @@ use super::{
     heal,
     proven::Proven,
     source::Source,
+    state::Identity,
     store::{create_in_all, lost_result},
 };
 use crate::{
@@ -34,7 +35,7 @@ use crate::{
         open::{open_in, storage},
         repository::Names,
         sealed::open_whole,
-        wal::WalStore,
+        wal::{StoredSummary, WalStore},
         wal_taken::{Stored, settle},
     },
     steps::reached,
@@ -105,7 +106,7 @@ pub async fn push(
     source.check_ancestry(&open).await?;
     reached("push: opened");
     if !matches!(wal, WalFile::History(_)) {
-        store_history(&directory, &mut stores, path, wal.timeline()).await;
+        store_history(&directory, (repositories, &mut stores), path, wal.timeline(), &proven).await;
     }
     let both = stores.iter().zip(there);
     let (open, there): (Vec<_>, Vec<_>) =
@@ -148,51 +149,47 @@ pub async fn push(
 
 /// Stores the history of a segment's timeline before the segment, where it isn't yet: without it
 /// nobody knows where that WAL belongs. The server offers it by itself, but not when the timeline
-/// began while archiving was off.
+/// began while archiving was off. Where it is there it has to be the same: two servers that took the same timeline's
+/// number, at different places, mustn't have their segments taken for those of one.
 ///
 /// A repository that can't be given it is one that fails: its store becomes the error.
 async fn store_history(
     directory: &DataDirectory,
-    stores: &mut [Result<WalStore>],
+    (repositories, stores): (&[&RepositorySettings], &mut [Result<WalStore>]),
     path: &Path,
     timeline: Timeline,
+    proven: &Proven,
 ) {
-    if timeline == Timeline(1) {
-        return;
-    }
     let file = WalFile::History(timeline);
-    let (mut without, mut targets) = (Vec::new(), Vec::new());
-    for (index, store) in stores.iter().enumerate() {
-        let Ok(store) = store else { continue };
-        if matches!(store.has(file).await, Ok(false)) {
-            without.push(index);
-            targets.push(store);
-        }
-    }
-    if without.is_empty() {
-        return;
-    }
     let beside = path.with_file_name(timeline.history_file());
-    if !beside.exists() {
-        tracing::warn!("{} is neither here nor in the archive", timeline.history_file());
+    if timeline == Timeline(1) || proven.has(&beside, file, repositories) {
         return;
     }
+    let open = || stores.iter().filter_map(|store| store.as_ref().ok());
+    let Ok(identity) = Identity::of(&beside) else {
+        for store in open() {
+            if matches!(store.has(file).await, Ok(false)) {
+                tracing::warn!("{} is neither here nor in the archive", timeline.history_file());
+            }
+        }
+        return;
+    };
+    let targets: Vec<&WalStore> = open().collect();
     let stored =
         async { store_in_all(&mut Source::open(&beside, file, directory)?, &targets).await };
     let doing = format!("store {} first", timeline.history_file());
-    match stored.await {
-        Ok(results) => {
-            for (index, result) in without.into_iter().zip(results) {
-                if let Err(e) = result {
-                    stores[index] = Err(e.while_doing(&doing));
-                }
-            }
+    let mut results = match stored.await {
+        Ok(results) => results,
+        Err(e) => targets.iter().map(|_| Err(Error::new(e.kind(), e.to_string()))).collect(),
+    }
+    .into_iter();
+    for store in stores.iter_mut().filter(|store| store.is_ok()) {
+        if let Err(e) = results.next().unwrap_or_else(|| Err(lost_result())) {
+            *store = Err(e.while_doing(&doing));
         }
-        Err(e) => {
-            for index in without {
-                stores[index] = Err(Error::new(e.kind(), e.to_string()).while_doing(&doing));
-            }
-        }
+    }
+    if stores.iter().all(Result::is_ok) {
+        proven.note(file, identity, repositories);
     }
 }
 
@@ -308,12 +305,22 @@ async fn store_where_missing(
     // promotion, or all where the storage overwrites.
     let is_partial = matches!(wal, WalFile::Partial(_));
     let named = |store: &WalStore| store.repository().names() == Names::Content;
-    let mut summary = None;
-    if is_partial || stores.iter().any(|store| named(store)) {
-        let mut pass = source.pass()?;
-        while pass.next()?.is_some() {}
-        summary = Some(pass.finish()?);
-    }
+    let summary = match is_partial || stores.iter().any(|store| named(store)) {
+        true => Some(source.summary()?),
+        false => None,
+    };
+    store_as(source, stores, known, summary).await
+}
+
+/// Stores the file where it isn't, if it has the `summary` that it had when it was read before.
+pub(super) async fn store_as(
+    source: &mut Source,
+    stores: &[&WalStore],
+    known: &[Option<bool>],
+    summary: Option<StoredSummary>,
+) -> Result<Vec<Result<Stored>>> {
+    let wal = source.wal();
+    let is_partial = matches!(wal, WalFile::Partial(_));
     let mut results = Vec::with_capacity(stores.len());
     let (mut missing, mut names) = (Vec::new(), Vec::new());
     for (index, store) in stores.iter().enumerate() {

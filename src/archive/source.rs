@@ -171,6 +171,13 @@ impl Source {
         Ok(Pass { source: self, reading, ready: VecDeque::new() })
     }
 
+    /// Reads it once, for what is to be said of it.
+    pub fn summary(&mut self) -> Result<StoredSummary> {
+        let mut pass = self.pass()?;
+        while pass.next()?.is_some() {}
+        pass.finish()
+    }
+
     /// Runs `until`, which waits for others, and compresses meanwhile with zstd's `level` what the next
     /// [`Source::pass`] will give, from the file's start on: a few MiB, as long as it `is_wanted`.
     pub async fn compress_during<T>(

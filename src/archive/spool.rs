@@ -83,7 +83,8 @@ impl Spool {
         let mut asked = Sha256::new();
         asked.update(cluster);
         for repository in repositories {
-            asked.update(format!("\0{}\0{}", repository.name, repository.location));
+            let (name, location) = (&repository.name, &repository.location);
+            asked.update(format!("\0{name}\0{location}\0{}", location.server()));
         }
         let asked = hex::encode(&asked.finalize()[..8]);
         let folder = state::folder(state_dir, &format!("fetched-{asked}"), directory)?;

@@ -8,12 +8,13 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     error::{Error, Result},
-    repo::{Repository, layout::ClusterLayout, manifest::Manifest},
+    repo::{Repository, layout::ClusterLayout, manifest::Manifest, named::Part},
 };
 
 /// Extends the retention of all older packs in `manifest`, which has been stored, to that of the
-/// manifest. Until when that is; `None` where nothing is held. An error means that it isn't known, or
-/// that some of them could not be extended.
+/// manifest. Until when all that it uses is held, which is until the first of its own objects, stored when it began, isn't
+/// any more; `None` where nothing is held. An error means that it isn't known, or that some of them could not be
+/// extended.
 pub async fn protect(
     repository: &Repository,
     layout: &ClusterLayout,
@@ -30,5 +31,6 @@ pub async fn protect(
             .await
             .map_err(|e| Error::from(e).while_doing("hold what the backup uses of older ones"))?;
     }
-    Ok(Some(until))
+    let begun = storage.retained_until(&layout.of_backup(own, Part::Begin.as_str())).await?;
+    Ok(begun.map(|begun| begun.min(until)))
 }

@@ -92,10 +92,26 @@ fn build(mut builder: Builder) -> Result<Runtime> {
     Ok(runtime)
 }
 
-/// Gives `work` up at SIGINT or SIGTERM: it is dropped, which removes what it has begun.
+/// Gives `work` up when it is asked to end, or its terminal goes: it is dropped, which removes what it has begun.
 pub(super) async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let asked = [("SIGINT", SignalKind::interrupt()), ("SIGTERM", SignalKind::terminate())];
+    let mut asked = vec![
+        ("SIGINT", SignalKind::interrupt()),
+        ("SIGTERM", SignalKind::terminate()),
+        ("SIGQUIT", SignalKind::quit()),
+    ];
+    if !hangup_is_ignored() {
+        asked.push(("SIGHUP", SignalKind::hangup()));
+    }
     Signals::watch(&asked)?.end(work).await
+}
+
+/// Whether SIGHUP was ignored from the start, as `nohup` has it: a handler would change that.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // The lowest bit is that of signal 1.
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Runs `work`, which hears of SIGINT and SIGTERM and ends by itself then.

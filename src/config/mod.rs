@@ -102,6 +102,23 @@ impl PartialEq for GivenStorage {
 
 impl Eq for GivenStorage {}
 
+impl Location {
+    /// What its URL doesn't say of where it is: the endpoint and the region of a bucket.
+    pub fn server(&self) -> String {
+        match self {
+            Location::Bucket(settings) => {
+                let (endpoint, region) = (&settings.endpoint, &settings.region);
+                format!(
+                    "{} {}",
+                    endpoint.as_deref().unwrap_or("-"),
+                    region.as_deref().unwrap_or("-")
+                )
+            }
+            Location::Directory(_) | Location::Given(_) => String::new(),
+        }
+    }
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     error::{Context, Kind, Result},
     postgres::Lsn,
-    storage::Range,
+    storage::{ObjectName, Range},
 };
 
 /// How often a holder renews its lease.
@@ -175,15 +175,21 @@ async fn renew(repository: Repository, layout: ClusterLayout, mut lease: Lease, 
 pub async fn leases(repository: &Repository, layout: &ClusterLayout) -> Result<Vec<Lease>> {
     let storage = repository.storage();
     let mut leases = Vec::new();
-    for listed in storage.list(&layout.leases_folder(), None, PAGE).await? {
-        match storage.read(&listed.name, Range::All).await {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(lease) => leases.push(lease),
-                Err(e) => tracing::warn!("{}: {e}", listed.name),
-            },
-            Err(e) if e.is_not_found() => {}
-            Err(e) => return Err(e.into()),
+    let mut after: Option<ObjectName> = None;
+    loop {
+        let last = after.as_ref().map(ObjectName::as_str);
+        let page = storage.list(&layout.leases_folder(), last, PAGE).await?;
+        let Some(end) = page.last() else { return Ok(leases) };
+        after = Some(end.name.clone());
+        for listed in page {
+            match storage.read(&listed.name, Range::All).await {
+                Ok(bytes) => match serde_json::from_slice(&bytes) {
+                    Ok(lease) => leases.push(lease),
+                    Err(e) => tracing::warn!("{}: {e}", listed.name),
+                },
+                Err(e) if e.is_not_found() => {}
+                Err(e) => return Err(e.into()),
+            }
         }
     }
-    Ok(leases)
 }

@@ -61,6 +61,18 @@ const LEFTOVERS: [&str; 7] = [
     "promote_trigger_file",
 ];
 
+/// The recovery targets, of which a server takes one only. One that is set to nothing is none.
+const TARGETS: [&str; 5] = [
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+];
+
+/// Settings of `postgresql.conf` that lead to another server's files.
+const PLACES: [&str; 4] = ["data_directory", "external_pid_file", "hba_file", "ident_file"];
+
 /// What the comment above our lines begins with; older ones are removed.
 const COMMENT: &str = "# Written by pgkeep, restoring backup";
 
@@ -106,8 +118,16 @@ impl RecoverySettings {
         if out.last().is_some_and(|last| *last != b'\n') {
             out.push(b'\n');
         }
-        if !self.lines.is_empty() {
+        if !self.lines.is_empty() || self.signal != Signal::None {
             out.extend_from_slice(format!("{COMMENT} {backup}\n").as_bytes());
+        }
+        // Before the one that is set (`guc_hooks.h`: each that comes says what the target is): `postgresql.conf`, or what it
+        // includes, may set another one.
+        let is_ours = |name: &str| self.lines.iter().any(|(ours, _)| ours == name);
+        if self.signal != Signal::None {
+            for name in TARGETS.into_iter().filter(|name| !is_ours(name)) {
+                out.extend_from_slice(format!("{name} = ''\n").as_bytes());
+            }
         }
         for (name, value) in &self.lines {
             out.extend_from_slice(format!("{name} = '{}'\n", quoted(value)).as_bytes());
@@ -132,14 +152,21 @@ fn name_of(line: &[u8]) -> Option<String> {
     Some(name.to_ascii_lowercase())
 }
 
-/// The recovery targets that a configuration file sets: a restore can't take them back, as that
-/// file is the user's.
-pub fn targets_in(conf: &[u8]) -> Vec<String> {
-    let names = conf.split(|b| *b == b'\n').filter_map(name_of);
-    // The timeline, the action and whether the target is included go with any target.
-    let modifiers =
-        ["recovery_target_timeline", "recovery_target_action", "recovery_target_inclusive"];
-    names.filter(|name| is_target(name) && !modifiers.contains(&name.as_str())).collect()
+/// Settings on the lines of a configuration file that lead to other files than those that were restored, with what they
+/// are set to.
+pub fn places_in(conf: &[u8]) -> Vec<(String, String)> {
+    let lines = conf.split(|b| *b == b'\n');
+    let places = lines.filter_map(|line| {
+        let name = name_of(line).filter(|name| PLACES.contains(&name.as_str()))?;
+        let line = String::from_utf8_lossy(line.trim_ascii_start());
+        let value = line.get(name.len()..)?.trim_start().trim_start_matches('=').trim_start();
+        let value = match value.strip_prefix('\'') {
+            Some(quoted) => quoted.split('\'').next(),
+            None => value.split(|c: char| c.is_whitespace() || c == '#').next(),
+        };
+        Some((name, value.unwrap_or_default().to_owned()))
+    });
+    places.collect()
 }
 
 #[cfg(test)]
@@ -176,18 +203,27 @@ mod tests {
         archive_mode = 'on'
         recovery_init_sync_method = 'fsync'
         # Written by pgkeep, restoring backup 20261120T195812Z-full
+        recovery_target = ''
+        recovery_target_name = ''
+        recovery_target_time = ''
+        recovery_target_xid = ''
         restore_command = 'it''s ''pgkeep'' \\ %f'
         recovery_target_lsn = '0/3000028'
         archive_command = 'new'
         ");
         let again = new.apply(text.as_bytes(), "20261120T195812Z-full");
         assert_eq!(String::from_utf8(again).unwrap(), text, "nothing piles up");
-        assert_eq!(settings(&[]).apply(b"", "x"), b"");
+        let none = RecoverySettings { signal: Signal::None, ..settings(&[]) };
+        assert_eq!(none.apply(b"", "x"), b"");
     }
 
     #[test]
     fn what_alter_system_has_set_may_be_left_out() {
-        let alone = RecoverySettings { alone: true, ..settings(&[("restore_command", "get")]) };
+        let alone = RecoverySettings {
+            alone: true,
+            signal: Signal::None,
+            ..settings(&[("restore_command", "get")])
+        };
         let new = alone.apply(b"archive_command = 'x'\nshared_preload_libraries = 'y'\n", "b");
         let text = String::from_utf8(new).unwrap();
         assert_eq!(text, "# Written by pgkeep, restoring backup b\nrestore_command = 'get'\n");
@@ -203,8 +239,20 @@ mod tests {
     }
 
     #[test]
-    fn targets_in_the_users_file_are_found() {
-        let conf = b"# recovery_target = ''\nrecovery_target_xid = '7'\nrecovery_target_action = 'promote'\n";
-        assert_eq!(targets_in(conf), ["recovery_target_xid"]);
+    fn places_in_the_users_file_are_found() {
+        let conf =
+            b"#hba_file = 'x'\n Data_Directory='/old/data' # here\nident_file /etc/ident # there\n\
+            hba_files = 'y'\nexternal_pid_file=\n";
+        let found = places_in(conf);
+        let found: Vec<(&str, &str)> =
+            found.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(
+            found,
+            [
+                ("data_directory", "/old/data"),
+                ("ident_file", "/etc/ident"),
+                ("external_pid_file", "")
+            ]
+        );
     }
 }

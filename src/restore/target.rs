@@ -239,14 +239,21 @@ impl Target {
     }
 
     /// Has everything written out that is still in memory, so that syncing the files one by one
-    /// finds little left to do. Proves nothing: only that tells of errors on every kernel.
-    pub fn flush(&self) {
+    /// finds little left to do. Proves nothing: only that tells of errors on every kernel. But what this tells of, that
+    /// may not any more, of a file that the kernel has forgotten in between.
+    pub fn flush(&self) -> Result<()> {
         #[cfg(target_os = "linux")]
         for root in self.tablespaces.values().chain([&self.pgdata]) {
-            if let Err(e) = rustix::fs::syncfs(&**root) {
-                tracing::debug!("syncfs: {e}");
+            use rustix::io::Errno;
+            match rustix::fs::syncfs(&**root) {
+                Ok(()) => {}
+                Err(e @ (Errno::IO | Errno::NOSPC | Errno::DQUOT)) => {
+                    return Err(self.error("write out", b"all", e.into()));
+                }
+                Err(e) => tracing::debug!("syncfs: {e}"),
             }
         }
+        Ok(())
     }
 
     /// An error about a path of the tree.

@@ -32,7 +32,7 @@ use super::{
     frames::{Work, write_files},
     guard::{Claim, Places},
     marker::{Marker, Phase},
-    settings::{AUTO_CONF, RecoverySettings, targets_in},
+    settings::{AUTO_CONF, RecoverySettings, places_in},
     target::Target,
     tree::{Tree, read_tree},
     windows::{CONTROL_FILE_HELD_BACK, written_as},
@@ -220,7 +220,7 @@ impl Writer {
             end: self.record.stop_lsn,
         };
         manifest.finish(&[range]).context(Kind::Local, || "write backup_manifest")?;
-        self.warn_of_targets(&target)?;
+        self.warn_of_places(&target)?;
 
         self.progress.step("syncing");
         self.sync(&target, &tree)?;
@@ -284,23 +284,27 @@ impl Writer {
         Ok((old.is_some() || !new.is_empty()).then(|| format_tablespace_map(&new)))
     }
 
-    /// A recovery target in the user's own configuration file collides with ours, and isn't ours to
-    /// remove.
-    fn warn_of_targets(&self, target: &Target) -> Result<()> {
+    /// What the user's own configuration file leads to, and `postgresql.auto.conf` can't take back.
+    fn warn_of_places(&self, target: &Target) -> Result<()> {
         let conf = target.read(b"postgresql.conf")?.unwrap_or_default();
-        for name in targets_in(&conf) {
-            if !self.settings.lines.iter().any(|(ours, _)| *ours == name) {
-                self.progress.warn(&format!(
-                    "postgresql.conf sets {name}; remove that before you start the server"
-                ));
+        for (name, value) in places_in(&conf) {
+            if Path::new(&value).starts_with(&self.places.pgdata) {
+                continue;
             }
+            let then = match name.as_str() {
+                "data_directory" => "the server would start there, and not in what was restored",
+                _ => "the server would use that, which may be the original's",
+            };
+            self.progress.warn(&format!(
+                "postgresql.conf sets {name} to {value:?}: {then}; change it first"
+            ));
         }
         Ok(())
     }
 
     /// Gives everything its permissions and makes it durable.
     fn sync(&self, target: &Target, tree: &Tree) -> Result<()> {
-        target.flush();
+        target.flush()?;
         let next = AtomicUsize::new(0);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
         let sync_next = || -> Result<bool> {

@@ -169,10 +169,11 @@ pub async fn still_holds(
     finding: &Finding,
 ) -> Result<bool> {
     // Of the folder of a backup that was deleted meanwhile things go, whatever state they are in.
-    let ids: BTreeSet<&BackupId> = match finding.loss.backups.is_empty() {
-        true => finding.folder.iter().collect(),
-        false => finding.loss.backups.iter().collect(),
-    };
+    let mut ids: BTreeSet<&BackupId> =
+        finding.loss.backups.iter().chain(&finding.touches).collect();
+    if ids.is_empty() {
+        ids.extend(&finding.folder);
+    }
     let mut any = ids.is_empty();
     for id in ids {
         any = any || is_there(repository, layout, id).await?;

@@ -5,7 +5,7 @@ use std::fs;
 use pgkeep::{
     archive::{Got, Stored},
     error::Kind,
-    postgres::SegmentName,
+    postgres::{SegmentName, WalFile},
 };
 
 use super::{Keeper, reset_wal, run, system, wal};
@@ -127,6 +127,25 @@ fn two_promotions_leave_two_partials_and_one_new_timeline() {
     let whole = fs::read(wal(&fork.primary, &fork.segment)).unwrap();
     assert_ne!(whole, long);
     assert_eq!(keeper.served(&fork.segment), whole);
+}
+
+/// Two servers that took the same timeline's number at different places. What the one has written is under names that
+/// the other hasn't reached yet, and its history was never offered.
+#[test]
+fn a_segment_of_another_history_is_a_conflict_whatever_its_name() {
+    let fork = fork("00000001");
+    let keeper = Keeper::new(&fork.primary, &["main"]);
+    keeper.pushed(&fork.first, &fork.history);
+    assert_eq!(keeper.pushed(&fork.first, &fork.begun), [Stored::New], "it is the one known");
+    let number = u64::from_str_radix(&fork.begun[16..], 16).unwrap();
+    let later = format!("{}{:08X}", &fork.begun[..16], number + 1);
+    fork.second.sql("CREATE TABLE more AS SELECT generate_series(1, 20000) AS n");
+    fork.second.switch_wal();
+    let e = keeper.push(&wal(&fork.second, &later)).unwrap_err();
+    assert_eq!(e.kind(), Kind::Conflict, "{e}");
+    assert!(e.to_string().contains(&fork.history), "{e}");
+    let store = keeper.store("main", &fork.primary);
+    assert!(!run(store.has(WalFile::Segment(later.parse().unwrap()))).unwrap());
 }
 
 #[test]

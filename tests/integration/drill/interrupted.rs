@@ -35,7 +35,7 @@ fn an_interrupted_drill_leaves_nothing_behind() {
     };
     interrupt(Signal::INT, "files are being written", &|| there("data/base"));
     interrupt(Signal::TERM, "the server has begun", &|| there("data/postmaster.pid"));
-    interrupt(Signal::INT, "the server has said something", &|| there("server.log"));
+    interrupt(Signal::HUP, "the server has said something", &|| there("server.log"));
     interrupt(Signal::TERM, "a query is asked", &|| {
         let log = home().and_then(|home| std::fs::read_to_string(home.join("server.log")).ok());
         let open = log.is_some_and(|log| log.contains("ready to accept connections"));
