@@ -173,7 +173,7 @@ impl Restore {
             settings.threads,
             runtime::until_signal(async {
                 let mut opened = Vec::with_capacity(repositories.len());
-                let mut failed = None;
+                let (mut failed, mut unopened) = (None, Vec::new());
                 for repository in &repositories {
                     match repo::open::open(repository).await {
                         Ok(repository) => opened.push(repository),
@@ -182,13 +182,22 @@ impl Restore {
                                 progress.warn(&format!("{e}; trying the other repositories"));
                             }
                             failed = Some(e);
+                            unopened.push(repository.name.as_str());
                         }
                     }
                 }
-                match failed {
-                    Some(e) if opened.is_empty() => Err(e),
-                    _ => restore(&opened, cluster, &request, progress).await,
+                if let Some(e) = failed.filter(|_| opened.is_empty()) {
+                    return Err(e);
                 }
+                let report = restore(&opened, cluster, &request, progress.clone()).await?;
+                if !unopened.is_empty() {
+                    progress.warn(&format!(
+                        "the server asks all repositories for WAL, and its recovery won't end before {} can be opened; \
+                         restore with --repo to have it ask another one alone",
+                        unopened.join(", ")
+                    ));
+                }
+                Ok(report)
             }),
         )?;
         global.output.done("the restore is complete", &report, || text(&report));

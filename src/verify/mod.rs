@@ -50,7 +50,7 @@ pub use tree::MOST as BLOCKS_AT_ONCE;
 
 use crate::{
     config::RepositorySettings,
-    error::{Error, Kind, Result},
+    error::{Context, Error, Kind, Result},
     progress::Progress,
     repo::{
         BackupId, Repository, SystemId,
@@ -60,7 +60,7 @@ use crate::{
         open,
         record::BackupRecord,
     },
-    storage::Listed,
+    storage::{Listed, ObjectName},
 };
 
 /// What is to be verified, and how.
@@ -202,6 +202,7 @@ impl Run<'_> {
                 by_system.entry(*system).or_default();
             }
             self.strangers();
+            self.unknown_cluster()?;
         }
         for (system, backups) in by_system {
             if !self.survey.systems.contains(&system) {
@@ -217,6 +218,21 @@ impl Run<'_> {
 
     fn strangers(&mut self) {
         self.done.findings.extend(self.survey.strangers.iter().map(stranger));
+    }
+
+    /// A name that is misspelt finds nothing wrong, for ever.
+    fn unknown_cluster(&mut self) -> Result<()> {
+        let others: Vec<&str> = self.survey.other_clusters.iter().map(String::as_str).collect();
+        if self.survey.is_empty() && !others.is_empty() {
+            let cluster = self.layout.cluster();
+            let name = ObjectName::new(format!("clusters/{cluster}"))
+                .context(Kind::Internal, || "name a cluster's objects")?;
+            let text = format!("there is nothing of cluster {cluster} in this repository");
+            let hint =
+                format!("is the cluster's name right? There is something of {}", others.join(", "));
+            self.done.findings.push(Finding::missing(&name, text).hint(hint));
+        }
+        Ok(())
     }
 
     fn unregistered(&mut self, system: SystemId) {

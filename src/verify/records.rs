@@ -168,7 +168,7 @@ impl Stretch {
                     .costs(loss)
                     .hint("it is as the server archived it; take a backup, so that later moments don't need it"),
             );
-        } else if found.head_known == told.head_known && found != told {
+        } else if found.head_known == told.head_known && !told.fits(found) {
             let text = "what it says of its records isn't what is in them";
             done.findings.push(
                 Finding::of(ProblemKind::Inconsistent, object, text).costs(loss).hint(

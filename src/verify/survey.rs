@@ -46,6 +46,8 @@ pub struct Survey {
     pub sealed: Vec<(Named, Listed)>,
     /// Objects that aren't sealed, but for `repo.json`.
     pub plain: Vec<(Named, Listed)>,
+    /// The names of other clusters that have something here.
+    pub other_clusters: BTreeSet<String>,
     /// Objects whose names say nothing.
     pub strangers: Vec<Listed>,
 }
@@ -68,6 +70,11 @@ impl Survey {
         }
     }
 
+    /// Whether there is nothing of the cluster.
+    pub fn is_empty(&self) -> bool {
+        self.folders.is_empty() && self.wal.is_empty() && self.systems.is_empty()
+    }
+
     /// Takes an object. The name after which to go on, where all of a folder is left out.
     fn add(
         &mut self,
@@ -84,6 +91,7 @@ impl Survey {
             Some(Named::OtherCluster) => {
                 let name = object.name.as_str();
                 let cluster = name.split('/').nth(1).unwrap_or_default();
+                self.other_clusters.insert(cluster.to_owned());
                 return Some(behind(&format!("clusters/{cluster}/")));
             }
             Some(Named::Pack(id, pack)) => {

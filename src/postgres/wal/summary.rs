@@ -123,6 +123,12 @@ impl SegmentSummary {
         }
     }
 
+    /// Whether this, which was stored, says what was `found` in the segment, as far as it was told then.
+    pub fn fits(&self, found: &SegmentSummary) -> bool {
+        let makes_tablespace = self.makes_tablespace.or(found.makes_tablespace);
+        SegmentSummary { makes_tablespace, ..self.clone() } == *found
+    }
+
     /// Whether it is certain that no record that ends in here makes a tablespace.
     pub fn makes_no_tablespace(&self) -> bool {
         self.parsed && self.head_known && self.makes_tablespace == Some(false)

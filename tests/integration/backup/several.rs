@@ -174,6 +174,7 @@ fn a_restore_goes_on_past_one_that_cant_be_reached() {
     let arguments = ["restore", "--archive-mode", "off", "--target-immediate", "--pgdata", &path];
     let output = pgkeep.ok(arguments);
     assert!(output.stderr.contains("trying the other repositories"), "{output}");
+    assert!(output.stderr.contains("its recovery won't end before"), "{output}");
     // It pauses at its target, and every segment up to there comes from the other one.
     let mut restored = Cluster::at(&place, 15);
     restored.start();

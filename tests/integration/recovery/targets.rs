@@ -1,7 +1,7 @@
 //! Every kind of target brings exactly the rows that had committed by then.
 
 use super::Site;
-use crate::support::{Cluster, Stop, install, on_each_version};
+use crate::support::{Cluster, Stop, install, on_each_version, scratch};
 
 on_each_version!(each_target_brings_what_had_committed_by_then);
 on_each_version!(an_idle_cluster_restores_at_once);
@@ -9,6 +9,10 @@ on_each_version!(an_idle_cluster_restores_at_once);
 fn each_target_brings_what_had_committed_by_then(version: u32) {
     let site = Site::new(version);
     let original = &site.cluster;
+    // A target of the original's own, where nobody looks for it. A server takes one only.
+    original.conf("include_if_exists = 'targets.conf'");
+    let targets = "recovery_target_xid = '3'\nrecovery_target_inclusive = off\n";
+    scratch::write(&original.pgdata().join("targets.conf"), targets);
     original.make_table("t", 2_000);
     original.sql("CREATE INDEX ON t (filler)");
     let at_backup = original.digest("t");

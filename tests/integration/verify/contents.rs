@@ -10,6 +10,7 @@ use pgkeep::{
         manifest::Manifest,
         record::{BackupRecord, BadPage},
         sealed::{SealedWriter, put_sealed},
+        tombstone::mark_deleted,
         tree::{BLOCK, BackupTable},
         wal::{StoredSummary, WAL_FRAME, WalObject, WalStore},
     },
@@ -129,6 +130,28 @@ fn pages_with_a_wrong_checksum_are_told_unless_they_were_known_or_may_be_torn() 
             let noticed = report.notices.iter().any(|n| n.text.contains("as was known"));
             assert_eq!(noticed, matches!(case, "known" | "more than are named"), "{case}");
         }
+    });
+}
+
+/// The pack stays, as the next backup uses it.
+#[test]
+fn a_wrong_checksum_is_told_when_the_backup_that_read_the_page_is_deleted() {
+    runtime().block_on(async {
+        let scratch = Scratch::new("pages");
+        let (repository, layout) = new_repository(&scratch.path().join("r"), true).await;
+        let (at, mut table) = ((&repository, &layout), BackupTable::default());
+        let mut files = files();
+        files.files.get_mut("base/5/16384").unwrap().bytes[4 * BLOCK + 5000] ^= 1;
+        let with_checksums = |record: &mut BackupRecord| record.data_checksums = true;
+        let full = store_as(at, FULL, &files, &[], None, &mut table, with_checksums).await;
+        files.put("base/5/16385", page_of(1, 0));
+        store_as(at, NEXT, &files, &[], Some(&full), &mut table, with_checksums).await;
+        mark_deleted(&repository, &layout, &FULL.parse().unwrap()).await.unwrap();
+        let report = contents(&repository, &layout).await;
+        let bad: Vec<_> =
+            report.problems.iter().filter(|p| p.kind == ProblemKind::PageChecksum).collect();
+        assert_eq!(bad.len(), 1, "{report:#?}");
+        assert_eq!(bad[0].backups.iter().map(|id| id.as_str()).collect::<Vec<_>>(), [NEXT]);
     });
 }
 

@@ -251,6 +251,13 @@ fn what_people_and_ci_systems_see(site: &Site) {
     assert!(xml.contains("tests=\"7\" failures=\"1\" errors=\"0\""), "{xml}");
     let case = xml.split("<testcase").find(|case| case.contains("timeline 1\"")).unwrap();
     assert!(case.contains("<failure type=\"missing\"") && case.contains(&gap.name), "{xml}");
+    // Of a cluster of which there is nothing, nothing is wrong either.
+    site.pgkeep.add("[cluster.mian]\nconninfo = \"host=/nowhere\"");
+    let misspelt = site.pgkeep.run(["--cluster", "mian", "verify"]);
+    assert_eq!(misspelt.code, 1, "{misspelt}");
+    assert!(misspelt.stdout.contains("there is nothing of cluster mian in this"), "{misspelt}");
+    assert!(misspelt.stdout.contains("There is something of main"), "{misspelt}");
+    site.pgkeep.edit(|text| text.replace("[cluster.mian]\nconninfo = \"host=/nowhere\"", ""));
     let nowhere = site.pgkeep.fails(["verify", "--junit", "/nowhere/verify.xml"]);
     assert_eq!(nowhere.code, 10, "{nowhere}");
 }
