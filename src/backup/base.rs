@@ -13,6 +13,7 @@ use crate::{
         layout::ClusterLayout,
         manifest::Manifest,
         pack::PackReader,
+        record::{BadPage, BadPages},
         tree::{
             BLOCK, BackupTable, Block, Extent, FileDigest, FileKind, FileMap, PackedEntry,
             first_block, leaf_len, position,
@@ -29,6 +30,8 @@ pub struct Base<F = PackReader> {
     entries: Vec<BaseEntry>,
     /// The file leaves they are in, in the same order.
     leaves: Vec<BaseLeaf>,
+    /// Pages that had a wrong checksum when it was taken.
+    bad_pages: BadPages,
 }
 
 struct BaseEntry {
@@ -88,6 +91,23 @@ impl Base {
 }
 
 impl<F: ReadFrames> Base<F> {
+    /// The same, of which it is known that these pages have a wrong checksum.
+    #[must_use]
+    pub fn with_bad_pages(self, bad_pages: BadPages) -> Self {
+        Base { bad_pages, ..self }
+    }
+
+    /// Which of these pages of a file are known to have a wrong checksum.
+    pub fn bad_pages(&self, path: &[u8], pages: Range<u64>) -> Vec<BadPage> {
+        let here = |bad: &&BadPage| bad.path.as_bytes() == path && pages.contains(&bad.page);
+        self.bad_pages.pages.iter().filter(here).cloned().collect()
+    }
+
+    /// How many pages have a wrong checksum of which it isn't known which.
+    pub fn unnamed_bad_pages(&self) -> u64 {
+        self.bad_pages.count.saturating_sub(self.bad_pages.pages.len() as u64)
+    }
+
     /// Reads the tree of the backup `id` with these file leaves. The table beside them is what the
     /// backup numbers in them mean, and doesn't matter any more then.
     pub async fn of(
@@ -98,7 +118,8 @@ impl<F: ReadFrames> Base<F> {
     ) -> Result<Self> {
         let numbers: Vec<u32> = own.iter().map(|backup| table.number(backup)).collect();
         let reader = TreeReader::new(packs);
-        let mut base = Base { id: id.clone(), reader, entries: Vec::new(), leaves: Vec::new() };
+        let (entries, leaves_of, bad_pages) = (Vec::new(), Vec::new(), BadPages::default());
+        let mut base = Base { id: id.clone(), reader, entries, leaves: leaves_of, bad_pages };
         for mut extent in leaves {
             let number = numbers.get(extent.place.backup as usize);
             extent.place.backup = *number.ok_or_else(|| base.broken("a file leaf"))?;

@@ -205,7 +205,8 @@ impl Lane {
             Some(record) => Some(
                 Base::read(&self.repository, &self.layout, &record.id, &mut table)
                     .await
-                    .map_err(|e| e.while_doing(format!("read the base backup {}", record.id)))?,
+                    .map_err(|e| e.while_doing(format!("read the base backup {}", record.id)))?
+                    .with_bad_pages(record.bad_pages.clone()),
             ),
         };
         self.base = Some((base, table));

@@ -412,8 +412,10 @@ impl<'a> Run<'a> {
             let Some(mut stored) = lane.take_stored() else { continue };
             // What the server read twice and found good was only being written.
             let suspects = std::mem::take(&mut stored.tree.suspects);
-            let bad_pages = if end.checksum_failures { suspects } else { BadPages::default() };
-            if end.checksum_failures && !std::mem::replace(&mut told, true) {
+            let mut bad_pages = if end.checksum_failures { suspects } else { BadPages::default() };
+            // The server reads only what changed, and says nothing of the others.
+            bad_pages.add(std::mem::take(&mut stored.tree.inherited));
+            if bad_pages.count > 0 && !std::mem::replace(&mut told, true) {
                 warn_of(&bad_pages, self.progress.as_ref());
             }
             self.progress.step(&format!("committing to repository {}", lane.repository.name()));

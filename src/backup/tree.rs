@@ -30,9 +30,6 @@ use crate::{
     },
 };
 
-/// How many bad pages are named.
-const NAMED_PAGES: usize = 100;
-
 /// How many bytes of entries a file leaf has at most, so that its frame stays small.
 const LEAF_BYTES: usize = 1 << 20;
 
@@ -90,6 +87,8 @@ pub struct Tree {
     pub changed: u64,
     /// Pages whose checksum was wrong in the stream.
     pub suspects: BadPages,
+    /// Pages whose checksum was wrong in the base's, and which are the base's.
+    pub inherited: BadPages,
 }
 
 /// Builds a tree. Blocks and leaves are put into frames here; whoever drives it stores them.
@@ -109,6 +108,9 @@ pub struct TreeBuilder<F = PackReader> {
     bytes: u64,
     changed: u64,
     suspects: BadPages,
+    inherited: BadPages,
+    /// How many there may be among those of the base's of which nobody knows which they are.
+    unnamed: u64,
 }
 
 impl TreeBuilder {
@@ -139,6 +141,8 @@ impl<F: ReadFrames> TreeBuilder<F> {
             bytes: 0,
             changed: 0,
             suspects: BadPages::default(),
+            inherited: BadPages::default(),
+            unnamed: 0,
         }
     }
 
@@ -259,6 +263,11 @@ impl<F: ReadFrames> TreeBuilder<F> {
             let message = format!("the server sent changes of {path}, which the base doesn't have");
             Error::new(Kind::Postgres, message)
         })?;
+        if let Some(base) = &self.base {
+            let pages = base.bad_pages(&file.path, file.count..file.count.saturating_add(count));
+            self.inherited.add(BadPages { count: pages.len() as u64, pages });
+            self.unnamed = base.unnamed_bad_pages();
+        }
         if file.count == 0 && before.size == file.size && count == block_count(file.size) {
             // Its map needn't be read.
             file.count = count;
@@ -332,10 +341,10 @@ impl<F: ReadFrames> TreeBuilder<F> {
 
     /// Notes the next block of the open file as one with a wrong checksum.
     fn suspect(&mut self) {
-        self.suspects.count += 1;
-        if let (Some(file), true) = (&self.file, self.suspects.pages.len() < NAMED_PAGES) {
+        if let Some(file) = &self.file {
             let path = String::from_utf8_lossy(&file.path).into_owned();
-            self.suspects.pages.push(BadPage { path, page: file.count });
+            let page = BadPage { path, page: file.count };
+            self.suspects.add(BadPages { count: 1, pages: vec![page] });
         }
     }
 
@@ -419,6 +428,8 @@ impl<F: ReadFrames> TreeBuilder<F> {
             references.push(Reference { backup, pack, live });
         }
         references.sort_unstable();
+        let mut inherited = self.inherited;
+        inherited.count += self.unnamed;
         let tree = Tree {
             leaves,
             table: self.table,
@@ -428,6 +439,7 @@ impl<F: ReadFrames> TreeBuilder<F> {
             bytes: self.bytes,
             changed: self.changed,
             suspects: self.suspects,
+            inherited,
         };
         Ok((tree, self.full))
     }

@@ -116,6 +116,9 @@ pub enum Source {
     Standby,
 }
 
+/// How many bad pages are named.
+const NAMED_PAGES: usize = 100;
+
 /// Pages with a wrong checksum: how many, and the first of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadPages {
@@ -123,6 +126,15 @@ pub struct BadPages {
     pub count: u64,
     /// The first hundred.
     pub pages: Vec<BadPage>,
+}
+
+impl BadPages {
+    /// Adds others.
+    pub fn add(&mut self, others: BadPages) {
+        self.count += others.count;
+        let room = NAMED_PAGES.saturating_sub(self.pages.len());
+        self.pages.extend(others.pages.into_iter().take(room));
+    }
 }
 
 /// A page with a wrong checksum.

@@ -17,7 +17,11 @@ use super::{
 use crate::{
     error::Result,
     repo::{
-        BackupId, Repository, lease::Lease, named::Named, record::BackupRecord, tree::BlockHasher,
+        BackupId, Repository,
+        lease::Lease,
+        named::Named,
+        record::{BackupRecord, BadPages},
+        tree::BlockHasher,
     },
     storage::{Listed, Range},
 };
@@ -186,8 +190,16 @@ impl Run<'_> {
 
     /// Pages whose checksum is wrong: known from the backup, or not.
     fn tell_pages(&mut self, pack: &ReadPack, id: &BackupId, used: &[Used]) {
-        let known = self.record(id).map(|record| record.bad_pages.clone()).unwrap_or_default();
-        let unnamed = known.count > known.pages.len() as u64;
+        // What the backup knew that stored them, or one that uses them and knew it from there.
+        let known: Vec<&BadPages> = used
+            .iter()
+            .map(|used| &used.backup)
+            .chain([id])
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .filter_map(|id| self.record(id).map(|record| &record.bad_pages))
+            .collect();
+        let unnamed = known.iter().any(|known| known.count > known.pages.len() as u64);
         let (mut first, mut count, mut touches) = (None, 0u64, BTreeSet::new());
         let mut recorded = 0u64;
         for wanted in &pack.wrong.pages {
@@ -195,7 +207,8 @@ impl Run<'_> {
                 used.iter().filter(|used| used.place == wanted.place).collect();
             let is_known = unnamed
                 || of_page.iter().any(|used| {
-                    known.pages.iter().any(|page| page.path == used.path && page.page == used.block)
+                    let mut pages = known.iter().flat_map(|known| &known.pages);
+                    pages.any(|page| page.path == used.path && page.page == used.block)
                 });
             if is_known {
                 recorded += 1;

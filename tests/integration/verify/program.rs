@@ -330,6 +330,19 @@ fn pages_that_were_known_to_be_bad_are_no_problem() {
     let output = pgkeep.ok(["verify", "--level", "full"]);
     assert!(output.stdout.contains("1 page in it has a wrong checksum, as was known"), "{output}");
     assert!(output.stdout.contains(&format!("page 2 of {path}")), "{output}");
+
+    // The server sends only what changed, and says nothing of this page any more; nor does a record that is gone.
+    cluster.sql("ALTER SYSTEM SET summarize_wal = on");
+    cluster.reload();
+    let full = pgkeep.json(["backup", "--type", "full"]);
+    cluster.sql("CREATE TABLE other AS SELECT generate_series(1, 1000) AS n");
+    let next = pgkeep.json(["backup", "--type", "incr"])["backups"][0]["backup"].take();
+    assert_eq!((&next["way"], &next["bad-pages"]), (&"summaries".into(), bad), "{next:#}");
+    for older in [&taken, &full] {
+        pgkeep.ok(["delete", id(&older["backups"][0]["backup"])]);
+    }
+    let output = pgkeep.ok(["verify", "--level", "full"]);
+    assert!(output.stdout.contains("1 page in it has a wrong checksum, as was known"), "{output}");
 }
 
 /// Where the server overwrites, names hold checksums, and two contents of one segment can be there.
