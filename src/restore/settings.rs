@@ -119,9 +119,12 @@ impl RecoverySettings {
             out.push(b'\n');
         }
         if !self.lines.is_empty() || self.signal != Signal::None {
-            out.extend_from_slice(format!("{COMMENT} {backup}\n").as_bytes());
+            out.extend_from_slice(
+                format!("{COMMENT} {backup}; it wins over postgresql.conf\n").as_bytes(),
+            );
         }
-        // Before the one that is set (`guc_hooks.h`: each that comes says what the target is): `postgresql.conf`, or what it
+        // Before the one that is set, as each that comes says anew what the target is (`assign_recovery_target` and its
+        // like, in `xlogrecovery.c` since 16): `postgresql.conf`, or what it
         // includes, may set another one.
         let is_ours = |name: &str| self.lines.iter().any(|(ours, _)| ours == name);
         if self.signal != Signal::None {
@@ -202,7 +205,7 @@ mod tests {
         # restore_command = 'a comment'
         archive_mode = 'on'
         recovery_init_sync_method = 'fsync'
-        # Written by pgkeep, restoring backup 20261120T195812Z-full
+        # Written by pgkeep, restoring backup 20261120T195812Z-full; it wins over postgresql.conf
         recovery_target = ''
         recovery_target_name = ''
         recovery_target_time = ''
@@ -226,7 +229,8 @@ mod tests {
         };
         let new = alone.apply(b"archive_command = 'x'\nshared_preload_libraries = 'y'\n", "b");
         let text = String::from_utf8(new).unwrap();
-        assert_eq!(text, "# Written by pgkeep, restoring backup b\nrestore_command = 'get'\n");
+        let comment = "# Written by pgkeep, restoring backup b; it wins over postgresql.conf";
+        assert_eq!(text, format!("{comment}\nrestore_command = 'get'\n"));
     }
 
     #[test]
