@@ -16,7 +16,9 @@ use super::keep::is_outage;
 use crate::{error::Result, repo::wal::WalStore};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Where commits wait for the stream, they wait for so long after a disk has room again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Of each repository that has stored nothing since it held up the others: when it is looked for again.
 /// Clones are the same.
@@ -92,7 +94,7 @@ mod tests {
             now += pause;
             assert_eq!(setbacks.pause_at("a", now), Duration::ZERO);
         }
-        assert_eq!(pauses, [0, 10, 20, 40, 80, 160, 300, 300, 300]);
+        assert_eq!(pauses, [0, 10, 20, 40, 60, 60, 60, 60, 60]);
         assert_eq!(setbacks.pause_at("b", now), Duration::ZERO, "another one has no part in it");
         setbacks.clone().is_over("a");
         setbacks.met_at("a", now);
