@@ -128,19 +128,25 @@ pub async fn fetch_ahead(
     spool.drop_all_but(&[]);
     let layout = ClusterLayout::new(&cluster.name)?;
     let mut stores = Vec::with_capacity(repositories.len());
+    let mut failure = None;
     for settings in repositories {
         // What one repository doesn't say, get will ask for itself; what another one has is served meanwhile.
         let repository = match open(settings).await {
             Ok(repository) => repository,
             Err(e) => {
-                tracing::debug!("fetch ahead: {e}");
+                failure = Some(e);
                 continue;
             }
         };
         let store = WalStore::new(&repository, &layout, directory.system);
         stores.push((settings.name.clone(), store));
     }
-    let fetcher = Fetcher { directory: directory.into(), spool, stores: stores.into() };
+    let are_all_open = failure.is_none();
+    if let Some(e) = failure.filter(|_| stores.is_empty()) {
+        return Err(e);
+    }
+    let (directory, stores) = (directory.into(), stores.into());
+    let fetcher = Fetcher { directory, spool, stores, are_all_open };
     let result = fetcher.run().await;
     fetcher.spool.drop_all_but(&[]);
     result
@@ -153,6 +159,7 @@ struct Fetcher {
     directory: Arc<DataDirectory>,
     spool: Spool,
     stores: Arc<[(String, WalStore)]>,
+    are_all_open: bool,
 }
 
 impl Fetcher {
@@ -198,6 +205,10 @@ impl Fetcher {
             // What can't be fetched is told by the get that asks for it.
             if !matches!(is_there, Ok(true)) {
                 self.spool.give_up(segment);
+                // Another one may have it. The process that the next get begins tries to open it anew.
+                if !self.are_all_open {
+                    return Ok(());
+                }
                 end = Some(end.map_or(segment, |end| end.min(segment)));
             }
         }

@@ -178,11 +178,19 @@ async fn store_history(
     let stored =
         async { store_in_all(&mut Source::open(&beside, file, directory)?, &targets).await };
     let doing = format!("store {} first", timeline.history_file());
-    let mut results = match stored.await {
-        Ok(results) => results,
-        Err(e) => targets.iter().map(|_| Err(Error::new(e.kind(), e.to_string()))).collect(),
+    let mut results = Vec::with_capacity(targets.len());
+    match stored.await {
+        Ok(stored) => results.extend(stored.into_iter().map(|stored| stored.map(drop))),
+        // It can't be read here. Where it is there, that is no reason to store nothing.
+        Err(e) => {
+            for store in &targets {
+                let is_there = matches!(store.has(file).await, Ok(true));
+                let lacking = || Err(Error::new(e.kind(), e.to_string()));
+                results.push(if is_there { Ok(()) } else { lacking() });
+            }
+        }
     }
-    .into_iter();
+    let mut results = results.into_iter();
     for store in stores.iter_mut().filter(|store| store.is_ok()) {
         if let Err(e) = results.next().unwrap_or_else(|| Err(lost_result())) {
             *store = Err(e.while_doing(&doing));

@@ -5,16 +5,19 @@
 //! own, and the files in it are written to.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
-    path::Path,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
 };
 
 use super::data_directory::DataDirectory;
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
-        SegmentName, SegmentSize, WalFile,
+        Lsn, SegmentName, SegmentSize, WalFile,
+        backup_label::{BackupLabel, TABLESPACE_MAP, parse_tablespace_map},
         wal::{Event, RecordHead, SegmentScanner, trailing_head},
     },
     repo::wal::REFUSES_TABLESPACE,
@@ -59,7 +62,8 @@ pub fn check(
             }
         });
     }
-    for (start, oid, path) in made {
+    let begin = replay_begins(directory).context(Kind::Local, what)?;
+    for (start, oid, path) in made.into_iter().filter(|(start, ..)| *start >= begin) {
         let is_refused = refused == Tablespaces::New
             || is_anothers(Path::new(&path), directory).context(Kind::Local, || path.clone())?;
         if is_refused {
@@ -73,13 +77,23 @@ pub fn check(
                          restore that one with --tablespace-map {path}=..."
                     ))
                     .hint(format!(
-                        "where no server has them any more: remove what is in {path}, and start again"
+                        "where no server has them any more, this one neither: remove what is in {path}, and start again"
                     )),
                 _ => error,
             });
         }
     }
     Ok(())
+}
+
+/// Where replay begins, or goes on: records before that are never replayed.
+fn replay_begins(directory: &DataDirectory) -> io::Result<Lsn> {
+    // Until the server has begun to recover from a backup, its label says it, and then the control file.
+    match fs::read(directory.path.join("backup_label")) {
+        Ok(label) => Ok(BackupLabel::parse(&label).map_or(Lsn::INVALID, |label| label.start_lsn)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(directory.control.redo),
+        Err(e) => Err(e),
+    }
 }
 
 /// Whether a tablespace at `path` would be in the midst of files that aren't this server's: of one of the same version,
@@ -98,13 +112,14 @@ fn is_anothers(path: &Path, directory: &DataDirectory) -> io::Result<bool> {
     }
     let place = fs::canonicalize(path)?;
     // One that is dropped before the new one is made may be there still: replay is behind what is handed over.
-    let own = fs::read_dir(directory.path.join("pg_tblspc"))?;
-    for link in own {
-        if fs::canonicalize(link?.path()).is_ok_and(|own| own == place) {
-            return Ok(false);
-        }
+    let links = fs::read_dir(directory.path.join("pg_tblspc"))?;
+    let mut own: Vec<PathBuf> = links.map(|link| Ok(link?.path())).collect::<io::Result<_>>()?;
+    // Those of a backup that another tool has restored are links only when the first segments are there.
+    if let Ok(map) = fs::read(directory.path.join(TABLESPACE_MAP)) {
+        let mapped = parse_tablespace_map(&map).unwrap_or_default();
+        own.extend(mapped.into_iter().map(|link| OsString::from_vec(link.path).into()));
     }
-    Ok(true)
+    Ok(!own.into_iter().any(|own| fs::canonicalize(own).is_ok_and(|own| own == place)))
 }
 
 /// The unfinished record at the end of the segment before, if that is here.

@@ -103,11 +103,6 @@ impl<F: ReadFrames> Base<F> {
         self.bad_pages.pages.iter().filter(here).cloned().collect()
     }
 
-    /// How many pages have a wrong checksum of which it isn't known which.
-    pub fn unnamed_bad_pages(&self) -> u64 {
-        self.bad_pages.count.saturating_sub(self.bad_pages.pages.len() as u64)
-    }
-
     /// Reads the tree of the backup `id` with these file leaves. The table beside them is what the
     /// backup numbers in them mean, and doesn't matter any more then.
     pub async fn of(

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 
 use super::{
-    server::Facts,
+    server::{Facts, ONE_SERVER},
     source::{Fed, FileSink, Source, SourceEnd},
 };
 use crate::{
@@ -307,9 +307,7 @@ fn check_sender(label: &[u8], is_standby: bool) -> Result<()> {
         false => ("primary", "standby"),
     };
     let what = format!("a {sends} sends the backup, and a {asked} was asked about it");
-    Err(Error::new(Kind::Postgres, what).hint(
-        "conninfo leads to several servers: name one of them, or say which with target_session_attrs",
-    ))
+    Err(Error::new(Kind::Postgres, what).hint(ONE_SERVER))
 }
 
 impl Archive {

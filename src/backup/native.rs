@@ -7,7 +7,10 @@
 //! until the backup begins, it is looked at again then. When the server can't, or can't be trusted to,
 //! there is a reason, and everything is sent and compared.
 
-use super::{base::Base, server::Server};
+use super::{
+    base::Base,
+    server::{ONE_SERVER, Server},
+};
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
@@ -67,22 +70,22 @@ pub async fn offer(
     }
 }
 
-/// What there is against an offer when the backup over `record` has begun, at `begun`: that more was cut off
-/// until then than the offer knew of. The server that begins it has summarized all WAL up to there; one that
-/// hasn't is another one, and what it says is of no use.
-pub async fn doubt(
+/// Whether nothing was cut off between an offer and the beginning of the backup over `record`, at `begun`, but what
+/// the offer knew of. The server that begins it has summarized all WAL up to there. One that hasn't is another one, an
+/// error: what it says is of no use.
+pub async fn holds(
     server: &mut Server,
     record: &BackupRecord,
     known: &CutOff,
     begun: Lsn,
-) -> Result<Option<&'static str>> {
+) -> Result<bool> {
     if server.summarized().await? < begun {
-        return Ok(Some("the server that is asked isn't the one that sends the backup"));
+        let what = "the server that is asked isn't the one that sends the backup";
+        return Err(Error::new(Kind::Postgres, what).hint(ONE_SERVER));
     }
     let now = server.cut_off_since(record.timeline, record.start_lsn).await;
     let now = now.map_err(|e| Error::of_server("ask the server for its WAL summaries", e))?;
-    let holds = known.includes(&now, server.facts.segment_blocks);
-    Ok((!holds).then_some("a relation was made shorter before the checkpoint"))
+    Ok(known.includes(&now, server.facts.segment_blocks))
 }
 
 /// Which files have to come whole.

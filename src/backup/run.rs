@@ -160,8 +160,10 @@ impl<'a> Run<'a> {
                 }
                 (Ok(stream), Some(base), Some(cut_off)) => {
                     let begun = stream.start_lsn();
-                    if let Some(why) = native::doubt(&mut server, base, &cut_off, begun).await? {
-                        self.progress.step(&format!("beginning again: {why}"));
+                    if !native::holds(&mut server, base, &cut_off, begun).await? {
+                        self.progress.step(
+                            "beginning again: a relation was made shorter before the checkpoint",
+                        );
                         // In the midst of a backup there is no other way to end it.
                         drop(stream);
                         client = connect(&conninfo, Mode::Replication).await?;

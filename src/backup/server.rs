@@ -29,6 +29,10 @@ pub struct Server {
     pub facts: Facts,
 }
 
+/// What to do where two connections came to two servers.
+pub const ONE_SERVER: &str =
+    "conninfo leads to several servers: name one of them, or say which with target_session_attrs";
+
 /// What a backup has to know of the server.
 #[derive(Debug, Clone)]
 pub struct Facts {

@@ -87,7 +87,7 @@ pub struct Tree {
     pub changed: u64,
     /// Pages whose checksum was wrong in the stream.
     pub suspects: BadPages,
-    /// Pages whose checksum was wrong in the base's, and which are the base's.
+    /// Pages whose checksum was wrong in the base, and which are the base's; of more than it names, those that it names.
     pub inherited: BadPages,
 }
 
@@ -109,8 +109,6 @@ pub struct TreeBuilder<F = PackReader> {
     changed: u64,
     suspects: BadPages,
     inherited: BadPages,
-    /// How many there may be among those of the base's of which nobody knows which they are.
-    unnamed: u64,
 }
 
 impl TreeBuilder {
@@ -142,7 +140,6 @@ impl<F: ReadFrames> TreeBuilder<F> {
             changed: 0,
             suspects: BadPages::default(),
             inherited: BadPages::default(),
-            unnamed: 0,
         }
     }
 
@@ -266,7 +263,6 @@ impl<F: ReadFrames> TreeBuilder<F> {
         if let Some(base) = &self.base {
             let pages = base.bad_pages(&file.path, file.count..file.count.saturating_add(count));
             self.inherited.add(BadPages { count: pages.len() as u64, pages });
-            self.unnamed = base.unnamed_bad_pages();
         }
         if file.count == 0 && before.size == file.size && count == block_count(file.size) {
             // Its map needn't be read.
@@ -428,8 +424,6 @@ impl<F: ReadFrames> TreeBuilder<F> {
             references.push(Reference { backup, pack, live });
         }
         references.sort_unstable();
-        let mut inherited = self.inherited;
-        inherited.count += self.unnamed;
         let tree = Tree {
             leaves,
             table: self.table,
@@ -439,7 +433,7 @@ impl<F: ReadFrames> TreeBuilder<F> {
             bytes: self.bytes,
             changed: self.changed,
             suspects: self.suspects,
-            inherited,
+            inherited: self.inherited,
         };
         Ok((tree, self.full))
     }

@@ -4,6 +4,8 @@
 //! go: two recovery targets keep a server from starting, an old `restore_command` feeds it WAL of
 //! another repository, a leftover `standby.signal` keeps it in recovery for ever.
 
+use std::collections::BTreeMap;
+
 use crate::error::{Error, Kind, Result};
 
 /// The file that `ALTER SYSTEM` writes, which wins over `postgresql.conf`.
@@ -169,7 +171,9 @@ pub fn places_in(conf: &[u8]) -> Vec<(String, String)> {
         };
         Some((name, value.unwrap_or_default().to_owned()))
     });
-    places.collect()
+    // The last one counts, and nothing is none.
+    let last: BTreeMap<String, String> = places.collect();
+    last.into_iter().filter(|(_, value)| !value.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -244,19 +248,13 @@ mod tests {
 
     #[test]
     fn places_in_the_users_file_are_found() {
-        let conf =
-            b"#hba_file = 'x'\n Data_Directory='/old/data' # here\nident_file /etc/ident # there\n\
-            hba_files = 'y'\nexternal_pid_file=\n";
+        let conf = b"#hba_file = 'x'\n Data_Directory='/old/data' # here\nident_file /etc/ident # there\n\
+            hba_files = 'y'\nexternal_pid_file='/p'\nexternal_pid_file=\nhba_file = a\nhba_file = 'b'\n";
         let found = places_in(conf);
         let found: Vec<(&str, &str)> =
             found.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-        assert_eq!(
-            found,
-            [
-                ("data_directory", "/old/data"),
-                ("ident_file", "/etc/ident"),
-                ("external_pid_file", "")
-            ]
-        );
+        let expected =
+            [("data_directory", "/old/data"), ("hba_file", "b"), ("ident_file", "/etc/ident")];
+        assert_eq!(found, expected);
     }
 }

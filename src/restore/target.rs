@@ -248,7 +248,10 @@ impl Target {
             match rustix::fs::syncfs(&**root) {
                 Ok(()) => {}
                 Err(e @ (Errno::IO | Errno::NOSPC | Errno::DQUOT)) => {
-                    return Err(self.error("write out", b"all", e.into()));
+                    let error = self.error("write out", b"all", e.into());
+                    return Err(error.hint(
+                        "the kernel says so of the file system, and not of which file on it: run the restore again",
+                    ));
                 }
                 Err(e) => tracing::debug!("syncfs: {e}"),
             }
