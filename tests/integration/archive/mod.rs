@@ -10,6 +10,7 @@ mod process;
 mod push;
 mod servers;
 mod status;
+mod tablespaces;
 mod timelines;
 
 use std::{
