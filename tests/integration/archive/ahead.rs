@@ -10,10 +10,11 @@ use std::{
 };
 
 use pgkeep::{
-    archive::Stored,
+    archive::{Stored, data_directory::DataDirectory, proven::Proven, state::Identity},
+    config::{ClusterSettings, KeySource, Location, RepositorySettings, RetentionSettings},
     postgres::{SegmentName, SegmentSize, WalFile},
     repo::wal_floor::Floors,
-    storage::ObjectName,
+    storage::{ObjectName, s3::S3Settings},
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -24,7 +25,9 @@ use crate::support::{
     on_each_version,
     places::skipped_on_s3,
     random::Random,
-    scratch, wait_until,
+    scratch::{self, Scratch},
+    wait_until,
+    wal::data_directory,
 };
 
 /// Marks a file of `pg_wal` as one that waits to be archived.
@@ -114,6 +117,41 @@ fn a_repository_that_is_reached_gets_what_waits_while_another_one_is_not() {
 fn file_below(folder: &Path, name: &str) -> PathBuf {
     let folders = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     folders.map(|folder| folder.join(name)).find(|path| path.exists()).expect("a note")
+}
+
+/// What is durable in one place is not known to be in another of the same URL.
+#[test]
+fn a_note_says_at_which_endpoint_and_in_which_region_a_bucket_is() {
+    let scratch = Scratch::new("notes");
+    let data = data_directory(&scratch.path().join("data"));
+    let segment = data.join("pg_wal/000000010000000000000001");
+    fs::write(&segment, "content").expect("write");
+    let directory = DataDirectory::read(&data).expect("a data directory");
+    let cluster = ClusterSettings::named("main");
+    let proven = Proven::of(&scratch.path().join("state"), &directory, &cluster);
+    let file: WalFile = "000000010000000000000001".parse().expect("a segment");
+    let at = |endpoint: Option<&str>, region: Option<&str>| RepositorySettings {
+        name: "main".to_owned(),
+        location: Location::Bucket(Box::new(S3Settings {
+            endpoint: endpoint.map(str::to_owned),
+            region: region.map(str::to_owned),
+            ..S3Settings::new("bucket", "wal")
+        })),
+        key: KeySource::Unencrypted,
+        compression_level: 1,
+        retention: RetentionSettings::NONE,
+    };
+    let here = at(Some("https://one.example"), Some("a"));
+    let identity = Identity::of(&segment).expect("it is there");
+    proven.note(file, identity, &[&here]);
+    assert!(proven.has(&segment, file, &[&here]));
+    for there in [
+        at(Some("https://two.example"), Some("a")),
+        at(Some("https://one.example"), Some("b")),
+        at(None, None),
+    ] {
+        assert!(!proven.has(&segment, file, &[&there]), "{there:?}");
+    }
 }
 
 #[test]

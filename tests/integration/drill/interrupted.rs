@@ -6,7 +6,9 @@ use rustix::process::Signal;
 
 use super::{Site, names};
 use crate::support::{
+    install::command,
     objects::{ObjectKind, objects_of},
+    pgkeep::start,
     wait_until,
 };
 
@@ -23,8 +25,15 @@ fn an_interrupted_drill_leaves_nothing_behind() {
     let before = objects_of(&site.pgkeep.repository(), ObjectKind::Drill).len();
     let home = || names(&site.place).first().map(|name| site.place.join(name));
     let there = |path: &str| home().is_some_and(|home| home.join(path).exists());
+    // Whoever runs this may ignore SIGHUP, as `nohup` does.
+    let drill = |signals: &str| {
+        let drill = site.pgkeep.command(["drill"]);
+        let mut env = command("/usr/bin/env");
+        env.arg(signals).arg(drill.get_program()).args(drill.get_args());
+        start(env)
+    };
     let interrupt = |signal: Signal, when: &str, reached: &dyn Fn() -> bool| {
-        let running = site.pgkeep.spawn(["drill"]);
+        let running = drill("--default-signal=HUP");
         wait_until(when, 60, reached);
         running.signal(signal);
         let output = running.wait();
@@ -44,5 +53,13 @@ fn an_interrupted_drill_leaves_nothing_behind() {
         }
         open
     });
+    let mut running = drill("--ignore-signal=HUP");
+    wait_until("files are being written", 60, || there("data/base"));
+    running.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(running.runs(), "it was told not to care");
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait().code, 11);
+    site.nothing_is_left();
     assert_eq!(objects_of(&site.pgkeep.repository(), ObjectKind::Drill).len(), before);
 }

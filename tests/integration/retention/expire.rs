@@ -9,9 +9,11 @@ use pgkeep::{
     postgres::{Lsn, SegmentSize, Timeline},
     progress::Silent,
     repo::{
-        catalog,
+        Repository,
+        catalog::{self, PAGE},
         drill::{DrillRecord, KEPT, put_drill},
-        lease::{HeldLease, Lease},
+        keys::KeyMaterial,
+        lease::{HeldLease, Lease, leases},
         sealed::put_sealed,
         wal::WalStore,
         wal_floor::Floors,
@@ -370,4 +372,19 @@ fn drill_at(minute: i64) -> DrillRecord {
     });
     let drill: DrillRecord = serde_json::from_value(json).unwrap();
     DrillRecord { began: drill.began + chrono::Duration::minutes(minute), ..drill }
+}
+
+/// A bucket that holds objects holds leases as well, and there may be more than one listing has.
+#[tokio::test]
+async fn all_leases_are_read_however_many_there_are() {
+    let memory = Memory::default();
+    Repository::init(&memory, &KeyMaterial::None).await.unwrap();
+    let repository = open(Arc::new(memory.clone())).await;
+    let before = leases(&repository, &layout()).await.unwrap().len();
+    for _ in 0..=PAGE {
+        let lease = Lease::new("restore", None).unwrap();
+        let json = serde_json::to_vec(&lease).unwrap();
+        repository.storage().replace(&layout().lease(lease.id), json.into()).await.unwrap();
+    }
+    assert_eq!(leases(&repository, &layout()).await.unwrap().len(), before + PAGE + 1);
 }

@@ -113,7 +113,10 @@ fn of_proven(root: &Path, input: &mut Input<'_>) {
     assert!(proven.has(&path, file, &[&repository]));
     let of_system = fs::read_dir(root.join("state/proven")).expect("a folder").next();
     let folder = of_system.expect("one").expect("an entry").path();
-    let places = json!([format!("main file:///nowhere main")]);
+    let written = fs::read(folder.join(SEGMENT)).expect("a note");
+    let written: Value = serde_json::from_slice(&written).expect("what was written");
+    let places = written["places"].clone();
+    assert_eq!(places.as_array().map(Vec::len), Some(1));
     let (note, _) = note(input, &path, &[("places", places.clone())]);
     fs::write(folder.join(SEGMENT), &note).expect("a file");
     let says = serde_json::from_slice::<Value>(&note).unwrap_or_default();
