@@ -364,3 +364,27 @@ pub fn is_in_place(location: &str) -> bool {
 fn broken(what: String) -> Error {
     Error::new(Kind::Postgres, format!("the backup stream is broken: {what}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_of_another_kind_of_server_than_was_asked_is_refused() {
+        let label = |from: &str| {
+            format!(
+                "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nCHECKPOINT LOCATION: 0/2000060\n\
+                 BACKUP METHOD: streamed\nBACKUP FROM: {from}\nSTART TIME: 2026-11-20 20:12:27 UTC\n\
+                 LABEL: x\nSTART TIMELINE: 1\n"
+            )
+        };
+        check_sender(label("primary").as_bytes(), false).unwrap();
+        check_sender(label("standby").as_bytes(), true).unwrap();
+        for (from, is_standby) in [("primary", true), ("standby", false)] {
+            let e = check_sender(label(from).as_bytes(), is_standby).unwrap_err();
+            assert_eq!(e.kind(), Kind::Postgres);
+            assert!(e.to_string().starts_with(&format!("a {from} sends the backup")), "{e}");
+            assert!(e.hints()[0].contains("target_session_attrs"), "{:?}", e.hints());
+        }
+    }
+}
