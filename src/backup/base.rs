@@ -113,8 +113,13 @@ impl<F: ReadFrames> Base<F> {
     ) -> Result<Self> {
         let numbers: Vec<u32> = own.iter().map(|backup| table.number(backup)).collect();
         let reader = TreeReader::new(packs);
-        let (entries, leaves_of, bad_pages) = (Vec::new(), Vec::new(), BadPages::default());
-        let mut base = Base { id: id.clone(), reader, entries, leaves: leaves_of, bad_pages };
+        let mut base = Base {
+            id: id.clone(),
+            reader,
+            entries: Vec::new(),
+            leaves: Vec::new(),
+            bad_pages: BadPages::default(),
+        };
         for mut extent in leaves {
             let number = numbers.get(extent.place.backup as usize);
             extent.place.backup = *number.ok_or_else(|| base.broken("a file leaf"))?;

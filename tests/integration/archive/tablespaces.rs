@@ -4,9 +4,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use pgkeep::{
     archive::{self, GetOptions, Got},
-    config::{
-        ClusterSettings, GivenStorage, KeySource, Location, RepositorySettings, RetentionSettings,
-    },
+    config::ClusterSettings,
     error::{Kind, Result},
     postgres::{Lsn, Timeline, WalFile},
     repo::{Repository, catalog::register_system, keys::KeyMaterial, layout::ClusterLayout},
@@ -28,16 +26,10 @@ async fn what_replay_does_not_come_by_or_has_itself_is_no_reason() {
     let memory = Memory::default();
     Repository::init(&memory, &KeyMaterial::None).await.expect("make it");
     let storage = Arc::new(memory.clone());
-    let opened = Repository::open("main", storage.clone(), &KeyMaterial::None, 1).await;
+    let opened = Repository::open("main", storage, &KeyMaterial::None, 1).await;
     let layout = ClusterLayout::new("main").expect("a name");
     register_system(&opened.expect("open it"), &layout, SYSTEM).await.expect("register");
-    let repository = RepositorySettings {
-        name: "main".to_owned(),
-        location: Location::Given(GivenStorage(storage)),
-        key: KeySource::Unencrypted,
-        compression_level: 1,
-        retention: RetentionSettings::NONE,
-    };
+    let repository = memory.configured("main");
     let cluster = ClusterSettings { pgdata: None, ..ClusterSettings::named("main") };
 
     // A tablespace is made, and then comes something else.

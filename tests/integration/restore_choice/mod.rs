@@ -12,9 +12,7 @@ use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use pgkeep::{
     archive,
-    config::{
-        ClusterSettings, GivenStorage, KeySource, Location, RepositorySettings, RetentionSettings,
-    },
+    config::ClusterSettings,
     error::{Kind, Result},
     postgres::{Lsn, Timeline},
     repo::{
@@ -131,7 +129,7 @@ impl Asked {
         let memory = Memory::default();
         Repository::init(&memory, &KeyMaterial::None).await.expect("make it");
         let storage = Arc::new(memory.clone());
-        let repository = Repository::open("main", storage.clone(), &KeyMaterial::None, 1).await;
+        let repository = Repository::open("main", storage, &KeyMaterial::None, 1).await;
         let repository = repository.expect("open it");
         catalog::register_system(&repository, &layout(), SYSTEM).await.expect("register");
         for record in &world.backups {
@@ -139,13 +137,7 @@ impl Asked {
             repository.storage().put(&begin, "{}".into()).await.expect("begin");
             catalog::commit(&repository, &layout(), record).await.expect("commit");
         }
-        let settings = RepositorySettings {
-            name: "main".to_owned(),
-            location: Location::Given(GivenStorage(storage)),
-            key: KeySource::Unencrypted,
-            compression_level: 1,
-            retention: RetentionSettings::NONE,
-        };
+        let settings = memory.configured("main");
         let cluster = ClusterSettings { pgdata: None, ..ClusterSettings::named("main") };
         let scratch = Scratch::new("choice");
         let folder = data_directory(&scratch.path().join("data")).join("pg_wal");

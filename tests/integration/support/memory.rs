@@ -7,9 +7,12 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pgkeep::storage::{
-    Capabilities, ErrorKind, LARGEST_WHOLE, Listed, ObjectName, ObjectWriter, Range, Result,
-    Storage, StorageError,
+use pgkeep::{
+    config::{GivenStorage, KeySource, Location, RepositorySettings, RetentionSettings},
+    storage::{
+        Capabilities, ErrorKind, LARGEST_WHOLE, Listed, ObjectName, ObjectWriter, Range, Result,
+        Storage, StorageError,
+    },
 };
 
 /// The objects by name.
@@ -25,6 +28,17 @@ impl Memory {
     /// One that holds these objects.
     pub fn of(objects: Objects) -> Self {
         Memory { objects: Arc::new(Mutex::new(objects)) }
+    }
+
+    /// A repository in it as it is configured, without encryption and rules.
+    pub fn configured(&self, name: &str) -> RepositorySettings {
+        RepositorySettings {
+            name: name.to_owned(),
+            location: Location::Given(GivenStorage(Arc::new(self.clone()))),
+            key: KeySource::Unencrypted,
+            compression_level: 1,
+            retention: RetentionSettings::NONE,
+        }
     }
 
     /// What it holds.
