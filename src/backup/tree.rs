@@ -413,7 +413,7 @@ impl<F: ReadFrames> TreeBuilder<F> {
         }
         let mut leaves = Vec::new();
         match self.base.take() {
-            None => self.whole_leaves(&entries.iter().collect::<Vec<_>>(), &mut leaves),
+            None => self.whole_leaves(&entries.iter().collect::<Vec<_>>(), &mut leaves)?,
             Some(base) => self.leaves_over(base, &entries, &mut leaves).await?,
         }
         self.full.extend(self.blocks.finish());
@@ -447,14 +447,15 @@ impl<F: ReadFrames> TreeBuilder<F> {
     }
 
     /// Whole leaves of sorted entries.
-    fn whole_leaves(&mut self, entries: &[&PackedEntry], leaves: &mut Vec<Extent>) {
+    fn whole_leaves(&mut self, entries: &[&PackedEntry], leaves: &mut Vec<Extent>) -> Result<()> {
         let mut rest = entries;
         while !rest.is_empty() {
             let (these, others) = rest.split_at(fitting(rest));
-            let bytes = encode_file_leaf(these.iter().copied(), &self.table);
+            let bytes = encode_file_leaf(these.iter().copied(), &self.table).map_err(|_| lost())?;
             self.put_leaf(&bytes, leaves);
             rest = others;
         }
+        Ok(())
     }
 
     /// Leaves over those of the base, with the same boundaries, so that what is the same stays the
@@ -485,12 +486,12 @@ impl<F: ReadFrames> TreeBuilder<F> {
             now.sort_unstable();
             let now: Vec<&PackedEntry> = now.iter().collect();
             if now.is_empty() || fitting(&now) < now.len() {
-                self.whole_leaves(&now, leaves);
+                self.whole_leaves(&now, leaves)?;
                 continue;
             }
             let (whole, before) = base.whole_leaf(number, &mut self.table).await?;
             let changes = changes(&before, &now);
-            match overlay_entries(&now, whole, &changes, &self.table) {
+            match overlay_entries(&now, whole, &changes, &self.table).map_err(|_| lost())? {
                 Stored::Whole(bytes) => self.put_leaf(&bytes, leaves),
                 Stored::Patch(bytes) => {
                     self.uses.extent(whole);
@@ -498,8 +499,7 @@ impl<F: ReadFrames> TreeBuilder<F> {
                 }
             }
         }
-        self.whole_leaves(&rest.iter().collect::<Vec<_>>(), leaves);
-        Ok(())
+        self.whole_leaves(&rest.iter().collect::<Vec<_>>(), leaves)
     }
 }
 

@@ -14,7 +14,8 @@
 //! stored form ([`PackedEntry`]), some 100 bytes each, and sorted at the end.
 
 use super::{
-    BackupTable, Block, Extent, FileDigest, INLINE_BLOCKS, block_count, leaf_count,
+    BackupTable, Block, Extent, FileDigest, INLINE_BLOCKS, Numbers, OwnTable, block_count,
+    leaf_count,
     map::{put_blocks, read_blocks},
     mapped, put_extent, read_extent,
 };
@@ -136,12 +137,28 @@ impl PackedEntry {
     /// The entry again. `table` is what its backup numbers mean.
     pub fn unpack(&self, table: &BackupTable) -> Result<FileEntry, Malformed> {
         let (path, rest) = self.split();
-        let numbers: Vec<u32> = (0..table.0.len() as u32).collect();
         let mut reader = Reader::new(rest);
         let (mode, kind) =
-            read_kind(&mut reader, &numbers)?.ok_or_else(|| reader.malformed("kind"))?;
+            read_kind(&mut reader, Numbers::Of(table))?.ok_or_else(|| reader.malformed("kind"))?;
         reader.end("entry")?;
         Ok(FileEntry { path: path.to_vec(), mode, kind })
+    }
+
+    /// The entry with the numbers of `own`.
+    fn renumbered(&self, own: &mut OwnTable<'_>) -> Result<Self, Malformed> {
+        let mut entry = self.unpack(own.of)?;
+        if let FileKind::File { map, .. } = &mut entry.kind {
+            match map {
+                FileMap::Inline(blocks) => {
+                    blocks.iter_mut().for_each(|block| *block = own.block(*block));
+                }
+                FileMap::Leaves(LeafMap { extents, uses }) => {
+                    extents.iter_mut().for_each(|extent| *extent = own.extent(*extent));
+                    uses.iter_mut().for_each(|used| used.backup = own.number(used.backup));
+                }
+            }
+        }
+        Ok(PackedEntry::new(&entry))
     }
 }
 
@@ -218,20 +235,24 @@ impl<'a> Paths<'a> {
 }
 
 /// A whole leaf's bytes, from entries sorted by path. `table` is what their backup numbers mean.
+/// Fails if one of them isn't in it.
 pub fn encode_file_leaf<'a>(
-    entries: impl ExactSizeIterator<Item = &'a PackedEntry>,
+    entries: impl Iterator<Item = &'a PackedEntry>,
     table: &BackupTable,
-) -> Vec<u8> {
+) -> Result<Vec<u8>, Malformed> {
+    let mut own = OwnTable::new(table);
+    let entries: Vec<PackedEntry> =
+        entries.map(|entry| entry.renumbered(&mut own)).collect::<Result<_, _>>()?;
     let mut out = vec![0];
-    table.put(&mut out);
+    own.put(&mut out);
     put_varint(&mut out, entries.len() as u64);
     let mut paths = Paths { before: &[] };
-    for entry in entries {
+    for entry in &entries {
         let (path, rest) = entry.split();
         paths.put(&mut out, path);
         out.extend_from_slice(rest);
     }
-    out
+    Ok(out)
 }
 
 /// A change of a patch in the making, with its entry in the stored form.
@@ -251,6 +272,13 @@ impl PackedChange {
             PackedChange::Gone(path) => path,
         }
     }
+
+    fn renumbered(&self, own: &mut OwnTable<'_>) -> Result<Self, Malformed> {
+        Ok(match self {
+            PackedChange::Is(entry) => PackedChange::Is(entry.renumbered(own)?),
+            PackedChange::Gone(path) => PackedChange::Gone(path.clone()),
+        })
+    }
 }
 
 impl From<&FileChange> for PackedChange {
@@ -262,21 +290,30 @@ impl From<&FileChange> for PackedChange {
     }
 }
 
-/// A patch's bytes, from changes sorted by path. `table` is what the backup numbers mean.
-pub fn encode_file_patch(base: Extent, changes: &[PackedChange], table: &BackupTable) -> Vec<u8> {
+/// A patch's bytes, from changes sorted by path. `table` is what the backup numbers mean. Fails if one
+/// of them isn't in it.
+pub fn encode_file_patch(
+    base: Extent,
+    changes: &[PackedChange],
+    table: &BackupTable,
+) -> Result<Vec<u8>, Malformed> {
+    let mut own = OwnTable::new(table);
+    let base = own.extent(base);
+    let changes: Vec<PackedChange> =
+        changes.iter().map(|change| change.renumbered(&mut own)).collect::<Result<_, _>>()?;
     let mut out = vec![1];
-    table.put(&mut out);
+    own.put(&mut out);
     put_extent(&mut out, base);
     put_varint(&mut out, changes.len() as u64);
     let mut paths = Paths { before: &[] };
-    for change in changes {
+    for change in &changes {
         paths.put(&mut out, change.path());
         match change {
             PackedChange::Is(entry) => out.extend_from_slice(entry.split().1),
             PackedChange::Gone(_) => out.push(GONE),
         }
     }
-    out
+    Ok(out)
 }
 
 /// Reads a leaf; its backups get numbers in `table`. Paths must ascend.
@@ -284,9 +321,10 @@ pub fn decode_file_leaf(bytes: &[u8], table: &mut BackupTable) -> Result<FileLea
     let mut reader = Reader::new(bytes);
     let form = reader.byte("file leaf")?;
     let numbers = table.read(&mut reader)?;
+    let numbers = Numbers::Read(&numbers);
     let base = match form {
         0 => None,
-        1 => Some(read_extent(&mut reader, &numbers)?),
+        1 => Some(read_extent(&mut reader, numbers)?),
         _ => return Err(reader.malformed("file leaf")),
     };
     let count = reader.count("entries")?;
@@ -302,7 +340,7 @@ pub fn decode_file_leaf(bytes: &[u8], table: &mut BackupTable) -> Result<FileLea
         if path.as_slice() <= before || !is_inside(&path) {
             return Err(reader.malformed("path"));
         }
-        changes.push(match read_kind(&mut reader, &numbers)? {
+        changes.push(match read_kind(&mut reader, numbers)? {
             Some((mode, kind)) => FileChange::Is(FileEntry { path, mode, kind }),
             None => FileChange::Gone(path),
         });
@@ -321,7 +359,7 @@ pub fn decode_file_leaf(bytes: &[u8], table: &mut BackupTable) -> Result<FileLea
 /// What follows an entry's path; nothing of one that is gone.
 fn read_kind(
     reader: &mut Reader<'_>,
-    numbers: &[u32],
+    numbers: Numbers<'_>,
 ) -> Result<Option<(u32, FileKind)>, Malformed> {
     let kind = reader.byte("kind")?;
     if kind == GONE {
@@ -336,7 +374,7 @@ fn read_kind(
     Ok(Some((mode, kind)))
 }
 
-fn read_file(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<FileKind, Malformed> {
+fn read_file(reader: &mut Reader<'_>, numbers: Numbers<'_>) -> Result<FileKind, Malformed> {
     let size = reader.varint("size")?;
     let digest = reader.array("digest")?;
     let blocks = block_count(size);
@@ -356,7 +394,7 @@ fn read_file(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<FileKind, Malfo
     Ok(FileKind::File { size, digest, map })
 }
 
-fn read_use(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<Use, Malformed> {
+fn read_use(reader: &mut Reader<'_>, numbers: Numbers<'_>) -> Result<Use, Malformed> {
     Ok(Use {
         backup: mapped(numbers, reader)?,
         pack: reader.number("pack")?,
@@ -409,7 +447,7 @@ mod tests {
         for (packed, entry) in packed.iter().zip(&entries) {
             assert_eq!(packed.unpack(&table).as_ref(), Ok(entry));
         }
-        let bytes = encode_file_leaf(packed.iter(), &table);
+        let bytes = encode_file_leaf(packed.iter(), &table).unwrap();
         assert_eq!(decode_file_leaf(&bytes, &mut table), Ok(FileLeaf::Whole(entries)));
         for cut in 0..bytes.len() {
             assert!(decode_file_leaf(&bytes[..cut], &mut table).is_err());
@@ -432,7 +470,7 @@ mod tests {
             FileChange::Is(directory("z")),
         ];
         let packed: Vec<_> = changes.iter().map(PackedChange::from).collect();
-        let bytes = encode_file_patch(base, &packed, &table);
+        let bytes = encode_file_patch(base, &packed, &table).unwrap();
         let patch = FilePatch { base, changes };
         assert_eq!(decode_file_leaf(&bytes, &mut table), Ok(FileLeaf::Patch(patch.clone())));
         for cut in 0..bytes.len() {
@@ -450,11 +488,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_has_only_the_backups_that_it_uses() {
+        let mut table = BackupTable::default();
+        for second in 0..60 {
+            table.number(&format!("20261120T1958{second:02}Z-incr").parse::<BackupId>().unwrap());
+        }
+        for number in [0, 7, 59] {
+            let (mut entries, _) = entries();
+            for entry in &mut entries {
+                if let FileKind::File { map: FileMap::Leaves(map), .. } = &mut entry.kind {
+                    map.uses.iter_mut().for_each(|used| used.backup = number);
+                    map.extents.iter_mut().for_each(|extent| extent.place.backup = number);
+                }
+            }
+            let packed: Vec<_> = entries.iter().map(PackedEntry::new).collect();
+            let bytes = encode_file_leaf(packed.iter(), &table).unwrap();
+            let mut read = BackupTable::default();
+            decode_file_leaf(&bytes, &mut read).unwrap();
+            // The large file's, and the small one's.
+            let mut expected = vec![table.get(number).unwrap(), table.get(0).unwrap()];
+            expected.dedup();
+            assert_eq!(read.iter().collect::<Vec<_>>(), expected);
+            assert_eq!(decode_file_leaf(&bytes, &mut table), Ok(FileLeaf::Whole(entries)));
+        }
+        // A number that no backup has.
+        let place = Place { backup: 60, pack: 0, frame: 0, offset: 0 };
+        let map = FileMap::Inline(vec![Block::Stored { place, hash: 0 }]);
+        let kind = FileKind::File { size: 1, digest: [0; 16], map };
+        let lost = PackedEntry::new(&FileEntry { path: "lost".into(), mode: 0o600, kind });
+        assert!(encode_file_leaf([lost].iter(), &table).is_err());
+    }
+
+    #[test]
     fn paths_that_lead_out_are_refused() {
         for bad in ["", "/etc/passwd", "../x", "base/../../x", "base//1", "base/."] {
             let entry = FileEntry { path: bad.into(), mode: 0o700, kind: FileKind::Directory };
             let packed = [PackedEntry::new(&entry)];
-            let bytes = encode_file_leaf(packed.iter(), &BackupTable::default());
+            let bytes = encode_file_leaf(packed.iter(), &BackupTable::default()).unwrap();
             assert!(decode_file_leaf(&bytes, &mut BackupTable::default()).is_err(), "{bad}");
         }
     }

@@ -10,7 +10,8 @@
 //! ```
 
 use super::{
-    BLOCK, BackupTable, Extent, LEAF_BLOCKS, Place, put_extent, put_place, read_extent, read_place,
+    BLOCK, BackupTable, Extent, LEAF_BLOCKS, Numbers, OwnTable, Place, put_extent, put_place,
+    read_extent, read_place,
 };
 use crate::repo::codec::{Malformed, Reader, put_varint};
 
@@ -99,7 +100,7 @@ pub(super) fn put_blocks(out: &mut Vec<u8>, blocks: &[Block]) {
 pub(super) fn read_blocks(
     reader: &mut Reader<'_>,
     count: usize,
-    numbers: &[u32],
+    numbers: Numbers<'_>,
 ) -> Result<Vec<Block>, Malformed> {
     if count > LEAF_BLOCKS {
         return Err(reader.malformed("block count"));
@@ -131,31 +132,10 @@ pub(super) fn read_blocks(
     Ok(blocks)
 }
 
-/// `blocks` with backup numbers of a table that holds just the backups they use.
-fn with_own_table(
-    blocks: &[Block],
-    extent: Option<Extent>,
-    table: &BackupTable,
-) -> (BackupTable, Vec<Block>, Option<Extent>) {
-    let mut own = BackupTable::default();
-    let mut renumber = |place: Place| match table.get(place.backup) {
-        Some(backup) => Place { backup: own.number(backup), ..place },
-        None => place,
-    };
-    let blocks = blocks
-        .iter()
-        .map(|block| match *block {
-            Block::Zero => Block::Zero,
-            Block::Stored { place, hash } => Block::Stored { place: renumber(place), hash },
-        })
-        .collect();
-    let extent = extent.map(|e| Extent { place: renumber(e.place), ..e });
-    (own, blocks, extent)
-}
-
 /// A whole leaf's bytes. `table` is what the blocks' backup numbers mean.
 pub fn encode_map_leaf(blocks: &[Block], table: &BackupTable) -> Vec<u8> {
-    let (own, blocks, _) = with_own_table(blocks, None, table);
+    let mut own = OwnTable::new(table);
+    let blocks: Vec<Block> = blocks.iter().map(|block| own.block(*block)).collect();
     let mut out = vec![0];
     own.put(&mut out);
     put_varint(&mut out, blocks.len() as u64);
@@ -165,12 +145,13 @@ pub fn encode_map_leaf(blocks: &[Block], table: &BackupTable) -> Vec<u8> {
 
 /// A patch's bytes.
 pub fn encode_map_patch(patch: &Patch, table: &BackupTable) -> Vec<u8> {
-    let blocks: Vec<Block> = patch.changes.iter().map(|(_, block)| *block).collect();
-    let (own, blocks, base) = with_own_table(&blocks, Some(patch.base), table);
+    let mut own = OwnTable::new(table);
+    let blocks: Vec<Block> = patch.changes.iter().map(|(_, block)| own.block(*block)).collect();
+    let base = own.extent(patch.base);
     let mut out = vec![1];
     own.put(&mut out);
     put_varint(&mut out, patch.count as u64);
-    put_extent(&mut out, base.unwrap_or(patch.base));
+    put_extent(&mut out, base);
     put_varint(&mut out, patch.changes.len() as u64);
     let mut next = 0;
     for (position, _) in &patch.changes {
@@ -186,11 +167,12 @@ pub fn decode_map_leaf(bytes: &[u8], table: &mut BackupTable) -> Result<MapLeaf,
     let mut reader = Reader::new(bytes);
     let form = reader.byte("map leaf")?;
     let numbers = table.read(&mut reader)?;
+    let numbers = Numbers::Read(&numbers);
     let count: usize = reader.number("block count")?;
     let leaf = match form {
-        0 => MapLeaf::Whole(read_blocks(&mut reader, count, &numbers)?),
+        0 => MapLeaf::Whole(read_blocks(&mut reader, count, numbers)?),
         1 if count <= LEAF_BLOCKS => {
-            let base = read_extent(&mut reader, &numbers)?;
+            let base = read_extent(&mut reader, numbers)?;
             let changed = reader.count("changes")?;
             let mut positions = Vec::with_capacity(changed);
             let mut next = 0usize;
@@ -203,7 +185,7 @@ pub fn decode_map_leaf(bytes: &[u8], table: &mut BackupTable) -> Result<MapLeaf,
                 positions.push(position);
                 next = position + 1;
             }
-            let blocks = read_blocks(&mut reader, changed, &numbers)?;
+            let blocks = read_blocks(&mut reader, changed, numbers)?;
             MapLeaf::Patch(Patch {
                 base,
                 count,

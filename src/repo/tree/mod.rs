@@ -23,6 +23,8 @@ pub use split::{LEAF_BLOCKS, fills_leaf, first_block, leaf_count, leaf_len, posi
 #[cfg(test)]
 pub use split::{leaf_blocks, with_leaves_of};
 
+use std::collections::HashMap;
+
 use super::{
     codec::{Malformed, Reader, put_bytes, put_varint},
     id::BackupId,
@@ -41,31 +43,36 @@ pub fn block_count(size: u64) -> u64 {
 
 /// Backups by number: what places and extents mean by their `backup`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BackupTable(Vec<BackupId>);
+pub struct BackupTable {
+    backups: Vec<BackupId>,
+    numbers: HashMap<BackupId, u32>,
+}
 
 impl BackupTable {
     /// The number of `backup`, given to it now if it had none.
     pub fn number(&mut self, backup: &BackupId) -> u32 {
-        let known = self.0.iter().position(|b| b == backup);
-        known.unwrap_or_else(|| {
-            self.0.push(backup.clone());
-            self.0.len() - 1
-        }) as u32
+        if let Some(known) = self.numbers.get(backup) {
+            return *known;
+        }
+        let number = self.backups.len() as u32;
+        self.backups.push(backup.clone());
+        self.numbers.insert(backup.clone(), number);
+        number
     }
 
     /// The backup of this number.
     pub fn get(&self, number: u32) -> Option<&BackupId> {
-        self.0.get(number as usize)
+        self.backups.get(number as usize)
     }
 
     /// The backups, in the order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = &BackupId> {
-        self.0.iter()
+        self.backups.iter()
     }
 
     fn put(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.0.len() as u64);
-        for backup in &self.0 {
+        put_varint(out, self.backups.len() as u64);
+        for backup in &self.backups {
             put_bytes(out, backup.as_str().as_bytes());
         }
     }
@@ -83,9 +90,62 @@ impl BackupTable {
     }
 }
 
-fn mapped(numbers: &[u32], reader: &mut Reader<'_>) -> Result<u32, Malformed> {
+/// The table of what is being written: of another one just the backups that are used.
+///
+/// So what is stored doesn't grow with the number of backups that a chain has had.
+struct OwnTable<'a> {
+    of: &'a BackupTable,
+    own: BackupTable,
+}
+
+impl<'a> OwnTable<'a> {
+    fn new(of: &'a BackupTable) -> Self {
+        OwnTable { of, own: BackupTable::default() }
+    }
+
+    /// The number here of a backup of the other table. One that isn't there is in none, so what was
+    /// written with it can't be read.
+    fn number(&mut self, number: u32) -> u32 {
+        self.of.get(number).map_or(u32::MAX, |backup| self.own.number(backup))
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        self.own.put(out);
+    }
+
+    fn place(&mut self, place: Place) -> Place {
+        Place { backup: self.number(place.backup), ..place }
+    }
+
+    fn extent(&mut self, extent: Extent) -> Extent {
+        Extent { place: self.place(extent.place), ..extent }
+    }
+
+    fn block(&mut self, block: Block) -> Block {
+        match block {
+            Block::Zero => Block::Zero,
+            Block::Stored { place, hash } => Block::Stored { place: self.place(place), hash },
+        }
+    }
+}
+
+/// What the backup numbers mean in what is read.
+#[derive(Debug, Clone, Copy)]
+enum Numbers<'a> {
+    /// At the number of each the one in the table that is in use, as [`BackupTable::read`] has it.
+    Read(&'a [u32]),
+    /// They are those of this table.
+    Of(&'a BackupTable),
+}
+
+fn mapped(numbers: Numbers<'_>, reader: &mut Reader<'_>) -> Result<u32, Malformed> {
     let malformed = reader.malformed("backup number");
-    numbers.get(reader.number::<usize>("backup number")?).copied().ok_or(malformed)
+    let stored: usize = reader.number("backup number")?;
+    let number = match numbers {
+        Numbers::Read(numbers) => numbers.get(stored).copied(),
+        Numbers::Of(table) => (stored < table.backups.len()).then_some(stored as u32),
+    };
+    number.ok_or(malformed)
 }
 
 /// Where a block lies.
@@ -116,7 +176,7 @@ fn put_place(out: &mut Vec<u8>, place: Place) {
     }
 }
 
-fn read_place(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<Place, Malformed> {
+fn read_place(reader: &mut Reader<'_>, numbers: Numbers<'_>) -> Result<Place, Malformed> {
     Ok(Place {
         backup: mapped(numbers, reader)?,
         pack: reader.number("pack")?,
@@ -125,21 +185,23 @@ fn read_place(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<Place, Malform
     })
 }
 
-pub(super) fn put_extent(out: &mut Vec<u8>, extent: Extent) {
+fn put_extent(out: &mut Vec<u8>, extent: Extent) {
     put_place(out, extent.place);
     put_varint(out, extent.len.into());
 }
 
-pub(super) fn read_extent(reader: &mut Reader<'_>, numbers: &[u32]) -> Result<Extent, Malformed> {
+fn read_extent(reader: &mut Reader<'_>, numbers: Numbers<'_>) -> Result<Extent, Malformed> {
     Ok(Extent { place: read_place(reader, numbers)?, len: reader.number("length")? })
 }
 
 /// Extents with their own table in front, as the manifest keeps the file leaves.
 pub(super) fn put_extents(out: &mut Vec<u8>, table: &BackupTable, extents: &[Extent]) {
-    table.put(out);
+    let mut own = OwnTable::new(table);
+    let extents: Vec<Extent> = extents.iter().map(|extent| own.extent(*extent)).collect();
+    own.put(out);
     put_varint(out, extents.len() as u64);
     for extent in extents {
-        put_extent(out, *extent);
+        put_extent(out, extent);
     }
 }
 
@@ -149,9 +211,10 @@ pub(super) fn read_extents(
 ) -> Result<Vec<Extent>, Malformed> {
     let mut reader = Reader::new(bytes);
     let numbers = table.read(&mut reader)?;
+    let numbers = Numbers::Read(&numbers);
     let count = reader.count("extents")?;
     let extents =
-        (0..count).map(|_| read_extent(&mut reader, &numbers)).collect::<Result<_, _>>()?;
+        (0..count).map(|_| read_extent(&mut reader, numbers)).collect::<Result<_, _>>()?;
     reader.end("extents")?;
     Ok(extents)
 }

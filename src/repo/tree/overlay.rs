@@ -7,6 +7,7 @@ use super::{
     BackupTable, Block, Extent, Patch, encode_map_leaf, encode_map_patch,
     files::{PackedChange, PackedEntry, encode_file_leaf, encode_file_patch},
 };
+use crate::repo::codec::Malformed;
 
 /// A patch has at most this part of the whole leaf's bytes.
 const PATCH_PART: usize = 4;
@@ -42,15 +43,16 @@ pub fn overlay_blocks(
 }
 
 /// How the entries `now` are stored, of which `changes` differ from those of the whole leaf at
-/// `whole`; both are sorted by path. `table` is what their backup numbers mean.
+/// `whole`; both are sorted by path. `table` is what their backup numbers mean. Fails if one of them isn't
+/// in it.
 pub fn overlay_entries(
     now: &[&PackedEntry],
     whole: Extent,
     changes: &[PackedChange],
     table: &BackupTable,
-) -> Stored {
-    let as_whole = encode_file_leaf(now.iter().copied(), table);
-    smaller(as_whole, encode_file_patch(whole, changes, table))
+) -> Result<Stored, Malformed> {
+    let as_whole = encode_file_leaf(now.iter().copied(), table)?;
+    Ok(smaller(as_whole, encode_file_patch(whole, changes, table)?))
 }
 
 fn smaller(whole: Vec<u8>, patch: Vec<u8>) -> Stored {

@@ -319,9 +319,9 @@ pub async fn store_as(
             }));
         rest = others;
         assert!(!these.is_empty(), "no backup of the tests loses all of a leaf");
-        let whole = encode_file_leaf(these.iter(), table);
+        let whole = encode_file_leaf(these.iter(), table).unwrap();
         let changes = changes(&before.entries, these);
-        let patch = encode_file_patch(before.extent, &changes, table);
+        let patch = encode_file_patch(before.extent, &changes, table).unwrap();
         let (extent, over) = if changes.is_empty() {
             (before.extent, before.over)
         } else if before.over.is_none() && patch.len() * 4 <= whole.len() {
@@ -332,7 +332,7 @@ pub async fn store_as(
         file_leaves.push(StoredLeaf { extent, entries: these.to_vec(), over });
     }
     for part in rest.chunks(LEAF_FILES.min(100)) {
-        let extent = put(&mut leaves, &encode_file_leaf(part.iter(), table)).await;
+        let extent = put(&mut leaves, &encode_file_leaf(part.iter(), table).unwrap()).await;
         file_leaves.push(StoredLeaf { extent, entries: part.to_vec(), over: None });
     }
     for extent in file_leaves.iter().flat_map(|leaf| [Some(leaf.extent), leaf.over]).flatten() {

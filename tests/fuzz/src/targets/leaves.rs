@@ -71,7 +71,7 @@ fn file_leaf(bytes: &[u8]) {
                 assert_eq!(packed.path(), entry.path);
                 assert_eq!(packed.unpack(&table).as_ref(), Ok(entry));
             }
-            encode_file_leaf(packed.iter(), &table)
+            encode_file_leaf(packed.iter(), &table).expect("what was read")
         }
         FileLeaf::Patch(patch) => {
             assert!(patch.changes.is_sorted_by(|a, b| a.path() < b.path()));
@@ -80,7 +80,7 @@ fn file_leaf(bytes: &[u8]) {
             now.iter().for_each(check_entry);
             let stay = patch.changes.iter().filter(|c| matches!(c, FileChange::Is(_))).count();
             assert_eq!(now.len(), stay);
-            encode_file_patch(patch.base, &packed, &table)
+            encode_file_patch(patch.base, &packed, &table).expect("what was read")
         }
     };
     assert_eq!(decode_file_leaf(&again, &mut table), Ok(leaf));

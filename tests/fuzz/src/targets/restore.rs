@@ -123,7 +123,7 @@ impl Tree {
         };
         let bytes = self.entries.values().map(bytes).sum();
         let packed: Vec<_> = self.entries.values().map(PackedEntry::new).collect();
-        let leaf = encode_file_leaf(packed.iter(), &table);
+        let leaf = encode_file_leaf(packed.iter(), &table).expect("all of one backup");
         let at = At { backup: 0, pack: 900_000, frame: 0, offset: 0 };
         let extent = Extent { place: at, len: leaf.len() as u32 };
         for (pack, frame) in [(0, self.frame), (900_000, leaf)] {
