@@ -8,7 +8,10 @@ use std::{
 use crate::{
     config::ClusterSettings,
     error::{Context, Error, Kind, Result},
-    postgres::control::{CONTROL_FILE, ControlFile, read_major},
+    postgres::{
+        backup_label::BACKUP_LABEL,
+        control::{CONTROL_FILE, ControlFile, read_major},
+    },
     repo::SystemId,
 };
 
@@ -66,6 +69,16 @@ impl DataDirectory {
         let major = read_major(path).context(Kind::Local, what)?;
         let system = SystemId { major, identifier: control.system_identifier };
         Ok(DataDirectory { path: path.to_owned(), system, control })
+    }
+
+    /// Whether a server that recovers here has a base backup to come through yet: the server removes
+    /// its label when it begins, and forgets where it began when it has replayed its end
+    /// (`StartupXLOG` in `xlog.c`, `ReachedEndOfBackup` in `xlogrecovery.c`).
+    pub fn is_in_backup(&self) -> Result<bool> {
+        let label = self.path.join(BACKUP_LABEL);
+        let labelled =
+            label.try_exists().context(Kind::Local, || format!("look at {}", label.display()))?;
+        Ok(labelled || self.control.backup_start.is_some())
     }
 
     /// Refuses a directory of another system than the configured data directory has. One that

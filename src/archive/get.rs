@@ -275,9 +275,11 @@ impl Request<'_> {
             if size.start_of(number + 1) > floor {
                 continue;
             }
-            // Right behind the WAL of a backup that is kept as a point, recovery has come to its end.
+            // Of a backup that is kept as a point only its own WAL is left, and a recovery to its end
+            // reads ahead of what it replays (`xlogprefetcher.c`). One that goes beyond the end asks
+            // again when it has come there.
             let before = WalFile::Segment(size.name(segment.timeline, number.saturating_sub(1)));
-            if !store.has(before).await? {
+            if !self.directory.is_in_backup()? || !store.has(before).await? {
                 let message = format!(
                     "get {segment}: it isn't in {} any more: WAL of timeline {} before {floor} has \
                      expired",

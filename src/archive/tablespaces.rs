@@ -17,7 +17,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{
         Lsn, SegmentName, SegmentSize, WalFile,
-        backup_label::{BackupLabel, TABLESPACE_MAP, parse_tablespace_map},
+        backup_label::{BACKUP_LABEL, BackupLabel, TABLESPACE_MAP, parse_tablespace_map},
         wal::{Event, RecordHead, SegmentScanner, trailing_head},
     },
     repo::wal::REFUSES_TABLESPACE,
@@ -89,7 +89,7 @@ pub fn check(
 /// Where replay begins, or goes on: records before that are never replayed.
 fn replay_begins(directory: &DataDirectory) -> io::Result<Lsn> {
     // Until the server has begun to recover from a backup, its label says it, and then the control file.
-    match fs::read(directory.path.join("backup_label")) {
+    match fs::read(directory.path.join(BACKUP_LABEL)) {
         Ok(label) => Ok(BackupLabel::parse(&label).map_or(Lsn::INVALID, |label| label.start_lsn)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(directory.control.redo),
         Err(e) => Err(e),

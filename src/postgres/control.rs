@@ -48,6 +48,8 @@ pub struct ControlFile {
     pub min_recovery: Lsn,
     /// The timeline of `min_recovery`; `None` where that is unset.
     pub min_recovery_timeline: Option<Timeline>,
+    /// In the recovery of a base backup that hasn't come to the end of the backup: where that began.
+    pub backup_start: Option<Lsn>,
     /// Bytes in a page.
     pub block_size: u32,
     /// Pages in a segment of a relation (`RELSEG_SIZE`).
@@ -194,6 +196,7 @@ impl ControlFile {
             min_recovery_timeline: Some(word(offsets.min_recovery + 8)?)
                 .filter(|t| *t != 0)
                 .map(Timeline),
+            backup_start: Some(lsn(offsets.min_recovery + 16)?).filter(|lsn| *lsn != Lsn::INVALID),
             block_size: nonzero(word(offsets.block_size)?, "block size")?,
             segment_blocks: nonzero(word(offsets.block_size + 4)?, "relation segment size")?,
             wal_block_size: nonzero(word(offsets.wal_block_size)?, "WAL block size")?,

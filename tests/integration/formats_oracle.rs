@@ -85,6 +85,7 @@ fn the_control_file_says_what_the_server_says(version: u32) {
     let control = ControlFile::read(cluster.pgdata()).unwrap();
     assert_eq!(control.state, ClusterState::ShutDown);
     assert_eq!((control.min_recovery, control.min_recovery_timeline), (Lsn::INVALID, None));
+    assert_eq!(control.backup_start, None);
 }
 
 on_each_version!(a_standbys_control_file_says_how_far_it_must_come);

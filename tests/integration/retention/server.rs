@@ -106,6 +106,20 @@ fn a_point_restores_to_its_own_end(version: u32) {
     assert_eq!(expired.code, 126, "{expired}");
     assert!(expired.stderr.contains("has expired"), "{expired}");
     assert_eq!(ask("0000000100000000000000FE").code, 1);
+
+    // Neither is what lies right behind the point, to a recovery that goes beyond it.
+    let pgdata = pgkeep.scratch().path().join("beyond");
+    let path = pgdata.to_string_lossy().into_owned();
+    let restore = ["restore", "--archive-mode", "off", "--pgdata", &path, "--target-immediate"];
+    pgkeep.ok([&restore[..], &["--backup", &point]].concat());
+    let mut beyond = Cluster::at(&pgdata, version);
+    beyond.option("recovery_target=");
+    beyond.spawn();
+    beyond.wait_for_end(60);
+    let log = beyond.log();
+    assert!(log.contains("consistent recovery state reached"), "{log}");
+    assert!(log.contains("has expired"), "{log}");
+    assert!(!log.contains("selected new timeline"), "{log}");
 }
 
 #[test]
