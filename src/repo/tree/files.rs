@@ -24,6 +24,10 @@ use crate::repo::codec::{Malformed, Reader, put_bytes, put_varint};
 /// How many entries a file leaf has at most.
 pub const LEAF_FILES: usize = 4096;
 
+/// How many changes a patch has at most that can be read: each entry of one leaf gone, and another's
+/// come. None of so many is written, see [`overlay_entries`](super::overlay_entries).
+const PATCH_CHANGES: usize = 2 * LEAF_FILES;
+
 /// Something in the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEntry {
@@ -328,7 +332,7 @@ pub fn decode_file_leaf(bytes: &[u8], table: &mut BackupTable) -> Result<FileLea
         _ => return Err(reader.malformed("file leaf")),
     };
     let count = reader.count("entries")?;
-    if count > LEAF_FILES {
+    if count > if base.is_some() { PATCH_CHANGES } else { LEAF_FILES } {
         return Err(reader.malformed("entries"));
     }
     let mut changes: Vec<FileChange> = Vec::with_capacity(count);

@@ -4,7 +4,7 @@
 //! past a quarter of the whole one, it is stored whole again.
 
 use super::{
-    BackupTable, Block, Extent, Patch, encode_map_leaf, encode_map_patch,
+    BackupTable, Block, Extent, LEAF_FILES, Patch, encode_map_leaf, encode_map_patch,
     files::{PackedChange, PackedEntry, encode_file_leaf, encode_file_patch},
 };
 use crate::repo::codec::Malformed;
@@ -52,6 +52,10 @@ pub fn overlay_entries(
     table: &BackupTable,
 ) -> Result<Stored, Malformed> {
     let as_whole = encode_file_leaf(now.iter().copied(), table)?;
+    // Each entry that is gone is a change too. Readers refuse a leaf of too many.
+    if changes.len() > LEAF_FILES {
+        return Ok(Stored::Whole(as_whole));
+    }
     Ok(smaller(as_whole, encode_file_patch(whole, changes, table)?))
 }
 
@@ -72,8 +76,50 @@ mod tests {
     use super::*;
     use crate::repo::{
         BackupId,
-        tree::{BLOCK, LEAF_BLOCKS, MapLeaf, Place, decode_map_leaf},
+        tree::{
+            BLOCK, FileEntry, FileKind, FileLeaf, FileMap, LEAF_BLOCKS, LeafMap, MapLeaf, Place,
+            decode_file_leaf, decode_map_leaf,
+        },
     };
+
+    /// A leaf of 1 GiB files and very many small ones, of which all go, and as many come that a leaf of
+    /// large files still has room for.
+    #[test]
+    fn a_leaf_of_which_nearly_all_changes_can_be_read() {
+        let mut table = BackupTable::default();
+        let backup = table.number(&"20261120T195812Z-full".parse::<BackupId>().unwrap());
+        let extent =
+            Extent { place: Place { backup, pack: 900_000, frame: 7, offset: 9 }, len: 9000 };
+        let file = |path: String, leaves: usize| {
+            let map = match leaves {
+                0 => FileMap::Inline(vec![Block::Zero]),
+                _ => FileMap::Leaves(LeafMap { extents: vec![extent; leaves], uses: Vec::new() }),
+            };
+            let size = (leaves * LEAF_BLOCKS * BLOCK).max(BLOCK) as u64;
+            let kind = FileKind::File { size, digest: [7; 16], map };
+            FileEntry { path: path.into(), mode: 0o600, kind }
+        };
+        let large = |n: usize| file(format!("base/1/1{n:04}"), 128);
+        let now: Vec<FileEntry> =
+            (0..96).map(large).chain((0..97).map(|n| file(format!("base/3/{n:04}"), 0))).collect();
+        let packed: Vec<PackedEntry> = now.iter().map(PackedEntry::new).collect();
+        let gone =
+            (0..4000).map(|n| PackedChange::Gone(format!("base/2/{n:04}").into_bytes().into()));
+        let come = packed[96..].iter().cloned().map(PackedChange::Is);
+        let changes: Vec<PackedChange> = gone.chain(come).collect();
+
+        let refs: Vec<&PackedEntry> = packed.iter().collect();
+        let (Stored::Whole(bytes) | Stored::Patch(bytes)) =
+            overlay_entries(&refs, extent, &changes, &table).unwrap();
+        assert_eq!(decode_file_leaf(&bytes, &mut table), Ok(FileLeaf::Whole(now)));
+        // A patch of them would be small enough.
+        let patch = encode_file_patch(extent, &changes, &table).unwrap();
+        assert!(patch.len() * PATCH_PART < bytes.len());
+        let Ok(FileLeaf::Patch(patch)) = decode_file_leaf(&patch, &mut table) else {
+            panic!("a patch that can be read")
+        };
+        assert_eq!(patch.changes.len(), 4097);
+    }
 
     /// What happens to a file between two backups.
     #[derive(Debug, Clone)]
