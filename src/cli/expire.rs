@@ -119,10 +119,8 @@ pub(super) fn text(expiry: &Expiry) -> String {
 }
 
 fn row(expiry: &Expiry, verdict: &Verdict) -> [String; 4] {
-    let pinned = expiry.pinned_meanwhile.contains(&verdict.backup);
     let kept_by = match verdict.stays() {
         true => verdict.kept_by.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        false if pinned => "pinned just now".to_owned(),
         false if expiry.dry_run => "nothing: would go".to_owned(),
         false => "nothing: gone".to_owned(),
     };

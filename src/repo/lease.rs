@@ -83,6 +83,11 @@ impl Lease {
         self.holder.as_ref().is_some_and(|holder| holder.is_gone(self.process))
     }
 
+    /// Whether it is for reading a backup, and not for taking one.
+    pub fn restores(&self) -> bool {
+        matches!(&*self.operation, "restore" | "drill")
+    }
+
     /// Whether its holder is at work, as far as can be told.
     pub fn is_alive(&self, now: DateTime<Utc>) -> bool {
         !self.is_expired(now) && !self.is_abandoned()

@@ -24,6 +24,7 @@ use crate::{
         layout::ClusterLayout,
         lease::{HeldLease, Lease},
         record::{BackupRecord, Tablespace},
+        tombstone::is_unmarked,
     },
 };
 
@@ -233,6 +234,13 @@ impl Plan {
         progress: Arc<dyn Progress>,
     ) -> Result<RestoreReport> {
         let record = &self.choice.record;
+        // Who deletes it from now on has seen the lease, if there is one.
+        if !is_unmarked(&self.repository, &self.layout, &record.id).await? {
+            let message = format!("backup {} was deleted just now", record.id);
+            return Err(
+                Error::new(Kind::Conflict, message).hint("run it again: another one is taken")
+            );
+        }
         let target = match request.standby {
             true => "none: it follows the newest timeline as a standby".to_owned(),
             false => format!("{} on timeline {}", request.target, self.choice.timeline),

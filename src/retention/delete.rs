@@ -43,7 +43,7 @@ pub struct Deletion {
 /// Deletes a backup: marks it, then removes what nobody else refers to. `None` when the repository
 /// has no such backup.
 ///
-/// A backup that is pinned, or that is being taken, is refused. It may be asked for again: what a
+/// A backup that is pinned, or that is being taken or restored, is refused. It may be asked for again: what a
 /// killed run has left is then removed, and also what stayed because a backup used it that is deleted
 /// now.
 pub async fn delete(
@@ -58,7 +58,7 @@ pub async fn delete(
     let already_deleted = matches!(entry.state, BackupState::Deleted);
     if !already_deleted {
         refuse_pinned(repository, layout, id).await?;
-        refuse_running(repository, layout, entry).await?;
+        refuse_in_use(repository, layout, entry).await?;
     }
     let is_other = |e: &&CatalogEntry| e.id != *id && matches!(e.state, BackupState::Complete(_));
     let last = !entries.iter().any(|e| is_other(&e));
@@ -112,26 +112,31 @@ async fn refuse_pinned(
     Err(Error::new(Kind::Conflict, message).hint(format!("`pgkeep unpin {id}` lets it go")))
 }
 
-async fn refuse_running(
+/// Refuses a backup that is being taken or restored.
+async fn refuse_in_use(
     repository: &Repository,
     layout: &ClusterLayout,
     entry: &CatalogEntry,
 ) -> Result<()> {
-    if !matches!(entry.state, BackupState::Unfinished) {
-        return Ok(());
-    }
-    let Some(lease) = live_lease(&leases(repository, layout).await?, &entry.id).cloned() else {
-        return Ok(());
+    let leases = leases(repository, layout).await?;
+    let (lease, what, stop) = match entry.state {
+        BackupState::Unfinished => (
+            live_lease(&leases, &entry.id),
+            "taken",
+            "stop that process: it then removes what it has stored",
+        ),
+        _ => (restoring_lease(&leases, &entry.id), "restored", "wait for that process, or stop it"),
     };
+    let Some(lease) = lease else { return Ok(()) };
     let message = format!(
-        "backup {} is being taken by process {} on {}, which gave a sign of life at {}",
+        "backup {} is being {what} by process {} on {}, which gave a sign of life at {}",
         entry.id,
         lease.process,
         lease.host,
         lease.renewed.format("%F %TZ")
     );
     Err(Error::new(Kind::Conflict, message)
-        .hint("stop that process: it then removes what it has stored")
+        .hint(stop)
         .hint("if it is dead, wait until its lease has expired, which takes five minutes"))
 }
 
@@ -139,6 +144,13 @@ async fn refuse_running(
 pub(super) fn live_lease<'l>(leases: &'l [Lease], id: &BackupId) -> Option<&'l Lease> {
     let now = Utc::now();
     leases.iter().find(|lease| lease.backup.as_ref() == Some(id) && lease.is_alive(now))
+}
+
+/// The lease of a process that is restoring this backup, or drilling it, and is alive.
+pub(super) fn restoring_lease<'l>(leases: &'l [Lease], id: &BackupId) -> Option<&'l Lease> {
+    leases.iter().find(|lease| {
+        lease.restores() && lease.backup.as_ref() == Some(id) && lease.is_alive(Utc::now())
+    })
 }
 
 /// Removes the pins of a deleted backup, which hold no more.

@@ -14,10 +14,10 @@ use super::{
     amount::Amount,
     clean::{clean_up, crashed},
     cut,
-    delete::remove_pins,
+    delete::{remove_pins, restoring_lease},
     drills,
     facts::Facts,
-    plan::{Cut, Plan, RemainingWindow, Verdict, harmless_cuts, plan},
+    plan::{Cut, Plan, Reason, RemainingWindow, Verdict, harmless_cuts, plan},
     references::References,
     sweep::{Swept, preview},
 };
@@ -44,9 +44,6 @@ pub struct Expiry {
     pub rules: RetentionSettings,
     /// What becomes of each backup, the newest last.
     pub backups: Vec<Verdict>,
-    /// Backups that would have gone and were pinned just then.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub pinned_meanwhile: Vec<BackupId>,
     /// Backups whose commit object can't be read. They are left alone, and so is all WAL.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<BackupId>,
@@ -103,7 +100,6 @@ pub async fn expire(
         dry_run,
         rules: *rules,
         backups: planned.backups.clone(),
-        pinned_meanwhile: Vec::new(),
         damaged: facts.damaged.iter().cloned().collect(),
         swept: Vec::new(),
         wal: Vec::new(),
@@ -164,19 +160,16 @@ impl Expiry {
         layout: &ClusterLayout,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let now = Utc::now();
-        let goes: Vec<BackupId> = goes(&self.backups).cloned().collect();
-        for id in goes {
-            // Somebody may have pinned it since it was looked at.
-            let pins = pins(repository, layout).await?;
-            if pins.iter().any(|pin| pin.backup == id && pin.holds(now)) {
-                progress.warn(&format!("backup {id} stays: it was pinned just now"));
-                self.pinned_meanwhile.push(id);
+        for verdict in self.backups.iter_mut().filter(|verdict| !verdict.stays()) {
+            let id = &verdict.backup;
+            if let Some(reason) = taken_up(repository, layout, id).await? {
+                progress.warn(&format!("backup {id} stays: since just now it is {reason}"));
+                verdict.keep(reason);
                 continue;
             }
             progress.step(&format!("backup {id} expires"));
-            mark_deleted(repository, layout, &id).await?;
-            remove_pins(repository, layout, &id).await?;
+            mark_deleted(repository, layout, id).await?;
+            remove_pins(repository, layout, id).await?;
         }
         Ok(())
     }
@@ -224,6 +217,20 @@ impl Expiry {
         }
         Ok(())
     }
+}
+
+/// Why a backup has to stay that could go when all was looked at.
+async fn taken_up(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    id: &BackupId,
+) -> Result<Option<Reason>> {
+    let now = Utc::now();
+    if pins(repository, layout).await?.iter().any(|pin| pin.backup == *id && pin.holds(now)) {
+        return Ok(Some(Reason::Pinned));
+    }
+    let leases = leases(repository, layout).await?;
+    Ok(restoring_lease(&leases, id).map(|_| Reason::Restoring))
 }
 
 fn goes(backups: &[Verdict]) -> impl Iterator<Item = &BackupId> {

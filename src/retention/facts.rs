@@ -125,8 +125,7 @@ impl Facts {
             .map(|record| BackupFacts { usable: usable.contains(&record.id), record });
         let pins = pins(repository, layout).await?.into_iter().filter(|pin| pin.holds(now));
         let running: Vec<_> = leases.iter().filter(|lease| lease.is_alive(now)).collect();
-        let restores = ["restore", "drill"];
-        let restoring = running.iter().filter(|lease| restores.contains(&&*lease.operation));
+        let restoring = running.iter().filter(|lease| lease.restores());
         Ok(Facts {
             now,
             backups: backups.collect(),

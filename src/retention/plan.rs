@@ -54,6 +54,12 @@ impl Verdict {
     pub fn stays(&self) -> bool {
         !self.kept_by.is_empty()
     }
+
+    /// Keeps it for a reason that there wasn't when it was planned.
+    pub(super) fn keep(&mut self, reason: Reason) {
+        self.kept_by.insert(reason);
+        self.wal = Follows::of(&self.kept_by);
+    }
 }
 
 /// Why a backup stays.
@@ -143,6 +149,18 @@ pub enum Follows {
     None,
 }
 
+impl Follows {
+    fn of(kept_by: &BTreeSet<Reason>) -> Self {
+        if kept_by.iter().any(|reason| reason.keeps_wal()) {
+            Follows::All
+        } else if kept_by.is_empty() {
+            Follows::None
+        } else {
+            Follows::Own
+        }
+    }
+}
+
 /// The WAL of a timeline that goes: all before the floor but what backups need for themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -212,13 +230,7 @@ fn verdicts(rules: &RetentionSettings, facts: &Facts) -> Vec<Verdict> {
     let verdict = |(backup, kept_by): (&BackupFacts, BTreeSet<Reason>)| Verdict {
         backup: backup.record.id.clone(),
         stopped_at: backup.record.stopped_at,
-        wal: if kept_by.iter().any(|reason| reason.keeps_wal()) {
-            Follows::All
-        } else if kept_by.is_empty() {
-            Follows::None
-        } else {
-            Follows::Own
-        },
+        wal: Follows::of(&kept_by),
         kept_by,
     };
     facts.backups.iter().zip(reasons).map(verdict).collect()

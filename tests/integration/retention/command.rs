@@ -4,6 +4,8 @@ use std::{fs, sync::Arc, time::Duration};
 
 use chrono::Utc;
 use pgkeep::{
+    config::ClusterSettings,
+    error::Kind,
     progress::Silent,
     repo::{
         Repository,
@@ -12,13 +14,14 @@ use pgkeep::{
         lease::{EXPIRED_AFTER, HeldLease, Lease},
         pin::{pins, put_pin},
     },
+    restore::{RestoreRequest, Target, plan::plan},
     retention::{delete, pin},
 };
 use serde_json::{Value, json};
 
 use super::{BASE, Chain, FIRST, SECOND, THIRD, id, layout, open};
 use crate::support::{
-    Pgkeep,
+    Pgkeep, Scratch,
     objects::objects,
     places::{on_s3, skipped_on_s3},
     scratch::write,
@@ -199,6 +202,45 @@ async fn a_running_backup_is_not_deleted_and_a_crashed_one_is() {
     storage.objects().insert(layout().lease(lease.id).to_string(), json.into());
     delete(&repository, &layout(), &id(THIRD), false, &Silent).await.unwrap().unwrap();
     assert!(!super::folders(&storage).contains_key(THIRD));
+}
+
+#[tokio::test]
+async fn a_backup_that_is_being_restored_is_not_deleted() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let repository = open(Arc::new(storage.clone())).await;
+    for operation in ["restore", "drill"] {
+        let lease = Lease::new(operation, Some(id(FIRST))).unwrap();
+        let held = HeldLease::take(&repository, &layout(), lease).await.unwrap();
+        let refused = delete(&repository, &layout(), &id(FIRST), false, &Silent).await;
+        let refused = refused.unwrap_err().to_string();
+        let process = format!("being restored by process {}", std::process::id());
+        assert!(refused.contains(&process), "{refused}");
+        held.release().await;
+    }
+    // Another one may go meanwhile, and it itself when that is over.
+    let lease = Lease::new("restore", Some(id(SECOND))).unwrap();
+    let held = HeldLease::take(&repository, &layout(), lease).await.unwrap();
+    delete(&repository, &layout(), &id(FIRST), false, &Silent).await.unwrap().unwrap();
+    held.release().await;
+    delete(&repository, &layout(), &id(SECOND), false, &Silent).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_restore_of_what_was_deleted_since_it_was_chosen_says_so() {
+    let chain = Chain::make().await;
+    let repository = open(Arc::new(chain.storage())).await;
+    let scratch = Scratch::new("deleted");
+    let pgdata = scratch.path().join("data");
+    let request = RestoreRequest {
+        backup: Some(id(FIRST)),
+        ..RestoreRequest::new(pgdata.clone(), Target::Immediate, "get".into())
+    };
+    let planned = plan(&repository, &ClusterSettings::named("main"), &request).await.unwrap();
+    delete(&repository, &layout(), &id(FIRST), false, &Silent).await.unwrap().unwrap();
+    let refused = planned.write(&request, Arc::new(Silent)).await.unwrap_err();
+    assert!(refused.kind() == Kind::Conflict && refused.to_string().contains("deleted just now"));
+    assert!(!pgdata.exists(), "nothing was made");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use pgkeep::{
     config::RetentionSettings,
     error::Error,
     postgres::{Lsn, SegmentSize, Timeline},
-    progress::Silent,
+    progress::{Progress, Silent},
     repo::{
         Repository,
         catalog::{self, PAGE},
@@ -18,7 +18,7 @@ use pgkeep::{
         wal::WalStore,
         wal_floor::Floors,
     },
-    retention::{Expiry, expire},
+    retention::{Expiry, expire, pin},
     storage::{ErrorKind, Storage},
 };
 
@@ -178,7 +178,7 @@ async fn points_keep_their_own_wal_and_no_more() {
     let storage = chain.storage();
     let repository = open(Arc::new(storage.clone())).await;
     // Four days have a backup; the newest keeps what follows, the pinned one its own.
-    pgkeep::retention::pin(&repository, &layout(), &id(BASE), None).await.unwrap();
+    pin(&repository, &layout(), &id(BASE), None).await.unwrap();
     let daily = RetentionSettings { daily: Some(2), ..RetentionSettings::NONE };
     let done = expire(&repository, &layout(), &daily, false, &Silent).await.unwrap();
     let wal: Vec<_> = done.backups.iter().map(|v| serde_json::to_value(v.wal).unwrap()).collect();
@@ -206,6 +206,56 @@ async fn what_is_being_restored_stays_with_all_that_follows() {
     lease.release().await;
     expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
     assert_eq!(listed(&storage).await, [SECOND, THIRD]);
+}
+
+/// Does something when it is told of a step.
+struct AtStep<F>(&'static str, F);
+
+impl<F: Fn() + Send + Sync> Progress for AtStep<F> {
+    fn step(&self, message: &str) {
+        if message.contains(self.0) {
+            self.1();
+        }
+    }
+
+    fn total(&self, _: Option<u64>) {}
+
+    fn advance(&self, _: u64) {}
+
+    fn warn(&self, _: &str) {}
+}
+
+#[tokio::test]
+async fn what_is_restored_or_pinned_since_it_was_looked_at_stays() {
+    let chain = Chain::make().await;
+    let lease = Lease::new("restore", Some(id(FIRST))).unwrap();
+    let restored = (layout().lease(lease.id).to_string(), serde_json::to_vec(&lease).unwrap());
+    let pinned = {
+        let storage = chain.storage();
+        let repository = open(Arc::new(storage.clone())).await;
+        let before: BTreeSet<String> = storage.objects().keys().cloned().collect();
+        pin(&repository, &layout(), &id(FIRST), None).await.unwrap().unwrap();
+        let objects = storage.objects();
+        let (name, pin) = objects.iter().find(|(name, _)| !before.contains(*name)).unwrap();
+        (name.clone(), pin.to_vec())
+    };
+    for (reason, (name, content)) in [("restoring", restored), ("pinned", pinned)] {
+        let storage = chain.storage();
+        let repository = open(Arc::new(storage.clone())).await;
+        let meanwhile = AtStep(BASE, {
+            let storage = storage.clone();
+            move || drop(storage.objects().insert(name.clone(), content.clone().into()))
+        });
+        let done = expire(&repository, &layout(), &TWO, false, &meanwhile).await.unwrap();
+        assert_eq!(listed(&storage).await, [FIRST, SECOND, THIRD], "{reason}");
+        let kept_by = serde_json::to_value(&done.backups[1].kept_by).unwrap();
+        assert_eq!(kept_by, serde_json::json!([reason]));
+        let there = segments(&storage, 1);
+        // Its own at least; of one that is restored all that follows.
+        let last = if reason == "pinned" { 6 } else { SEGMENTS };
+        assert!((5..=last).all(|segment| there.contains(&segment)), "{reason}: {there:?}");
+        assert!(restores(&chain, &storage, FIRST).await.is_ok(), "{reason}");
+    }
 }
 
 /// A timeline's first segment begins with what its parent had written in it, long ago.

@@ -295,7 +295,9 @@ fn outages(site: &Site) {
     let output = site.pgkeep.run(["--output", "json", "verify", "--junit", file.to_str().unwrap()]);
     assert_eq!(output.code, 3, "{output}");
     let document: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(document["sound"], false, "of the other nobody knows");
     assert_eq!(document["repositories"][0]["repository"], "second");
+    assert_eq!(document["repositories"][0]["sound"], true);
     let error: Value = serde_json::from_str(output.stderr.lines().last().unwrap()).unwrap();
     assert_eq!(error["error"]["kind"], "repository");
     let xml = fs::read_to_string(&file).unwrap();
