@@ -106,6 +106,12 @@ impl Error {
         Error { kind, message: message.into(), hints: Vec::new(), source: None }
     }
 
+    /// Whether it says what there is in a repository and what there isn't. Others say that this
+    /// couldn't be found out, or not all of it.
+    pub fn is_an_answer(&self) -> bool {
+        matches!(self.kind, Kind::No | Kind::Wal | Kind::Target)
+    }
+
     /// Adds what to do next. May be called more than once.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -270,7 +270,18 @@ impl Request<'_> {
         let size = self.directory.control.segment_size;
         let Some(number) = segment.number(size) else { return Ok(None) };
         for store in stores {
-            let floors = Floors::read(store.repository(), store.layout(), store.system()).await?;
+            let (floors, damage) =
+                Floors::read_sound(store.repository(), store.layout(), store.system()).await?;
+            if let Some(damage) = damage {
+                // Whether this has expired can't be told, but that there is nothing behind it can.
+                if partial::has_later(store, segment).await? {
+                    return Ok(Some(
+                        damage
+                            .hint("it says which WAL has expired; `pgkeep verify` says more of it"),
+                    ));
+                }
+                tracing::warn!("{damage}");
+            }
             let floor = floors.of(segment.timeline);
             if size.start_of(number + 1) > floor {
                 continue;

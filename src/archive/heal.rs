@@ -59,7 +59,14 @@ async fn heal(
     let (mut missing, mut is_gap) = (Vec::new(), false);
     for number in (0..number).rev().take(MOST) {
         let name = name_of(number);
-        is_gap = store.has(WalFile::Segment(name)).await?;
+        is_gap = match store.has(WalFile::Segment(name)).await {
+            // There are two: what is to become of them is no business of this segment's.
+            Err(e) if e.kind() == Kind::Conflict => {
+                tracing::warn!("{e}");
+                true
+            }
+            has => has?,
+        };
         if is_gap || !beside(name).exists() {
             break;
         }
@@ -68,14 +75,12 @@ async fn heal(
     let Some(last) = missing.first().copied() else { return Ok(()) };
     // What has expired isn't missing, and neither is what lies before all WAL that is there: archiving began
     // behind it.
-    let floors = match Floors::read(store.repository(), store.layout(), store.system()).await {
+    let (floors, damage) =
+        Floors::read_sound(store.repository(), store.layout(), store.system()).await?;
+    if let Some(damage) = damage {
         // What has expired is stored once more then, which is better than what is missing not to be.
-        Err(e) if e.kind() == Kind::Damaged => {
-            tracing::warn!("{e}");
-            Floors::default()
-        }
-        floors => floors?,
-    };
+        tracing::warn!("{damage}");
+    }
     missing.retain(|name| {
         name.number(size).is_some_and(|n| size.start_of(n) >= floors.of(name.timeline))
     });

@@ -84,6 +84,12 @@ pub async fn serve_as_segment<'a>(
             Ok(Some((store, fetched.object.to_string())))
         }
         (_, Some(Streamed { store, received })) => {
+            if has_later_in_any(&stores, segment).await? {
+                tracing::warn!(
+                    "{segment} isn't whole in the archive: recovery ends at {end}, although later segments of its \
+                     timeline are there"
+                );
+            }
             request.hand_over(store, segment, received).await?;
             Ok(Some((store, parts_of(segment))))
         }
@@ -222,7 +228,7 @@ async fn longest<'a>(stores: &[&'a WalStore], segment: SegmentName) -> Result<Op
 }
 
 /// Whether the timeline has anything of a segment after this one.
-async fn has_later(store: &WalStore, segment: SegmentName) -> Result<bool> {
+pub(super) async fn has_later(store: &WalStore, segment: SegmentName) -> Result<bool> {
     let mut after = Some(store.plain(WalFile::Segment(segment)));
     loop {
         let page = store.page(segment.timeline, after.as_ref()).await?;

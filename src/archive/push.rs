@@ -119,7 +119,10 @@ pub async fn push(
         both.map(|(stored, healed)| stored.and_then(|stored| healed.map(|()| stored)));
     let mut stored = Vec::with_capacity(repositories.len());
     let (mut healthy, mut failed) = (Vec::new(), Vec::new());
+    // What is wrong with a repository keeps the others from nothing; what is wrong with the file does.
+    let mut is_files = false;
     for (settings, store) in repositories.iter().zip(stores) {
+        let is_open = store.is_ok();
         let result = store.and_then(|store| {
             let result = results.next().unwrap_or_else(|| Err(lost_result()));
             result.map(|what| (store, what))
@@ -130,18 +133,18 @@ pub async fn push(
                 healthy.push(store);
             }
             Err(e) => {
+                is_files |= is_open && !matches!(e.kind(), Kind::Repository | Kind::Denied);
                 failed.push(e.while_doing(format!("push {wal} to repository {}", settings.name)));
             }
         }
     }
-    let is_outage = failed.iter().all(|e| matches!(e.kind(), Kind::Repository | Kind::Denied));
     let healthy: Vec<_> = healthy.iter().collect();
     let Some(failure) = merge(failed) else {
         ahead::store(&directory, path, repositories, &healthy, wal.timeline(), &proven).await;
         reached("push: done");
         return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
     };
-    if is_outage && !healthy.is_empty() {
+    if !is_files && !healthy.is_empty() {
         ahead::store_in_reachable(&directory, path, &healthy).await;
     }
     Err(failure)

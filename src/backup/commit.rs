@@ -34,8 +34,13 @@ pub async fn commit(
         return Err(e);
     }
     reached("backup: committed");
-    match Floors::read(repository, layout, record.system).await {
-        Ok(floors) if record.start_lsn >= floors.of(record.timeline) => {}
+    match Floors::read_sound(repository, layout, record.system).await {
+        Ok((floors, damage)) if record.start_lsn >= floors.of(record.timeline) => {
+            // It is from before: the one that an expiry has written beside this backup is sound.
+            if let Some(damage) = damage {
+                tracing::warn!("{damage}");
+            }
+        }
         Ok(_) => {
             mark_deleted(repository, layout, id).await;
             let message = format!("the WAL that backup {id} needs was removed while it was taken");

@@ -105,15 +105,26 @@ impl Drill {
             let opened = runtime::until_signal(repo::open::open(repository)).await?;
             drill(&opened, cluster, &request, progress, stopped).await
         });
-        if let Some(path) = &self.junit {
-            let seconds = begun.elapsed().as_secs_f64();
-            let result = done.as_ref().map(|drilled| &drilled.record);
-            junit::write_drill(path, (&repository.name, &cluster.name), result, seconds)?;
-        }
-        let Drilled { record, kept } = done?;
+        // What came of it is told even where this can't be written.
+        let written = match &self.junit {
+            Some(path) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                let result = done.as_ref().map(|drilled| &drilled.record);
+                junit::write_drill(path, (&repository.name, &cluster.name), result, seconds)
+            }
+            None => Ok(()),
+        };
+        let Drilled { record, kept } = match (done, &written) {
+            (Err(e), Err(unwritten)) => {
+                tracing::error!("{unwritten}");
+                return Err(e);
+            }
+            (done, _) => done?,
+        };
         let kept = kept.map(|path| path.display().to_string());
         let document = Document { record: &record, kept: kept.clone() };
         global.output.result(&document, || text(&record, kept.as_deref()))?;
+        written?;
         Ok(if record.passed { 0 } else { 1 })
     }
 }

@@ -186,10 +186,19 @@ impl Restore {
                         }
                     }
                 }
-                if let Some(e) = failed.filter(|_| opened.is_empty()) {
+                if opened.is_empty()
+                    && let Some(e) = failed
+                {
                     return Err(e);
                 }
-                let report = restore(&opened, cluster, &request, progress.clone()).await?;
+                let restored = restore(&opened, cluster, &request, progress.clone()).await;
+                let report = match (restored, failed) {
+                    // The one that can't be asked may have it.
+                    (Err(e), Some(failed)) if e.is_an_answer() => {
+                        return Err(failed.hint(format!("also: {e}")));
+                    }
+                    (restored, _) => restored?,
+                };
                 if !unopened.is_empty() {
                     progress.warn(&format!(
                         "the server asks all repositories for WAL, and its recovery won't end before {} can be opened; \

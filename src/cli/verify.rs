@@ -110,9 +110,11 @@ impl Verify {
         if !outcomes.iter().all(has_none) {
             outcomes.retain(|outcome| !has_none(outcome));
         }
-        if let Some(path) = &self.junit {
-            junit::write(path, &cluster.name, &outcomes)?;
-        }
+        // What was found is told even where this can't be written.
+        let written = match &self.junit {
+            Some(path) => junit::write(path, &cluster.name, &outcomes),
+            None => Ok(()),
+        };
         let (mut reports, mut failure) = (Vec::new(), None::<Error>);
         let mut text = String::new();
         for outcome in outcomes {
@@ -128,13 +130,25 @@ impl Verify {
         if reports.is_empty()
             && let Some(failure) = failure
         {
+            if let Err(e) = written {
+                tracing::error!("{e}");
+            }
             return Err(failure);
         }
         // Of one that couldn't be looked at nobody knows.
         let sound = failure.is_none() && reports.iter().all(|report| report.sound);
         let document = Document { sound, repositories: &reports };
         global.output.result(&document, || text)?;
-        failure.map_or(Ok(if sound { 0 } else { 1 }), Err)
+        match (failure, written) {
+            (None, Ok(())) => Ok(if sound { 0 } else { 1 }),
+            (None, Err(e)) => Err(e),
+            (Some(failure), written) => {
+                if let Err(e) = written {
+                    tracing::error!("{e}");
+                }
+                Err(failure)
+            }
+        }
     }
 
     fn no_backup(&self, repository: &RepositorySettings, cluster: &str) -> Error {

@@ -18,6 +18,7 @@ use super::{
     catalog::PAGE,
     id::RandomId,
     layout::ClusterLayout,
+    record::BackupRecord,
     sealed::{put_sealed, read_whole},
 };
 use crate::{
@@ -49,15 +50,29 @@ pub struct Floors {
 }
 
 impl Floors {
-    /// Reads the floors of a system. One that can't be read is an error: WAL may be gone.
+    /// Reads the floors of a system. One that is damaged is an error: WAL may be gone.
     pub async fn read(
         repository: &Repository,
         layout: &ClusterLayout,
         system: SystemId,
     ) -> Result<Self> {
+        match Self::read_sound(repository, layout, system).await? {
+            (floors, None) => Ok(floors),
+            (_, Some(damage)) => Err(damage),
+        }
+    }
+
+    /// Reads those floors of a system that aren't damaged, and says what is wrong with the first that
+    /// is. For who would ask more of the archive without a floor, or only has to see what an expiry
+    /// says that runs now: one that meets a damaged floor ends before it removes anything.
+    pub async fn read_sound(
+        repository: &Repository,
+        layout: &ClusterLayout,
+        system: SystemId,
+    ) -> Result<(Self, Option<Error>)> {
         for _ in 0..ATTEMPTS {
-            if let Some(floors) = Self::read_once(repository, layout, system).await? {
-                return Ok(floors);
+            if let Some(found) = Self::read_once(repository, layout, system).await? {
+                return Ok(found);
             }
         }
         let message = format!(
@@ -73,33 +88,27 @@ impl Floors {
         repository: &Repository,
         layout: &ClusterLayout,
         system: SystemId,
-    ) -> Result<Option<Self>> {
+    ) -> Result<Option<(Self, Option<Error>)>> {
         let storage = repository.storage();
-        let mut floors = Floors::default();
+        let (mut floors, mut damage) = (Floors::default(), None);
         let mut after: Option<ObjectName> = None;
         loop {
             let last = after.as_ref().map(ObjectName::as_str);
             let listed = storage.list(&layout.wal_floor_folder(), last, PAGE).await?;
-            let Some(end) = listed.last() else { return Ok(Some(floors)) };
+            let Some(end) = listed.last() else { return Ok(Some((floors, damage))) };
             after = Some(end.name.clone());
             for object in listed {
-                let bytes = match read_whole(repository, &object.name).await {
-                    Ok(object) => object.into_bytes(),
+                let floor = match read_one(repository, &object.name).await {
+                    Ok(floor) => floor,
                     Err(e) => match storage.size(&object.name).await {
                         Err(gone) if gone.is_not_found() => return Ok(None),
+                        _ if e.kind() == Kind::Damaged => {
+                            damage.get_or_insert(e);
+                            continue;
+                        }
                         _ => return Err(e),
                     },
                 };
-                let floor: WalFloor = serde_json::from_slice(&bytes).map_err(|e| {
-                    let address = storage.address();
-                    let message = format!("{} in {address} is damaged: {e}", object.name);
-                    Error::new(Kind::Damaged, message)
-                })?;
-                if floor.format != 1 {
-                    let message = format!("{} has format {}, not 1", object.name, floor.format);
-                    return Err(Error::new(Kind::Damaged, message)
-                        .hint("it was written by a newer pgkeep: use that one"));
-                }
                 if floor.system == system {
                     floors.objects.push(object.name);
                     for (timeline, lsn) in floor.timelines {
@@ -113,6 +122,11 @@ impl Floors {
     /// Before which position WAL of a timeline may be gone; 0/0 when nothing was cut.
     pub fn of(&self, timeline: Timeline) -> Lsn {
         self.timelines.get(&timeline).copied().unwrap_or_default()
+    }
+
+    /// Whether all WAL behind a backup may be gone, so that it can be restored to its own end at most.
+    pub fn make_point(&self, record: &BackupRecord) -> bool {
+        record.stop_lsn < self.of(record.timeline)
     }
 
     /// Of each timeline that was cut, the position before which WAL may be gone.
@@ -161,4 +175,18 @@ impl Floors {
         }
         Ok(())
     }
+}
+
+async fn read_one(repository: &Repository, name: &ObjectName) -> Result<WalFloor> {
+    let bytes = read_whole(repository, name).await?.into_bytes();
+    let floor: WalFloor = serde_json::from_slice(&bytes).map_err(|e| {
+        let address = repository.storage().address();
+        Error::new(Kind::Damaged, format!("{name} in {address} is damaged: {e}"))
+    })?;
+    if floor.format != 1 {
+        let message = format!("{name} has format {}, not 1", floor.format);
+        return Err(Error::new(Kind::Damaged, message)
+            .hint("it was written by a newer pgkeep: use that one"));
+    }
+    Ok(floor)
 }

@@ -18,7 +18,7 @@ use super::{
     wal_floor::Floors,
 };
 use crate::{
-    error::{Kind, Result},
+    error::Result,
     postgres::{Lsn, Timeline, history::TimelineHistory},
 };
 
@@ -72,12 +72,9 @@ pub async fn gaps(
         tokio::time::sleep(PAUSE).await;
         let now = WalInventory::read(store, inventory.segment_size).await?;
         // After the WAL: a floor is written before WAL is cut, so it tells of all that wasn't listed.
-        let floors = Floors::read(store.repository(), store.layout(), store.system()).await;
-        let floors = match floors {
-            // More is asked of the archive without it, not less.
-            Err(e) if e.kind() == Kind::Damaged => Floors::default(),
-            floors => floors?,
-        };
+        // More is asked of the archive without a damaged one, not less.
+        let (floors, _) =
+            Floors::read_sound(store.repository(), store.layout(), store.system()).await?;
         // Who is there by now wasn't marked when the WAL was listed, so that nobody had cut it.
         let there = catalog::entries(store.repository(), store.layout()).await?;
         let is_there = |record: &&BackupRecord| {

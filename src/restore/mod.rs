@@ -212,6 +212,8 @@ pub async fn restore(
             Err(e) => failures.push(e),
         }
     }
+    // Whether the others would have had it isn't known while one couldn't be asked.
+    failures.sort_by_key(Error::is_an_answer);
     let mut failures = failures.into_iter();
     let first =
         failures.next().unwrap_or_else(|| Error::new(Kind::Usage, "no repository is configured"));

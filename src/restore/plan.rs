@@ -9,7 +9,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use super::{
-    RestoreReport, RestoreRequest, Target, TargetAction,
+    RestoreReport, RestoreRequest, Target, TargetAction, TargetTimeline,
     choose::{Choice, choose},
     settings::{RecoverySettings, Signal},
     write::{WriteRequest, write},
@@ -25,6 +25,7 @@ use crate::{
         lease::{HeldLease, Lease},
         record::{BackupRecord, Tablespace},
         tombstone::is_unmarked,
+        wal_floor::Floors,
     },
 };
 
@@ -54,8 +55,16 @@ pub async fn plan(
     let choice = choose(repository, &layout, request).await?;
     let tablespaces = place_tablespaces(&choice.record, request)?;
     let archives = request.keep_archive_mode && !request.standby && !sets(request, "archive_mode");
-    let settings = recovery_settings(&choice, request);
+    let (floors, _) = Floors::read_sound(repository, &layout, choice.record.system).await?;
+    let is_point = floors.make_point(&choice.record);
+    let settings = recovery_settings(&choice, is_point, request);
     Ok(Plan { repository: repository.clone(), layout, choice, tablespaces, settings, archives })
+}
+
+/// Whether it is for a standby that goes on with whichever timeline is the newest.
+fn follows(request: &RestoreRequest) -> bool {
+    request.standby
+        && matches!(request.timeline, TargetTimeline::Unspecified | TargetTimeline::Latest)
 }
 
 fn sets(request: &RestoreRequest, name: &str) -> bool {
@@ -157,8 +166,13 @@ fn place_tablespaces(
     Ok(places)
 }
 
-/// What is written to `postgresql.auto.conf`, and which signal file.
-fn recovery_settings(choice: &Choice, request: &RestoreRequest) -> RecoverySettings {
+/// What is written to `postgresql.auto.conf`, and which signal file. `is_point` says that WAL behind the backup
+/// has expired.
+fn recovery_settings(
+    choice: &Choice,
+    is_point: bool,
+    request: &RestoreRequest,
+) -> RecoverySettings {
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut set = |name: &str, value: &str| lines.push((name.to_owned(), value.to_owned()));
     set("restore_command", &request.restore_command);
@@ -172,8 +186,16 @@ fn recovery_settings(choice: &Choice, request: &RestoreRequest) -> RecoverySetti
             set(name, value);
         }
     }
+    // A server that is started once more before it has promoted has forgotten that it comes from a backup, and
+    // reads ahead of its target: what isn't there any more behind that would stop it.
+    if (is_point || request.target == Target::Immediate) && !sets(request, "recovery_prefetch") {
+        set("recovery_prefetch", "off");
+    }
     let signal = if request.standby {
-        set("recovery_target_timeline", "latest");
+        match follows(request) {
+            true => set("recovery_target_timeline", "latest"),
+            false => set("recovery_target_timeline", &choice.timeline.to_string()),
+        }
         Signal::Standby
     } else {
         set("recovery_target_timeline", &choice.timeline.to_string());
@@ -236,13 +258,18 @@ impl Plan {
         let record = &self.choice.record;
         // Who deletes it from now on has seen the lease, if there is one.
         if !is_unmarked(&self.repository, &self.layout, &record.id).await? {
-            let message = format!("backup {} was deleted just now", record.id);
-            return Err(
-                Error::new(Kind::Conflict, message).hint("run it again: another one is taken")
-            );
+            let address = self.repository.storage().address();
+            let message = format!("backup {} was deleted just now from {address}", record.id);
+            return Err(Error::new(Kind::Conflict, message).hint(match request.backup {
+                Some(_) => "`pgkeep info` lists those that are there",
+                None => "run it again: another one is taken",
+            }));
         }
         let target = match request.standby {
-            true => "none: it follows the newest timeline as a standby".to_owned(),
+            true if follows(request) => {
+                "none: it follows the newest timeline as a standby".to_owned()
+            }
+            true => format!("none: it follows timeline {} as a standby", self.choice.timeline),
             false => format!("{} on timeline {}", request.target, self.choice.timeline),
         };
         progress.step(&format!("restoring backup {}, recovery to {target}", record.id));
@@ -281,7 +308,7 @@ impl Plan {
             repository: self.repository.name().to_owned(),
             backup: record.id.clone(),
             system: record.system,
-            timeline: (!request.standby).then_some(self.choice.timeline),
+            timeline: (!follows(request)).then_some(self.choice.timeline),
             target,
             stop_lsn: self.choice.stop,
             pauses: request.target != Target::Latest
@@ -314,6 +341,22 @@ mod tests {
 
     fn request(target: Target) -> RestoreRequest {
         RestoreRequest::new("/data".into(), target, "pgkeep archive-get %f %p".into())
+    }
+
+    fn record() -> BackupRecord {
+        serde_json::from_value(serde_json::json!({
+            "format": 1, "id": "20261121T195812Z-full", "cluster": "main", "kind": "full", "asked": "full",
+            "label": "", "system": "15-7", "server-version": "15.18", "source": "primary", "timeline": 1,
+            "start-lsn": "0/2000028", "stop-lsn": "0/2000100", "segment-size": 16 << 20,
+            "started-at": "2026-11-21T19:58:12Z", "stopped-at": "2026-11-21T19:59:00Z", "data-checksums": true,
+            "sizes": { "files": 0, "cluster": 0, "raw": 0, "stored": 0 }, "pgkeep": "0.1.0",
+            "tablespaces": [
+                { "oid": 16384, "location": "/spaces/one" },
+                { "oid": 16385, "location": "/spaces/two/" },
+                { "oid": 16386, "location": "pg_tblspc/16386", "in-place": true },
+            ],
+        }))
+        .unwrap()
     }
 
     #[test]
@@ -364,20 +407,42 @@ mod tests {
     }
 
     #[test]
+    fn a_standby_follows_what_was_asked_for() {
+        let choice = Choice {
+            record: record(),
+            timeline: Timeline(2),
+            stop: None,
+            last_transaction: None,
+            hole: None,
+        };
+        let set = |name: &str, is_point, change: &dyn Fn(&mut RestoreRequest)| {
+            let mut request = request(Target::Latest);
+            change(&mut request);
+            let lines = recovery_settings(&choice, is_point, &request).lines;
+            let values = lines.into_iter().filter(|(n, _)| n == name).map(|(_, value)| value);
+            values.collect::<Vec<_>>()
+        };
+        for (timeline, expected) in [
+            (TargetTimeline::Unspecified, "latest"),
+            (TargetTimeline::Latest, "latest"),
+            (TargetTimeline::Current, "2"),
+            (TargetTimeline::Id(Timeline(2)), "2"),
+        ] {
+            let standby = |r: &mut RestoreRequest| (r.standby, r.timeline) = (true, timeline);
+            assert_eq!(set("recovery_target_timeline", false, &standby), [expected]);
+        }
+        // Nothing is read ahead where there may be nothing, unless somebody says so.
+        let immediate = |r: &mut RestoreRequest| r.target = Target::Immediate;
+        let given = |r: &mut RestoreRequest| r.set.push(("recovery_prefetch".into(), "on".into()));
+        assert_eq!(set("recovery_prefetch", false, &|_| ()), [""; 0]);
+        assert_eq!(set("recovery_prefetch", false, &immediate), ["off"]);
+        assert_eq!(set("recovery_prefetch", true, &|_| ()), ["off"]);
+        assert_eq!(set("recovery_prefetch", true, &given), ["on"]);
+    }
+
+    #[test]
     fn no_tablespace_goes_where_something_else_does() {
-        let record: BackupRecord = serde_json::from_value(serde_json::json!({
-            "format": 1, "id": "20261121T195812Z-full", "cluster": "main", "kind": "full", "asked": "full",
-            "label": "", "system": "15-7", "server-version": "15.18", "source": "primary", "timeline": 1,
-            "start-lsn": "0/2000028", "stop-lsn": "0/2000100", "segment-size": 16 << 20,
-            "started-at": "2026-11-21T19:58:12Z", "stopped-at": "2026-11-21T19:59:00Z", "data-checksums": true,
-            "sizes": { "files": 0, "cluster": 0, "raw": 0, "stored": 0 }, "pgkeep": "0.1.0",
-            "tablespaces": [
-                { "oid": 16384, "location": "/spaces/one" },
-                { "oid": 16385, "location": "/spaces/two/" },
-                { "oid": 16386, "location": "pg_tblspc/16386", "in-place": true },
-            ],
-        }))
-        .unwrap();
+        let record = record();
         let placed = |map: &[(&str, &str)]| {
             let mut request = request(Target::Latest);
             request.tablespace_map =

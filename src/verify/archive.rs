@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use super::findings::{Done, Finding, Loss, Sought};
 use crate::{
-    error::{Kind, Result},
+    error::Result,
     postgres::{Timeline, WalFile, history::TimelineHistory},
     repo::{
         BackupId, Repository, SystemId, layout::ClusterLayout, record::BackupRecord,
@@ -52,7 +52,8 @@ impl Archive {
         })
         .await?;
         // After the WAL: a floor is written before WAL is cut, so it tells of all that wasn't listed.
-        let floors = read_floors(repository, layout, system).await?;
+        // One that is damaged is told as an object. Without it more is asked of the archive, not less.
+        let (floors, _) = Floors::read_sound(repository, layout, system).await?;
         Ok(Archive { system, store, inventory, backups, unreadable, floors })
     }
 
@@ -174,17 +175,5 @@ impl Archive {
                 format!("system {} has WAL and no backup to begin a recovery with", self.system),
             );
         }
-    }
-}
-
-async fn read_floors(
-    repository: &Repository,
-    layout: &ClusterLayout,
-    system: SystemId,
-) -> Result<Floors> {
-    match Floors::read(repository, layout, system).await {
-        // It is told as a damaged object. Without it more is asked of the archive, not less.
-        Err(e) if e.kind() == Kind::Damaged => Ok(Floors::default()),
-        result => result,
     }
 }

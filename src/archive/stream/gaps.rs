@@ -14,6 +14,8 @@ pub struct Stretch {
     pub first: u64,
     /// The number behind the last one; `None` where it is the server's present end.
     pub until: Option<u64>,
+    /// Whether some before the first one are left for the next session.
+    pub leaves_some: bool,
 }
 
 impl Stretch {
@@ -29,7 +31,9 @@ impl Stretch {
         if self.first >= until {
             return false;
         }
-        self.first += (until - self.first) / 2;
+        let left = (until - self.first) / 2;
+        self.first += left;
+        self.leaves_some = left > 0;
         true
     }
 }
@@ -64,10 +68,11 @@ pub fn missing(
         while goes_on(number) {
             number += 1;
         }
-        stretches.push(Stretch { timeline, first, until: Some(number) });
+        stretches.push(Stretch { timeline, first, until: Some(number), leaves_some: false });
         number = next(number);
     }
-    let live = Stretch { timeline: timeline_of(number), first: number, until: None };
+    let timeline = timeline_of(number);
+    let live = Stretch { timeline, first: number, until: None, leaves_some: false };
     match stretches.last_mut() {
         // One goes over into the other.
         Some(last)
@@ -90,7 +95,7 @@ mod tests {
     const SIZE: SegmentSize = SegmentSize::DEFAULT;
 
     fn stretch(timeline: u32, first: u64, until: Option<u64>) -> Stretch {
-        Stretch { timeline: Timeline(timeline), first, until }
+        Stretch { timeline: Timeline(timeline), first, until, leaves_some: false }
     }
 
     fn inventory(wal: &[(u32, &[u64])]) -> WalInventory {

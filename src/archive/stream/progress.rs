@@ -99,6 +99,12 @@ impl Progress {
                 due
             };
             let line = || {
+                if !state.stored.is_valid() {
+                    return format!(
+                        "streaming {}; a repository is away, and nothing is reported as stored until it is back",
+                        state.from
+                    );
+                }
                 let behind = state.server_end.0.saturating_sub(state.stored.0);
                 format!(
                     "{} stored, {} kB behind {}",

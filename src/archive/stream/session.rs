@@ -133,15 +133,20 @@ pub async fn session(
     let watching = context.threads.spawn(watching);
     let _watching = AbortOnDrop(watching);
     for stretch in stretches {
+        let leaves_some = stretch.leaves_some;
         if let Some(end) = receive(context, &mut server, &keeper, &pace, stretch, stop).await? {
             return Ok(end);
+        }
+        if leaves_some {
+            // Nothing holds them for the stream, so they come before what is held.
+            return Ok(SessionEnd::Again);
         }
     }
     Ok(SessionEnd::Again)
 }
 
 /// Opens the repositories, those that are to be left alone only where there is no other. Those that couldn't be opened
-/// come second.
+/// come second, for whatever reason: what is wrong with one costs the others nothing.
 async fn open_stores(
     context: &Context<'_>,
     system: SystemId,
@@ -166,16 +171,18 @@ async fn open_stores(
                 Err(e) => e.while_doing(format!("stream into repository {name}")),
             }
         };
-        if !is_outage(&why) {
-            return Err(why);
-        }
         closed.push(Closed { settings: settings.clone(), layout: layout.clone(), system });
         left_out.push(why);
     }
+    if stores.is_empty() {
+        // As long as one of them may come back, waiting helps.
+        left_out.sort_by_key(|e| !is_outage(e));
+        let mut left_out = left_out.into_iter();
+        let first = left_out.next();
+        left_out.for_each(|e| tracing::warn!("{e}"));
+        return Err(first.unwrap_or_else(|| Error::new(Kind::Usage, "no repository is configured")));
+    }
     for e in left_out {
-        if stores.is_empty() {
-            return Err(e);
-        }
         tracing::warn!(
             "{e}; the others go on without it, and nothing is reported as stored until it is there"
         );

@@ -125,7 +125,7 @@ pub async fn is_point(
     record: &BackupRecord,
 ) -> Result<bool> {
     let floors = Floors::read(repository, layout, record.system).await?;
-    Ok(record.stop_lsn < floors.of(record.timeline))
+    Ok(floors.make_point(record))
 }
 
 /// Where the WAL ends that a repository has behind a backup.

@@ -112,6 +112,16 @@ fn a_repository_that_is_reached_gets_what_waits_while_another_one_is_not() {
     for segment in &segments[1..] {
         assert_eq!(keeper.pushed(&cluster, segment), [Stored::Already, Stored::New]);
     }
+
+    // So it does while another one can't be opened, for whatever reason.
+    let more: Vec<String> = (0..3).map(|_| cluster.switch_wal()).collect();
+    more.iter().for_each(|segment| mark_ready(&cluster, segment));
+    let (file, other) = (place.join("repo.json"), keeper.scratch.path().join("other"));
+    fs::copy(&file, &other).unwrap();
+    fs::write(&file, "{").unwrap();
+    assert!(keeper.push(&wal(&cluster, &more[0])).is_err());
+    assert!(more.iter().all(|segment| has("main", segment)));
+    fs::copy(&other, &file).unwrap();
 }
 
 fn file_below(folder: &Path, name: &str) -> PathBuf {

@@ -175,6 +175,11 @@ fn a_restore_goes_on_past_one_that_cant_be_reached() {
     let output = pgkeep.ok(arguments);
     assert!(output.stderr.contains("trying the other repositories"), "{output}");
     assert!(output.stderr.contains("its recovery won't end before"), "{output}");
+    // What this one doesn't have, the other one may.
+    let nowhere = format!("{path}-nowhere");
+    let output = pgkeep.run(["restore", "--target-lsn", "FF/0", "--pgdata", &nowhere]);
+    assert_eq!(output.code, 3, "{output}");
+    assert!(output.stderr.contains("also: "), "{output}");
     // It pauses at its target, and every segment up to there comes from the other one.
     let mut restored = Cluster::at(&place, 15);
     restored.start();

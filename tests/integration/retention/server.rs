@@ -6,7 +6,11 @@ use std::{
 };
 
 use crate::support::{
-    Cluster, Pgkeep, Stop, moto::Moto, objects::flip_bit, on_each_version, scratch::write,
+    Cluster, Pgkeep, Stop,
+    moto::Moto,
+    objects::{ObjectKind, flip_bit, objects_of},
+    on_each_version,
+    scratch::write,
 };
 
 /// The ids of the backups in a repository, the newest last.
@@ -120,6 +124,54 @@ fn a_point_restores_to_its_own_end(version: u32) {
     assert!(log.contains("consistent recovery state reached"), "{log}");
     assert!(log.contains("has expired"), "{log}");
     assert!(!log.contains("selected new timeline"), "{log}");
+
+    // One to its end may be stopped and started before it is promoted: what it reads ahead isn't missed.
+    let pgdata = pgkeep.scratch().path().join("paused");
+    let path = pgdata.to_string_lossy().into_owned();
+    let restore = ["restore", "--archive-mode", "off", "--pgdata", &path, "--target-immediate"];
+    pgkeep.ok([&restore[..], &["--backup", &point]].concat());
+    let mut paused = Cluster::at(&pgdata, version);
+    for _ in 0..2 {
+        paused.start();
+        paused.wait_for_pause(60);
+        paused.stop(Stop::Fast);
+    }
+    paused.start();
+    paused.wait_for_pause(60);
+    paused.sql("SELECT pg_wal_replay_resume()");
+    paused.wait_for_primary(60);
+    assert_eq!(paused.sql("SELECT count(*) FROM t"), "10");
+}
+
+/// A damaged floor costs what it says, and nothing else.
+#[test]
+fn a_damaged_floor_stops_neither_recovery_nor_backups() {
+    let cluster = Cluster::builder(17).wal_segsize(1).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 10) AS n");
+    let first = cluster.switch_wal();
+    pgkeep.ok(["backup"]);
+    for _ in 0..2 {
+        cluster.sql("INSERT INTO t VALUES (11)");
+        cluster.switch_wal();
+    }
+    pgkeep.ok(["backup", "--type", "full"]);
+    pgkeep.add("[repository.main.retention]\nminimum = 1\nafter-backup = false");
+    pgkeep.ok(["expire"]);
+    let floor = objects_of(&pgkeep.repository(), ObjectKind::WalFloor).remove(0);
+    flip_bit(&floor.path, 60);
+    assert_eq!(pgkeep.run(["verify"]).code, 1);
+
+    let done = pgkeep.ok(["backup"]);
+    assert!(done.stderr.contains(&floor.name), "{done}");
+    let restored = pgkeep.restored(17, "restored", &[]);
+    assert_eq!(restored.sql("SELECT count(*) FROM t"), "12");
+    // Whether what lies before others has expired can't be told any more.
+    let wanted = pgkeep.scratch().path().join("wanted");
+    let wanted = wanted.to_string_lossy().into_owned();
+    let asked = pgkeep.run_in(cluster.pgdata(), ["archive-get", &first, &wanted]);
+    assert_eq!(asked.code, 126, "{asked}");
+    assert!(asked.stderr.contains(&floor.name), "{asked}");
 }
 
 #[test]

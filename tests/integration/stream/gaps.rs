@@ -59,6 +59,36 @@ fn what_the_server_has_no_more_is_told_and_the_rest_is_streamed() {
     site.pgkeep.ok(["backup"]);
 }
 
+/// Of a gap whose beginning the server has removed everything that it has still is fetched, in one run.
+#[test]
+fn all_that_the_server_has_of_a_gap_is_fetched() {
+    let settings = "wal_keep_size = 12MB\nmin_wal_size = 2MB\nmax_wal_size = 2MB";
+    let site = Site::archiving(Cluster::builder(17).wal_segsize(1).conf(settings).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.cluster.sql("ALTER SYSTEM SET archive_command = '/bin/true'");
+    site.cluster.reload();
+    let lost = site.cluster.switch_wal();
+    let wal = site.cluster.pgdata().join("pg_wal");
+    wait_until("the server has removed the first", 60, || {
+        site.cluster.switch_wal();
+        site.cluster.sql("CHECKPOINT");
+        !wal.join(&lost).exists()
+    });
+    let present = site.cluster.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let names = std::fs::read_dir(&wal).expect("pg_wal").flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let there: Vec<String> = names.filter(|name| name.len() == 24 && *name < present).collect();
+    assert!(there.len() > 6, "{there:?}");
+    let stream = site.stream();
+    wait_until("all of it is in the archive", 60, || {
+        let archived = site.archived();
+        there.iter().all(|segment| archived.contains(segment))
+    });
+    stream.signal(Signal::TERM);
+    assert_eq!(stream.wait().code, 0);
+}
+
 #[test]
 fn another_servers_wal_is_refused() {
     let mut site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());

@@ -57,6 +57,27 @@ fn one_that_can_not_be_listed_does_not_keep_another_from_its_wal() {
     assert_eq!(site.pgkeep.restored(17, "back", &["--repo", "second"]).digest("t"), last);
 }
 
+/// Its key is on a disk that isn't there.
+#[test]
+fn one_whose_key_is_away_does_not_keep_another_from_its_wal() {
+    let site = in_two();
+    let key = site.pgkeep.key_file("second");
+    let away = key.with_extension("away");
+    fs::rename(&key, &away).expect("take it away");
+    let stream = site.pgkeep.spawn(["stream"]);
+    site.cluster.insert("t", 1000);
+    let closed = site.cluster.switch_wal();
+    wait_until("the first one has it", 60, || site.archived().contains(&closed));
+    assert_eq!(site.cluster.sql(CAUGHT_UP), "0", "the second one doesn't have it");
+
+    fs::rename(&away, &key).expect("bring it back");
+    wait_until("both have all", 90, || site.cluster.sql(CAUGHT_UP) == "1");
+    stream.signal(Signal::TERM);
+    let output = stream.wait();
+    assert_eq!(output.code, 0, "{output}");
+    assert!(output.stderr.contains("the others go on without it"), "{output}");
+}
+
 #[test]
 fn one_that_is_away_gets_what_it_lacks_when_it_is_back() {
     if skipped_on_s3("a bucket doesn't go away by renaming a folder") {

@@ -303,6 +303,10 @@ fn outages(site: &Site) {
     let xml = fs::read_to_string(&file).unwrap();
     assert!(xml.contains("errors=\"1\"") && xml.contains("<error type=\"repository\""), "{xml}");
     fs::rename(&aside, &here).unwrap();
+    // What was found is told, wherever it can't be written to.
+    let output = site.pgkeep.run(["verify", "--junit", "/proc/nobody/verify.xml"]);
+    assert_eq!(output.code, 10, "{output}");
+    assert!(output.stdout.contains("Repository main is sound."), "{output}");
     // Only the file at its root is gone: that is no outage.
     let root = here.join("repo.json");
     let bytes = fs::read(&root).unwrap();
