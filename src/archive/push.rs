@@ -8,6 +8,7 @@
 //! same name is refused and the stored one stays.
 
 use std::{
+    fs::{self, File},
     path::Path,
     sync::{
         Arc,
@@ -26,8 +27,8 @@ use super::{
 };
 use crate::{
     config::{ClusterSettings, RepositorySettings},
-    error::{Error, Kind, Result},
-    postgres::{Timeline, WalFile},
+    error::{Context, Error, Kind, Result},
+    postgres::{SegmentName, Timeline, WalFile, history::TimelineHistory, wal::scan_file},
     repo::{
         SystemId,
         catalog::{exists, systems},
@@ -75,6 +76,13 @@ pub async fn push(
         .map_err(|e| Error::new(Kind::Usage, format!("push {}", path.display())).because(e))?;
     let directory = Arc::new(DataDirectory::of_wal_path(path, cluster)?);
     directory.check_configured(cluster)?;
+    let wal = match wal {
+        WalFile::Segment(segment) if is_left_unfinished(path, segment, &directory)? => {
+            tracing::info!("{segment} is where its timeline was left: stored as a partial one");
+            WalFile::Partial(segment)
+        }
+        wal => wal,
+    };
     let mut source = Source::open(path, wal, &directory)?;
     let layout = ClusterLayout::new(&cluster.name)?;
     let system = directory.system;
@@ -148,6 +156,38 @@ pub async fn push(
         ahead::store_in_reachable(&directory, path, &healthy).await;
     }
     Err(failure)
+}
+
+/// Whether another timeline leaves this segment's inside it, as a history beside it says, and it isn't whole.
+/// PostgreSQL gives such a one `.partial` for its name when it promotes (`CleanupAfterArchiveRecovery` in
+/// `xlog.c`), but not what it has offered for archiving before: with `archive_mode = always` all that was
+/// restored. It would offer it for ever, and nothing behind it.
+fn is_left_unfinished(
+    path: &Path,
+    segment: SegmentName,
+    directory: &DataDirectory,
+) -> Result<bool> {
+    let size = directory.control.segment_size;
+    let what = || format!("look at {}", path.display());
+    let Some(folder) = path.parent() else { return Ok(false) };
+    let mut is_left = false;
+    for entry in fs::read_dir(folder).context(Kind::Local, what)?.flatten() {
+        let name = entry.file_name();
+        let Some(Ok(WalFile::History(timeline))) = name.to_str().map(str::parse) else { continue };
+        let Ok(bytes) = fs::read(entry.path()) else { continue };
+        let Ok(history) = TimelineHistory::parse(timeline, &bytes) else { continue };
+        let end = history.end_of(segment.timeline).flatten();
+        is_left |= end.is_some_and(|end| {
+            let number = size.number_at(end);
+            Some(number) == segment.number(size) && end > size.start_of(number)
+        });
+    }
+    if !is_left {
+        return Ok(false);
+    }
+    let mut file = File::open(path).context(Kind::Local, what)?;
+    let summary = scan_file(&mut file, segment, size).context(Kind::Local, what)?;
+    Ok(summary.parsed && !summary.whole)
 }
 
 /// Stores the history of a segment's timeline before the segment, where it isn't yet: without it

@@ -61,6 +61,41 @@ fn a_servers_own_file_is_not_replaced_by_less_nor_archived_unfinished() {
     assert!(output.stderr.contains("isn't a finished segment"), "{output}");
 }
 
+/// Once it is promoted, nobody will have more of the segment, and what comes behind it waits for it.
+#[test]
+fn a_server_that_archives_what_it_restored_is_promoted_and_archives_on() {
+    let mut site = Site::archiving(Cluster::builder(17).wal_segsize(1).start());
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    let stream = site.stream();
+    site.cluster.insert("t", 500);
+    site.wait_for_stream();
+    let rows = site.cluster.digest("t");
+    site.cluster.kill9();
+    stream.signal(Signal::TERM);
+    stream.wait();
+    let set = ["--set", "archive_mode=always", "--target-timeline", "current"];
+    let pgdata = site.pgkeep.scratch().path().join("always");
+    let path = pgdata.to_string_lossy().into_owned();
+    let restore = ["restore", "--pgdata", &path];
+    site.pgkeep.ok([&restore[..], &set].concat());
+    let mut always = Cluster::at(&pgdata, 17);
+    always.start();
+    always.wait_for_primary(60);
+    assert_eq!(always.digest("t"), rows);
+    let statuses = || {
+        let status = fs::read_dir(pgdata.join("pg_wal/archive_status")).expect("read").flatten();
+        let names = status.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name.starts_with("00000001")).collect::<Vec<_>>()
+    };
+    assert!(!statuses().is_empty(), "it archives what it has restored");
+    let later = always.switch_wal();
+    wait_until("what comes behind is archived", 60, || site.archived().contains(&later));
+    let partials: Vec<_> =
+        site.archived().into_iter().filter(|name| name.contains(".partial")).collect();
+    assert!(!partials.is_empty(), "{:?}", site.archived());
+}
+
 /// As a receiver leaves them that is killed between the last part and the segment.
 #[test]
 fn parts_that_have_all_of_a_segment_are_as_good_and_become_one() {
