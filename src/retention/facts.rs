@@ -73,7 +73,7 @@ pub struct TimelineFacts {
     /// When its last transaction ended.
     pub last: LastTime,
     /// Whether all of it has expired but what backups need for themselves: no backup led there, and
-    /// what is left says nothing of its last transaction.
+    /// what is left, if anything is, says nothing of its last transaction.
     pub given_up: bool,
 }
 
@@ -167,7 +167,7 @@ impl SystemFacts {
                 path,
                 segments,
                 last: own.last_time(store, wal).await?,
-                given_up: segments.is_some_and(|(_, last)| floor > last),
+                given_up: floor > segments.map_or(0, |(_, last)| last),
             };
             timelines.insert(timeline, facts);
         }

@@ -315,13 +315,14 @@ fn last_before_live_ends(facts: &Facts, newest: usize) -> BTreeSet<usize> {
         let of_timeline = &of_system.timelines[&timeline];
         let lives = match of_timeline.last {
             LastTime::At(time) => time > since,
-            // Nothing was written since it began: it may have begun just now.
+            // Nothing was written since it began: it may have begun just now. Its history is archived at
+            // once, and its first segment only when that is full.
             LastTime::None => {
                 !of_timeline.given_up && of_system.timelines.keys().next_back() == Some(&timeline)
             }
             LastTime::Unknown => true,
         };
-        if lives && of_timeline.segments.is_some() && !of_system.was_left(timeline) {
+        if lives && !of_system.was_left(timeline) {
             last.extend((0..facts.backups.len()).rev().find(|at| {
                 let BackupFacts { record, usable } = &facts.backups[*at];
                 *usable && record.system == system && record.lies_on(path)

@@ -270,6 +270,10 @@ async fn a_timeline_that_has_just_begun_stays_with_the_backup_that_leads_there()
     let (last, fork) = (Lsn(size.start_of(4).0 + 0x100), Lsn(size.start_of(4).0 + 0x200));
     let history = format!("1\t{fork}\tno recovery target specified\n");
     store.store_history(Timeline(2), history.as_bytes()).await.unwrap();
+    // Its first segment comes only when that is full.
+    expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
+    assert_eq!(listed(&storage).await, [BASE, SECOND, THIRD]);
+    assert_eq!(segments(&storage, 1), (2..=SEGMENTS).collect());
     let old = begin() + TimeDelta::hours(1);
     archive_one(&repository, &record, Timeline(2), 4, (old, last)).await;
     expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
@@ -278,9 +282,12 @@ async fn a_timeline_that_has_just_begun_stays_with_the_backup_that_leads_there()
     assert!(segments(&storage, 1).is_superset(&[2, 3].into()));
     // What it writes itself counts, and is older than all that is kept here.
     archive_one(&repository, &record, Timeline(2), 5, (old, size.start_of(6))).await;
-    expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
-    assert_eq!(listed(&storage).await, [SECOND, THIRD]);
-    assert_eq!(segments(&storage, 2), [].into());
+    for when in ["when it expires", "when it has expired"] {
+        // Its history is left, as at the beginning.
+        expire_over(Arc::new(storage.clone()), &TWO).await.unwrap();
+        assert_eq!(listed(&storage).await, [SECOND, THIRD], "{when}");
+        assert_eq!(segments(&storage, 2), [].into(), "{when}");
+    }
 }
 
 #[tokio::test]

@@ -136,6 +136,18 @@ fn expire(
         let lost: Vec<_> = had.difference(&has).collect();
         prop_assert!(lost.is_empty(), "where the server is at work: {lost:?}");
     }
+    // What it writes next on a timeline that has had no transaction yet can be, too.
+    let begins = &server.timelines[&server.timeline];
+    if begins.floor == 0 && begins.segments.values().all(|time| time.is_none()) {
+        let next = |world: &World| -> BTreeSet<Moment> {
+            let mut world = world.clone();
+            world.write(1, true);
+            let moments = world.moments(world.now).into_iter();
+            moments.filter(|(system, timeline, _)| (*system, *timeline) == here).collect()
+        };
+        let (can, could) = (next(world), next(&before));
+        prop_assert!(could.is_subset(&can), "what the server writes next: {could:?}, {can:?}");
+    }
     // Nothing stays without a reason.
     let none_usable = usable.is_empty();
     for (at, record) in before.backups.iter().enumerate() {
@@ -340,6 +352,12 @@ const MUTANTS: &[(&str, Planner)] = &[
             }
         }
         planned
+    }),
+    ("doesn't know where the server is before a segment tells", |rules, facts| {
+        for of_timeline in facts.systems.values_mut().flat_map(|s| s.timelines.values_mut()) {
+            of_timeline.given_up |= of_timeline.segments.is_none();
+        }
+        plan(rules, facts)
     }),
     ("cuts no WAL", |rules, facts| {
         let mut planned = plan(rules, facts);

@@ -82,18 +82,28 @@ fn the_way_to_a_timeline_that_has_just_begun_stays_though_nothing_was_written_th
     assert_eq!(newest(&world), [false, true]);
     world.now += Duration::days(1);
     world.branch(since_first - 2);
-    world.write(1, false);
-    assert_eq!(
-        newest(&world),
-        [true, true],
-        "the new timeline comes from before the second backup"
-    );
+    // Its history is there before its first segment.
+    for segments in [0, 1] {
+        world.write(segments, false);
+        let what = "the new timeline comes from before the second backup";
+        assert_eq!(newest(&world), [true, true], "{what}; it has {segments} segments");
+    }
 
     // It is left for another one in its turn, and is none where the server may be.
     world.now += Duration::days(1);
     world.write(4, true);
     world.back_up(BackupType::Full);
     assert_eq!(newest(&world), [false, false, true]);
+}
+
+#[test]
+fn a_timeline_whose_wal_has_expired_is_none_that_has_just_begun() {
+    let (mut world, since_first) = two_backups();
+    world.branch(since_first - 2);
+    assert_eq!(newest(&world), [true, true]);
+    let timeline = world.server().timeline;
+    world.server().timelines.get_mut(&timeline).unwrap().floor = 9;
+    assert_eq!(newest(&world), [false, true]);
 }
 
 #[test]

@@ -216,7 +216,7 @@ impl World {
                     Some(time) => LastTime::At(time),
                     None => LastTime::None,
                 },
-                given_up: segments.keys().next_back().is_some_and(|last| timeline.floor > *last),
+                given_up: timeline.floor > segments.keys().next_back().copied().unwrap_or(0),
             }
         };
         let of_system = |system: &OneSystem| SystemFacts {
