@@ -226,8 +226,12 @@ impl Needs<'_> {
             end += 1;
         }
         end = end.max(self.inventory.last_streamed(path).map_or(0, |last| last + 1));
-        // What it needs itself is looked for elsewhere.
-        let behind = size.number_at(record.start_lsn).max(stop + 1);
+        // What it needs itself is looked for elsewhere. Of its own timeline expiry leaves the segment of
+        // the byte behind its stop, too.
+        let at_stop = size.number_at(record.stop_lsn);
+        let is_own = path.timeline_of_segment(at_stop, size) == record.timeline;
+        let last = if is_own { at_stop } else { stop };
+        let behind = size.number_at(record.start_lsn).max(last + 1);
         if let Some(cut) = self.inventory.first_missing(path, behind).number(size)
             && cut < self.floor_of(path.timeline_of_segment(cut, size))
         {

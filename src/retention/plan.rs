@@ -464,11 +464,13 @@ fn followed(
     followed
 }
 
-/// The numbers of the segments from a backup's start to its stop.
+/// The numbers of the segments from a backup's start to its stop, and to the byte behind it: recovery
+/// to its own end stops only before a record (`restore::choose`). A standby's backup stops where replay
+/// is, which behind a switch of segments is where the next one begins.
 fn own_segments(backup: &BackupFacts) -> (u64, u64) {
     let record = &backup.record;
     let size = record.segment_size;
-    (size.number_at(record.start_lsn), size.number_before(record.stop_lsn))
+    (size.number_at(record.start_lsn), size.number_at(record.stop_lsn))
 }
 
 /// Whether a backup's own recovery may read from a timeline.

@@ -1,6 +1,6 @@
 //! Expiring: what the rules take, and that it can be interrupted anywhere.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use pgkeep::{
@@ -14,10 +14,14 @@ use pgkeep::{
         drill::{DrillRecord, KEPT, put_drill},
         keys::KeyMaterial,
         lease::{HeldLease, Lease, leases},
+        record::Source,
         sealed::put_sealed,
+        timelines::WalInventory,
         wal::WalStore,
         wal_floor::Floors,
+        wal_gaps::gaps,
     },
+    restore::{RestoreRequest, Target, choose::choose},
     retention::{Expiry, expire, pin},
     storage::{ErrorKind, Storage},
 };
@@ -188,6 +192,50 @@ async fn points_keep_their_own_wal_and_no_more() {
     assert_eq!(segments(&storage, 1), expected);
     for backup in [BASE, SECOND, THIRD] {
         restores(&chain, &storage, backup).await.unwrap();
+    }
+}
+
+/// A standby's backup stops where replay is: behind a switch that is where a segment begins. Recovery
+/// stops only before a record, so it needs one from there.
+#[tokio::test]
+async fn a_point_that_stops_where_a_segment_ends_can_be_restored() {
+    let chain = Chain::make().await;
+    let storage = chain.storage();
+    let repository = open(Arc::new(storage.clone())).await;
+    let mut point = catalog::read_record(&repository, &layout(), &id(BASE)).await.unwrap();
+    point.source = Source::Standby;
+    point.stop_lsn = SegmentSize::DEFAULT.start_of(4);
+    storage.objects().remove(&format!("{}backup.json", layout().backup_folder(&id(BASE))));
+    catalog::commit(&repository, &layout(), &point).await.unwrap();
+    pin(&repository, &layout(), &id(BASE), None).await.unwrap();
+    for _ in 0..2 {
+        let to_its_end = RestoreRequest {
+            backup: Some(id(BASE)),
+            ..RestoreRequest::new("pgdata".into(), Target::Immediate, "get".into())
+        };
+        let chosen = choose(&repository, &layout(), &to_its_end).await.unwrap();
+        assert_eq!(chosen.record.id, id(BASE));
+        expire(&repository, &layout(), &TWO, false, &Silent).await.unwrap();
+        let expected: BTreeSet<u64> = (2..=4).chain(8..=SEGMENTS).collect();
+        assert_eq!(segments(&storage, 1), expected);
+    }
+    // It isn't taken for one that has expired, either; what a timeline had that left there is.
+    let store = WalStore::new(&repository, &layout(), point.system);
+    let fork = Lsn(point.stop_lsn.0 + 0x800);
+    store.store_history(Timeline(2), format!("1\t{fork}\tx\n").as_bytes()).await.unwrap();
+    let mut floors = Floors::read(&repository, &layout(), point.system).await.unwrap();
+    let expired = [(Timeline(2), SegmentSize::DEFAULT.start_of(9))].into();
+    floors.write(&repository, &layout(), point.system, &expired).await.unwrap();
+    let behind = SegmentSize::DEFAULT.name(Timeline(1), 4).to_string();
+    for missing in [None, Some((4, 4))] {
+        if missing.is_some() {
+            storage.objects().retain(|object, _| !object.ends_with(&behind));
+        }
+        let inventory = WalInventory::read(&store, SegmentSize::DEFAULT).await.unwrap();
+        let gaps =
+            gaps(&store, &inventory, std::slice::from_ref(&point), Duration::ZERO).await.unwrap();
+        let rows: Vec<_> = gaps.iter().map(|gap| (gap.first, gap.last)).collect();
+        assert_eq!(rows, Vec::from_iter(missing));
     }
 }
 

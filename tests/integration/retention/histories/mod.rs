@@ -71,6 +71,8 @@ fn expire(
     // What could be restored and is listed can be restored.
     for record in &world.backups {
         prop_assert_eq!(before.is_usable(record), world.is_usable(record), "{}", record.id);
+        let ends = (before.has_its_end(record), world.has_its_end(record));
+        prop_assert_eq!(ends.0, ends.1, "the end of {}", record.id);
     }
     // The rules that count.
     let usable = before.usable();
@@ -193,9 +195,10 @@ fn expire(
         let first = |record: &BackupRecord| SIZE.number_at(record.start_lsn);
         let from = world.backups.iter().filter(|r| lasting.contains(&r.id)).map(first).min();
         for number in world.systems[&system(1)].timelines[&Timeline(1)].segments.keys() {
-            let own = world.backups.iter().any(|record| {
-                (first(record)..=SIZE.number_before(record.stop_lsn)).contains(number)
-            });
+            let own = world
+                .backups
+                .iter()
+                .any(|record| (first(record)..=SIZE.number_at(record.stop_lsn)).contains(number));
             prop_assert!(own || from.is_some_and(|from| *number >= from), "segment {number} stays");
         }
     }
@@ -333,6 +336,10 @@ const MUTANTS: &[(&str, Planner)] = &[
         let mut planned = plan(rules, facts);
         planned.cuts.iter_mut().for_each(|cut| cut.spared.clear());
         planned
+    }),
+    ("lets go what is behind a stop at a segment's end", |rules, facts| {
+        facts.backups.iter_mut().for_each(|backup| backup.record.stop_lsn.0 -= 1);
+        plan(rules, facts)
     }),
     ("looks only at the timeline of a backup", |rules, facts| {
         for system in facts.systems.values_mut() {

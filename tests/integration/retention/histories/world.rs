@@ -99,14 +99,16 @@ impl World {
         let (now, count, current) = (self.now, self.count, self.current);
         let server = self.server();
         let (start, timeline) = (server.next - 1, server.timeline);
+        // Replay on a standby may have come to where a segment ends.
+        let (source, stop) = if count % 3 == 0 { ("standby", 0) } else { ("primary", 0x100) };
         let record = serde_json::from_value(serde_json::json!({
             "format": 1, "id": format!("20200101T000000Z-{}-{count:08}", match kind {
                 BackupType::Full => "full", BackupType::Diff => "diff", BackupType::Incr => "incr",
             }),
             "cluster": "main", "kind": kind, "asked": kind, "label": "", "system": current,
-            "server-version": "17.10", "source": "primary", "timeline": timeline,
+            "server-version": "17.10", "source": source, "timeline": timeline,
             "start-lsn": Lsn(SIZE.start_of(start).0 + 0x28),
-            "stop-lsn": Lsn(SIZE.start_of(start + 1).0 + 0x100), "segment-size": SIZE.bytes(),
+            "stop-lsn": Lsn(SIZE.start_of(start + 1).0 + stop), "segment-size": SIZE.bytes(),
             "started-at": now - Duration::minutes(5), "stopped-at": now, "data-checksums": true,
             "sizes": { "files": 0, "cluster": 0, "raw": 0, "stored": 0 }, "pgkeep": "0.1.0"
         }));
@@ -167,6 +169,14 @@ impl World {
         let first = SIZE.number_at(record.start_lsn);
         let last = SIZE.number_before(record.stop_lsn);
         (first..=last).all(|number| self.is_there(record.system, path, number))
+    }
+
+    /// Whether recovery from a backup can stop at its end: whether its own WAL is there, and what is
+    /// behind it.
+    pub fn has_its_end(&self, record: &BackupRecord) -> bool {
+        let path = self.path(record.system, record.timeline);
+        let behind = SIZE.number_at(record.stop_lsn);
+        self.is_usable(record) && self.is_there(record.system, path, behind)
     }
 
     pub fn usable(&self) -> Vec<&BackupRecord> {
