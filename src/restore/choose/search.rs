@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Choice, Holdings, refuse};
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::{Lsn, Timeline, history::TimelineHistory},
     repo::{
         record::BackupRecord,
@@ -124,8 +124,13 @@ fn same(a: &Found, b: &Found) -> bool {
     }
 }
 
-/// A commit later than the target, on a timeline that began only after the target, says that its
-/// parent's end contains the target. That is an answer only when no timeline lived at that time.
+/// Leaves out the answers that are no timeline's state at `time`.
+///
+/// A commit later than the target, on a timeline that began only after it, says that the end of another contains
+/// the target: of the one that the path was on at that time. That one had to be asked for its own state, and this
+/// answer has it only as far as the path follows it. Where another answer goes on along it from there, it was
+/// further by then, and the other has that; for its own later commit that is so in any case. Where none does, this
+/// is the only answer that has its state, whatever other timelines lived at that time.
 async fn alive_at(
     holdings: &Holdings,
     found: Vec<Found>,
@@ -136,21 +141,58 @@ async fn alive_at(
     }
     let mut alive = Vec::new();
     for this in &found {
-        let timeline = this.stop.as_ref().map_or(this.timeline, |stop| stop.timeline);
-        if begun_at(holdings, timeline).await?.is_none_or(|begun| begun <= time) {
+        let is_passed = match left_after(holdings, this, time).await? {
+            Some((timeline, end)) => {
+                found.iter().any(|other| goes_on(holdings, other, timeline, end))
+            }
+            None => false,
+        };
+        if !is_passed {
             alive.push(this.clone());
         }
     }
-    Ok(if alive.is_empty() { found } else { alive })
+    Ok(alive)
 }
 
-/// When a timeline was begun, by the record of the promotion, if that is in its first segment.
+/// The timeline that an answer's path was on at `time`, and where the path leaves it before it stops; `None` where
+/// it stops on that timeline.
+async fn left_after(
+    holdings: &Holdings,
+    found: &Found,
+    time: DateTime<Utc>,
+) -> Result<Option<(Timeline, Lsn)>> {
+    let path = holdings.inventory.path(found.timeline);
+    let (Some(stop), Some(path)) = (&found.stop, path) else { return Ok(None) };
+    for (timeline, _, end) in path.path().rev().skip_while(|(t, ..)| *t != stop.timeline) {
+        if begun_at(holdings, timeline).await?.is_none_or(|begun| begun <= time) {
+            let end = end.filter(|_| timeline != stop.timeline);
+            return Ok(end.map(|end| (timeline, end)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an answer's path follows `timeline` beyond `lsn`, before it stops.
+fn goes_on(holdings: &Holdings, found: &Found, timeline: Timeline, lsn: Lsn) -> bool {
+    let path = holdings.inventory.path(found.timeline);
+    path.is_some_and(|path| path.timeline_at(lsn) == timeline)
+        && found.stop.as_ref().is_some_and(|stop| stop.record >= lsn)
+}
+
+/// When a timeline was begun, by the record of the promotion, if that is in its first segment and can be read:
+/// recovery may begin behind it.
 async fn begun_at(holdings: &Holdings, timeline: Timeline) -> Result<Option<DateTime<Utc>>> {
     let inventory = &holdings.inventory;
     let Some(path) = inventory.path(timeline) else { return Ok(None) };
     let Some(begin) = path.begin_of(timeline).filter(|lsn| lsn.is_valid()) else { return Ok(None) };
     let replay = Replay { store: &holdings.store, inventory, path };
-    let first = replay.segment(inventory.segment_size.number_at(begin)).await?;
+    let first = match replay.segment(inventory.segment_size.number_at(begin)).await {
+        Err(e) if e.kind() == Kind::Damaged => {
+            tracing::warn!("{e}");
+            return Ok(None);
+        }
+        first => first?,
+    };
     Ok(first.and_then(|segment| {
         let promotions = segment.summary.end_of_recovery;
         promotions.iter().find(|p| p.timeline == timeline).map(|p| p.time)

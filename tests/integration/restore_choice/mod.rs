@@ -4,6 +4,7 @@
 //! Each world has WAL as PostgreSQL writes it, archived by the program's own code, in which segments may be lost. What
 //! recovery would do is found out by going through the records one by one, which the planning never does.
 
+mod stories;
 mod world;
 
 use std::{fs, path::Path, sync::Arc};
@@ -133,9 +134,7 @@ impl Asked {
         let repository = repository.expect("open it");
         catalog::register_system(&repository, &layout(), SYSTEM).await.expect("register");
         for record in &world.backups {
-            let begin = layout().of_backup(&record.id, "begin");
-            repository.storage().put(&begin, "{}".into()).await.expect("begin");
-            catalog::commit(&repository, &layout(), record).await.expect("commit");
+            commit(&repository, record).await;
         }
         let settings = memory.configured("main");
         let cluster = ClusterSettings { pgdata: None, ..ClusterSettings::named("main") };
@@ -296,10 +295,9 @@ impl Asked {
                 }
             }
         }
-        if let (Target::Time(time), 2..) = (&question.target, found.len()) {
-            let (alive, later): (Vec<_>, Vec<_>) =
-                found.into_iter().partition(|(_, stopped)| self.had_begun(stopped.record.0, *time));
-            found = if alive.is_empty() { later } else { alive };
+        if let Target::Time(time) = &question.target {
+            let all: Vec<Stopped> = found.iter().map(|(_, stopped)| stopped.clone()).collect();
+            found.retain(|(_, stopped)| self.is_a_state_at(stopped, &all, *time));
         }
         match found.len() {
             0 => Answer::Refused,
@@ -309,6 +307,22 @@ impl Asked {
             }
             _ => Answer::Ambiguous,
         }
+    }
+
+    /// Whether what recovery brings that stops there is the state in which a timeline was at that time, as far as all
+    /// the answers together know it.
+    fn is_a_state_at(&self, stopped: &Stopped, all: &[Stopped], time: DateTime<Utc>) -> bool {
+        // Of what the answer has, the state of all other timelines is one of the past: of when they were left.
+        let path = self.world.path(stopped.record.0);
+        let mut there = path.iter().map(|(line, _)| line.timeline).rev();
+        let newest = there.find(|timeline| self.had_begun(*timeline, time)).expect("the first");
+        // How many of its records an answer comes by, with the one that stops it.
+        let come_by = |stopped: &Stopped| {
+            let (last, start) = stopped.record;
+            let records = self.world.records(last).into_iter();
+            records.filter(|record| record.timeline == newest && record.start <= start).count()
+        };
+        newest == stopped.record.0 || all.iter().all(|other| come_by(other) <= come_by(stopped))
     }
 
     /// Whether a timeline may have been there at that time, by what is archived of it: its promotion is looked for in
@@ -379,6 +393,13 @@ impl Asked {
             }
         }
     }
+}
+
+/// A backup that is there.
+async fn commit(repository: &Repository, record: &BackupRecord) {
+    let begin = layout().of_backup(&record.id, "begin");
+    repository.storage().put(&begin, "{}".into()).await.expect("begin");
+    catalog::commit(repository, &layout(), record).await.expect("commit");
 }
 
 fn damage(object: &mut Bytes, eighths: usize) {

@@ -50,7 +50,7 @@ pub struct Line {
     pub records: Vec<Record>,
     xid: u32,
     /// Its server is gone.
-    is_over: bool,
+    pub is_over: bool,
 }
 
 /// Where recovery stops.
@@ -64,7 +64,7 @@ pub struct Stopped {
 
 pub struct World {
     pub random: Random,
-    now: DateTime<Utc>,
+    pub now: DateTime<Utc>,
     pub lines: Vec<Line>,
     pub backups: Vec<BackupRecord>,
     /// The whole segments that are archived.
@@ -85,8 +85,8 @@ pub struct Open {
 }
 
 impl World {
-    /// One timeline with a backup, and what happens then.
-    pub fn new(seed: u64) -> Self {
+    /// One timeline with a backup.
+    pub fn begun(seed: u64) -> Self {
         let now = "2026-11-20T00:00:00Z".parse().expect("a time");
         let begin = segment_size().start_of(1);
         let first = Line {
@@ -106,6 +106,12 @@ impl World {
         let mut world = World { random, now, lines, backups, whole, open, healed, points: 0 };
         world.commit(0);
         world.back_up(0);
+        world
+    }
+
+    /// One timeline with a backup, and whatever happens then.
+    pub fn new(seed: u64) -> Self {
+        let mut world = World::begun(seed);
         for _ in 0..8 + world.random.below(30) {
             world.step();
         }
@@ -115,11 +121,12 @@ impl World {
             }
         }
         world.archive();
+        world.lose();
         world
     }
 
-    /// What is whole is archived, and may be lost all the same. Of the rest a stream may have stored what there is.
-    fn archive(&mut self) {
+    /// What is whole is archived. Of the rest a stream may have stored what there is.
+    pub fn archive(&mut self) {
         for line in &self.lines {
             let first = segment_size().number_at(line.begin);
             for (number, bytes) in (first..).zip(line.wal.bytes.chunks(SEGMENT)) {
@@ -132,6 +139,10 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What is archived may be lost all the same, or damaged.
+    fn lose(&mut self) {
         if self.random.below(3) == 0 {
             let lost = self.random.below(self.whole.len() as u64) as usize;
             let name = *self.whole.keys().nth(lost).expect("a segment");
@@ -178,7 +189,7 @@ impl World {
         line.records.push(Record { timeline: line.timeline, start, end, what });
     }
 
-    fn commit(&mut self, line: usize) {
+    pub fn commit(&mut self, line: usize) {
         self.pass();
         let most = if self.random.below(4) == 0 { 600_000 } else { 20_000 };
         let filler = vec![7; self.random.below(most) as usize];
@@ -207,7 +218,7 @@ impl World {
         self.write(line, What::Point { name: name.clone() }, |wal| wal.restore_point(&name, time));
     }
 
-    fn switch(&mut self, line: usize) {
+    pub fn switch(&mut self, line: usize) {
         if !self.lines[line].wal.position().0.is_multiple_of(SEGMENT as u64) {
             self.write(line, What::Other, Writer::switch);
         }
@@ -257,6 +268,14 @@ impl World {
                 parent.records[some].clone()
             }
         };
+        let is_over = is_failover && self.random.below(2) == 0;
+        self.fork_at(line, &at, is_over);
+    }
+
+    /// A new timeline from behind that record of one, whose server goes on or not.
+    pub fn fork_at(&mut self, line: usize, at: &Record, is_over: bool) {
+        self.pass();
+        let parent = &self.lines[line];
         let timeline = Timeline(self.lines.len() as u32 + 1);
         let xid =
             parent.records.iter().filter(|record| record.end <= at.end).filter_map(xid_of).max();
@@ -273,7 +292,7 @@ impl World {
             is_over: false,
         };
         let (previous, time) = (parent.timeline, self.now);
-        self.lines[line].is_over = is_failover && self.random.below(2) == 0;
+        self.lines[line].is_over = is_over;
         self.lines.push(child);
         let child = self.lines.len() - 1;
         self.write(child, What::Other, |wal| wal.promotion(time, previous.0));
