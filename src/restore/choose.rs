@@ -80,7 +80,20 @@ pub async fn choose(
 ) -> Result<Choice> {
     let records = candidates(repository, layout, request).await?;
     let system = system_of(&records, &request.target);
-    let records: Vec<_> = records.into_iter().filter(|r| r.system == system).collect();
+    let (records, others): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|record| record.system == system);
+    let choice = choose_in(repository, layout, request, system, records).await;
+    choice.map_err(|e| refuse::in_one_system(e, &request.target, system, &others))
+}
+
+/// Chooses from what one system has.
+async fn choose_in(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    request: &RestoreRequest,
+    system: SystemId,
+    records: Vec<BackupRecord>,
+) -> Result<Choice> {
     let segment_size = records.last().map(|r| r.segment_size).unwrap_or_default();
     let store = WalStore::new(repository, layout, system);
     let inventory = WalInventory::read_what_can_be(&store, segment_size).await?;

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::{Error, Kind},
     postgres::{SegmentName, Timeline, history::TimelineHistory},
-    repo::{record::BackupRecord, replay::Reach},
+    repo::{SystemId, record::BackupRecord, replay::Reach},
     restore::{Target, plan::server_time},
 };
 
@@ -78,6 +78,30 @@ pub(super) fn no_backup_on(holdings: &Holdings, timeline: Timeline) -> Error {
 /// Nothing at all to go by.
 pub(super) fn nothing(holdings: &Holdings) -> Error {
     no_backup_on(holdings, Timeline(1))
+}
+
+/// Adds to a refusal that only one of the cluster's systems was looked at. `others` are the backups of its others,
+/// the newest last. Without a target it is the newest system that is meant.
+pub(super) fn in_one_system(
+    error: Error,
+    target: &Target,
+    system: SystemId,
+    others: &[BackupRecord],
+) -> Error {
+    if !matches!(error.kind(), Kind::Target | Kind::Wal)
+        || matches!(target, Target::Latest | Target::Immediate)
+    {
+        return error;
+    }
+    let mut named = BTreeSet::new();
+    let newest = others.iter().rev().filter(|record| named.insert(record.system));
+    newest.fold(error, |error, record| {
+        error.hint(format!(
+            "only system {system} was looked at; for what system {} wrote: --backup {}, its newest, or an \
+             older one",
+            record.system, record.id
+        ))
+    })
 }
 
 /// The target lies before the first backup on the path was complete.

@@ -3,14 +3,16 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use pgkeep::{
     error::Kind,
-    postgres::Timeline,
+    postgres::{Lsn, Timeline},
+    repo::{SystemId, record::BackupRecord},
     restore::{Target, TargetTimeline},
 };
 
 use super::{
-    Asked,
+    Asked, commit, layout, request,
     world::{Record, World},
 };
+use crate::support::wal::SYSTEM;
 
 /// The lines of a world, as they are counted there.
 const FIRST: usize = 0;
@@ -96,4 +98,41 @@ async fn of_what_came_from_a_timeline_after_the_target_the_one_counts_that_has_m
     let asked = archived(world).await;
     let chosen = asked.chosen(&target, TargetTimeline::Unspecified).await.expect("chosen");
     assert_eq!((chosen.timeline, chosen.last_transaction), (Timeline(3), Some(then)));
+}
+
+/// After `pg_upgrade` a cluster has another system, in which nothing of the one before is found.
+#[tokio::test]
+async fn a_refusal_names_the_system_that_was_looked_at_and_a_backup_of_each_other_one() {
+    let mut world = World::begun(4);
+    world.commit(FIRST);
+    let first = world.backups[0].clone();
+    let beyond = Lsn(last(&world, FIRST).end.0 + (1 << 30));
+    let asked = archived(world).await;
+    let old = SystemId { major: 14, ..SYSTEM };
+    for (days, system) in [(3, old), (2, old), (4, SystemId { major: 13, ..SYSTEM })] {
+        let stopped_at = first.stopped_at - TimeDelta::days(days);
+        let id = format!("{}-full", stopped_at.format("%Y%m%dT%H%M%SZ"));
+        let id = id.parse().expect("an id");
+        let record = BackupRecord { id, system, stopped_at, ..first.clone() };
+        commit(&asked.repository, &record).await;
+    }
+    let hint = |system: SystemId, day: u32| {
+        let id = first.id.to_string().replace("20261120", &format!("202611{day}"));
+        format!(
+            "only system {SYSTEM} was looked at; for what system {system} wrote: --backup {id}, its \
+             newest, or an older one"
+        )
+    };
+    let expected = [hint(old, 18), hint(SystemId { major: 13, ..SYSTEM }, 16)];
+    for target in [Target::Name("nope".to_owned()), Target::Xid(9), Target::Lsn(beyond)] {
+        let refused = asked.chosen(&target, TargetTimeline::Unspecified).await;
+        let refused = refused.expect_err("it isn't there");
+        assert!(refused.hints().ends_with(&expected), "{target}: {:?}", refused.hints());
+        // Who names a backup has said which system is meant.
+        let mut named = request(&target, TargetTimeline::Unspecified);
+        named.backup = Some(first.id.clone());
+        let refused = super::choose(&asked.repository, &layout(), &named).await;
+        let refused = refused.expect_err("it isn't there");
+        assert!(!refused.hints().concat().contains("system"), "{:?}", refused.hints());
+    }
 }
