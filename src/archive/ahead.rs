@@ -23,12 +23,15 @@ use std::{
 use tokio::task::{JoinError, JoinSet};
 
 use super::{
-    data_directory::DataDirectory, proven::Proven, push::store_in_all, source::Source,
+    data_directory::DataDirectory,
+    proven::Proven,
+    push::{is_left_unfinished, store_in_all},
+    source::Source,
     state::Identity,
 };
 use crate::{
     config::RepositorySettings,
-    error::{Context, Kind, Result},
+    error::{Context, Error, Kind, Result},
     postgres::{Timeline, WalFile},
     repo::wal::{WalObject, WalStore},
     steps::reached,
@@ -148,6 +151,12 @@ async fn store_one(
     // From before it is read: what is changed meanwhile isn't what was stored.
     let identity =
         Identity::of(&path).context(Kind::Local, || format!("look at {}", path.display()))?;
+    if let WalFile::Segment(segment) = file
+        && is_left_unfinished(&path, segment, directory)?
+    {
+        let what = format!("{segment} isn't whole, and gets another name when it is offered");
+        return Err(Error::new(Kind::Local, what));
+    }
     let mut source = Source::open(&path, file, directory)?.on_one_thread();
     source.check_ancestry(&stores).await?;
     for result in store_in_all(&mut source, &stores).await? {

@@ -27,7 +27,7 @@ use crate::{
     config::{ClusterSettings, RepositorySettings},
     error::{Context, Error, Kind, Result},
     postgres::{
-        Lsn, SegmentName, WalFile,
+        Lsn, SegmentName, SegmentSize, WalFile,
         wal::{SegmentHeader, scan_file},
     },
     repo::{
@@ -274,7 +274,7 @@ impl Request<'_> {
                 Floors::read_sound(store.repository(), store.layout(), store.system()).await?;
             if let Some(damage) = damage {
                 // Whether this has expired can't be told, but that there is nothing behind it can.
-                if partial::has_later(store, segment).await? {
+                if has_any_behind(store, number, size).await? {
                     return Ok(Some(
                         damage
                             .hint("it says which WAL has expired; `pgkeep verify` says more of it"),
@@ -484,6 +484,16 @@ impl Request<'_> {
             false => file.set_len(size).context(Kind::Local, what),
         }
     }
+}
+
+/// Whether any timeline has a segment behind this one, whole or not.
+async fn has_any_behind(store: &WalStore, number: u64, size: SegmentSize) -> Result<bool> {
+    for timeline in store.timelines().await? {
+        if partial::has_later(store, size.name(timeline, number)).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 enum Answer {

@@ -158,11 +158,11 @@ pub async fn push(
     Err(failure)
 }
 
-/// Whether another timeline leaves this segment's inside it, as a history beside it says, and it isn't whole.
+/// Whether another timeline leaves this segment's inside or before it, as a history beside it says, and it isn't whole.
 /// PostgreSQL gives such a one `.partial` for its name when it promotes (`CleanupAfterArchiveRecovery` in
 /// `xlog.c`), but not what it has offered for archiving before: with `archive_mode = always` all that was
 /// restored. It would offer it for ever, and nothing behind it.
-fn is_left_unfinished(
+pub(super) fn is_left_unfinished(
     path: &Path,
     segment: SegmentName,
     directory: &DataDirectory,
@@ -177,10 +177,9 @@ fn is_left_unfinished(
         let Ok(bytes) = fs::read(entry.path()) else { continue };
         let Ok(history) = TimelineHistory::parse(timeline, &bytes) else { continue };
         let end = history.end_of(segment.timeline).flatten();
-        is_left |= end.is_some_and(|end| {
-            let number = size.number_at(end);
-            Some(number) == segment.number(size) && end > size.start_of(number)
-        });
+        // The record at the end may go on into the next one, of which there may be a part as well.
+        let is_behind = |end| segment.number(size).is_some_and(|n| end < size.start_of(n + 1));
+        is_left |= end.is_some_and(is_behind);
     }
     if !is_left {
         return Ok(false);
