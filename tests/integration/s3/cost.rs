@@ -170,7 +170,7 @@ fn the_table() {
     row("info", &counted.of(&["info"]), [0, 10, 6]);
     let target = counted.pgkeep.scratch().path().join("restored").display().to_string();
     let restore = counted.of(&["restore", "--archive-mode", "off", "--pgdata", &target]);
-    row("a restore", &restore, [2, 6, 15 + 2 * 2 + 5]);
+    row("a restore", &restore, [2, 7, 15 + 2 * 2 + 5]);
     for _ in 0..3 {
         counted.of_backup();
     }
