@@ -169,9 +169,9 @@ pub(super) fn is_left_unfinished(
 ) -> Result<bool> {
     let size = directory.control.segment_size;
     let what = || format!("look at {}", path.display());
-    let Some(folder) = path.parent() else { return Ok(false) };
+    let beside = path.with_file_name(".");
     let mut is_left = false;
-    for entry in fs::read_dir(folder).context(Kind::Local, what)?.flatten() {
+    for entry in fs::read_dir(beside).context(Kind::Local, what)?.flatten() {
         let name = entry.file_name();
         let Some(Ok(WalFile::History(timeline))) = name.to_str().map(str::parse) else { continue };
         let Ok(bytes) = fs::read(entry.path()) else { continue };

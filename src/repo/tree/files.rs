@@ -332,7 +332,8 @@ pub fn decode_file_leaf(bytes: &[u8], table: &mut BackupTable) -> Result<FileLea
         _ => return Err(reader.malformed("file leaf")),
     };
     let count = reader.count("entries")?;
-    if count > if base.is_some() { PATCH_CHANGES } else { LEAF_FILES } {
+    let most = if base.is_some() { PATCH_CHANGES } else { LEAF_FILES };
+    if count > most {
         return Err(reader.malformed("entries"));
     }
     let mut changes: Vec<FileChange> = Vec::with_capacity(count);

@@ -59,6 +59,10 @@ fn a_servers_own_file_is_not_replaced_by_less_nor_archived_unfinished() {
     let output = site.pgkeep.run_in(copy.pgdata(), push);
     assert_eq!(output.code, 10, "{output}");
     assert!(output.stderr.contains("isn't a finished segment"), "{output}");
+    // By hand it may be called by its name alone.
+    let push = ["--cluster", "main", "archive-push", &segment];
+    let output = site.pgkeep.run_in(&wal, push);
+    assert!(output.stderr.contains("isn't a finished segment"), "{output}");
 }
 
 /// Once it is promoted, nobody will have more of the segment, and what comes behind it waits for it.
