@@ -86,7 +86,7 @@ impl Local {
     /// As [`Local::open`], making the directory (0700) when it isn't there. Its name is durable then,
     /// also where one that was killed has made it.
     pub fn open_or_make(root: &Path) -> Result<Self> {
-        make_folders(root)
+        make_folders(root, None)
             .and_then(|()| sync_own_names(root))
             .map_err(|e| Local::at(root).error("make", "", e))?;
         Local::opened(root)
@@ -223,7 +223,10 @@ impl Local {
     /// Makes `folder`, which is below the root, but never the root itself: a disk that isn't
     /// mounted must not be replaced by a directory.
     fn make_folders(&self, folder: &Path) -> io::Result<()> {
-        if self.is_there() { make_folders(folder) } else { Err(io::ErrorKind::NotFound.into()) }
+        match self.is_there() {
+            true => make_folders(folder, Some(&self.root)),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     fn temporary(&self) -> io::Result<Temporary> {
@@ -263,13 +266,17 @@ impl Local {
     }
 }
 
-/// `mkdir -p` with mode 0700, each new directory's name made durable.
-fn make_folders(path: &Path) -> io::Result<()> {
+/// `mkdir -p` with mode 0700, each new directory's name made durable. Below `root` only, if there is one: a
+/// repository that has just gone isn't made anew where it was.
+fn make_folders(path: &Path, root: Option<&Path>) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
+    if Some(path) == root {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     if let Some(parent) = path.parent() {
-        make_folders(parent)?;
+        make_folders(parent, root)?;
     }
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o700))?,

@@ -5,10 +5,12 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, SystemTime},
 };
 
-use pgkeep::storage::{ErrorKind, Range, Storage, StorageError, local::Local};
+use pgkeep::storage::{ErrorKind, ObjectName, Range, Storage, StorageError, local::Local};
 
 use super::{content, name};
 use crate::support::{
@@ -88,6 +90,43 @@ async fn a_root_that_is_gone_is_not_an_empty_one() {
     let file = folder.path().join("file");
     fs::write(&file, "").expect("write");
     assert_eq!(Local::open(&file).expect_err("a file").kind, ErrorKind::RootMissing);
+}
+
+/// A disk may go between the look whether it is there and what is done then.
+#[test]
+fn a_directory_that_goes_at_any_moment_is_not_made_anew() {
+    let folder = Scratch::new("goes");
+    let (root, away) = (folder.path().join("disk"), folder.path().join("away"));
+    fs::create_dir(&root).expect("make it");
+    let storage = Local::open(&root).expect("open it");
+    let landmark = name("repo.json");
+    let put = async |name: &ObjectName| storage.put(name, "this one".into()).await;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(put(&landmark)).expect("put");
+    storage.set_landmark(&landmark, "this one".into());
+    let over = AtomicBool::new(false);
+    let (made, stored) = thread::scope(|scope| {
+        let storing = scope.spawn(|| {
+            let mut stored = 0;
+            for n in 0.. {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let done = runtime.block_on(put(&name(&format!("{n}/of/many"))));
+                stored += u32::from(done.is_ok());
+            }
+            stored
+        });
+        let made = (0..5000).any(|_| {
+            fs::rename(&root, &away).expect("unmount");
+            thread::sleep(Duration::from_micros(50));
+            root.exists() || fs::rename(&away, &root).is_err()
+        });
+        over.store(true, Ordering::Relaxed);
+        (made, storing.join().expect("the other thread"))
+    });
+    assert!(!made, "the root was made where there was none");
+    assert!(stored > 0);
 }
 
 #[tokio::test]
@@ -313,7 +352,7 @@ async fn a_killed_writer_leaves_no_half_file_and_its_rest_is_swept() {
         // It needs a moment to start; then at a point that differs from round to round.
         let made = root.join("folder0/0");
         wait_until("the writer has begun", 30, || made.exists());
-        std::thread::sleep(Duration::from_micros(1700 * round));
+        thread::sleep(Duration::from_micros(1700 * round));
         writer.kill().expect("kill");
         writer.wait().expect("wait");
 
