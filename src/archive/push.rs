@@ -76,13 +76,6 @@ pub async fn push(
         .map_err(|e| Error::new(Kind::Usage, format!("push {}", path.display())).because(e))?;
     let directory = Arc::new(DataDirectory::of_wal_path(path, cluster)?);
     directory.check_configured(cluster)?;
-    let wal = match wal {
-        WalFile::Segment(segment) if is_left_unfinished(path, segment, &directory)? => {
-            tracing::info!("{segment} is where its timeline was left: stored as a partial one");
-            WalFile::Partial(segment)
-        }
-        wal => wal,
-    };
     let mut source = Source::open(path, wal, &directory)?;
     let layout = ClusterLayout::new(&cluster.name)?;
     let system = directory.system;
@@ -92,6 +85,15 @@ pub async fn push(
         let stored = repositories.iter().map(|r| (r.name.clone(), Stored::Already)).collect();
         return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
     }
+    let wal = match wal {
+        WalFile::Segment(segment) if is_left_unfinished(path, segment, &directory)? => {
+            tracing::info!("{segment} is where its timeline was left: stored as a partial one");
+            let wal = WalFile::Partial(segment);
+            source = Source::open(path, wal, &directory)?;
+            wal
+        }
+        wal => wal,
+    };
 
     let lacking = AtomicUsize::new(repositories.len());
     // One repository after the other: their passphrase commands may need the same thing.

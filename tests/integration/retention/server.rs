@@ -118,6 +118,8 @@ fn a_point_restores_to_its_own_end(version: u32) {
     pgkeep.ok([&restore[..], &["--backup", &point]].concat());
     let mut beyond = Cluster::at(&pgdata, version);
     beyond.option("recovery_target=");
+    // What it reads ahead, before it has come through the backup, doesn't stop it.
+    beyond.option("recovery_prefetch=try");
     beyond.spawn();
     beyond.wait_for_end(60);
     let log = beyond.log();
