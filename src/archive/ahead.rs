@@ -41,7 +41,7 @@ use crate::{
 /// No file is begun later than this: the server waits for the answer.
 const BRIEF: Duration = Duration::from_secs(2);
 
-/// The same where a repository is away, and the server asks only three times a minute.
+/// The same where a repository is away, and the server asks only three times a minute: or as long as it took to see that it is away.
 const LONG: Duration = Duration::from_secs(30);
 
 /// How many files are stored at a time: as many where each waits for answers, and on a disk as there are
@@ -72,11 +72,12 @@ pub(super) async fn store(
     run(directory, path, files, BRIEF, note).await;
 }
 
-/// Stores them in the repositories that can be reached, where they aren't yet.
+/// Stores them in the repositories that can be reached, where they aren't yet. The call has taken so long `by_now`.
 pub(super) async fn store_in_reachable(
     directory: &Arc<DataDirectory>,
     path: &Path,
     stores: &[&WalStore],
+    by_now: Duration,
 ) {
     let waiting = waiting(path);
     let mut known = Vec::with_capacity(stores.len());
@@ -90,7 +91,7 @@ pub(super) async fn store_in_reachable(
         let without = known.iter().filter(|(_, there)| !there.contains(&file.to_string()));
         (file, without.map(|(store, _)| *store).collect())
     });
-    run(directory, path, files, LONG, |_, _| {}).await;
+    run(directory, path, files, LONG.max(by_now), |_, _| {}).await;
 }
 
 /// Stores each file in its stores, several at a time, and calls `stored` for those that have become durable in

@@ -31,7 +31,7 @@ use crate::{
     config::{ClusterSettings, RepositorySettings},
     error::{Context, Kind, Result},
     postgres::{SegmentName, WalFile},
-    repo::{layout::ClusterLayout, open::open, wal::WalStore},
+    repo::{layout::ClusterLayout, open::open, opening::open_each, wal::WalStore},
 };
 
 /// How long nobody asks for anything before the process ends. Replay of one segment may take some seconds.
@@ -129,9 +129,9 @@ pub async fn fetch_ahead(
     let layout = ClusterLayout::new(&cluster.name)?;
     let mut stores = Vec::with_capacity(repositories.len());
     let mut failure = None;
-    for settings in repositories {
+    for (settings, opened) in repositories.iter().zip(open_each(repositories, open).await) {
         // What one repository doesn't say, get will ask for itself; what another one has is served meanwhile.
-        let repository = match open(settings).await {
+        let repository = match opened {
             Ok(repository) => repository,
             Err(e) => {
                 failure = Some(e);
@@ -173,6 +173,10 @@ impl Fetcher {
         while asked.elapsed() < IDLE && self.directory.path.join("postmaster.pid").exists() {
             let wanted = self.spool.wanted();
             if wanted != last {
+                // Another repository has it. The process that is begun next tries to open that anew.
+                if !self.are_all_open && end.is_some() && wanted >= end {
+                    return Ok(());
+                }
                 (last, asked, end) = (wanted, Instant::now(), None);
             }
             let number = wanted.and_then(|wanted| Some((wanted.timeline, wanted.number(size)?)));
@@ -205,10 +209,6 @@ impl Fetcher {
             // What can't be fetched is told by the get that asks for it.
             if !matches!(is_there, Ok(true)) {
                 self.spool.give_up(segment);
-                // Another one may have it. The process that the next get begins tries to open it anew.
-                if !self.are_all_open {
-                    return Ok(());
-                }
                 end = Some(end.map_or(segment, |end| end.min(segment)));
             }
         }

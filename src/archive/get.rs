@@ -34,7 +34,7 @@ use crate::{
         Repository,
         catalog::exists,
         layout::ClusterLayout,
-        open::open,
+        opening::Openings,
         wal::{WalStore, longest},
         wal_floor::Floors,
     },
@@ -189,8 +189,13 @@ impl Request<'_> {
     ) -> Result<Result<Got, Failure>> {
         let mut without = Vec::new();
         let mut errors = Vec::new();
-        for (settings, opened) in repositories.iter().zip(opened) {
-            match self.ask(settings, layout, opened).await {
+        let mut openings = Openings::of(repositories, opened);
+        while let Some((settings, repository)) = openings.next().await {
+            let asked = async { self.ask(repository?, layout).await };
+            let answer = asked.await.map_err(|e: Error| {
+                e.while_doing(format!("get {} from repository {}", self.file, settings.name))
+            });
+            match answer {
                 Ok(Answer::Served(object)) => {
                     for e in &errors {
                         tracing::warn!("{e}");
@@ -305,26 +310,13 @@ impl Request<'_> {
         Ok(None)
     }
 
-    async fn ask(
-        &self,
-        settings: &RepositorySettings,
-        layout: &ClusterLayout,
-        opened: &mut Option<Repository>,
-    ) -> Result<Answer> {
-        let doing = || format!("get {} from repository {}", self.file, settings.name);
-        let repository = match opened {
-            Some(repository) => repository,
-            None => opened.insert(open(settings).await.map_err(|e| e.while_doing(doing()))?),
-        };
-        let store = WalStore::new(repository, layout, self.directory.system);
-        let answer = async {
-            if let Some(fetched) = self.serve(&store).await? {
-                return Ok(Answer::Served(fetched.object));
-            }
-            prove_absence(&store).await?;
-            Ok(Answer::Absent(store.clone()))
-        };
-        answer.await.map_err(|e: Error| e.while_doing(doing()))
+    async fn ask(&self, repository: Repository, layout: &ClusterLayout) -> Result<Answer> {
+        let store = WalStore::new(&repository, layout, self.directory.system);
+        if let Some(fetched) = self.serve(&store).await? {
+            return Ok(Answer::Served(fetched.object));
+        }
+        prove_absence(&store).await?;
+        Ok(Answer::Absent(store))
     }
 
     /// Serves the file from one repository: the object of its name, or a repaired copy. `None` when

@@ -14,7 +14,10 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
+
+use futures_util::future::join_all;
 
 use super::{
     ahead,
@@ -96,14 +99,9 @@ pub async fn push(
     };
 
     let lacking = AtomicUsize::new(repositories.len());
-    // One repository after the other: their passphrase commands may need the same thing.
-    let opening = async {
-        let mut opened = Vec::with_capacity(repositories.len());
-        for settings in repositories {
-            opened.push(open_for(wal, settings, &layout, system, &lacking).await);
-        }
-        opened
-    };
+    let begun = Instant::now();
+    let each = repositories.iter();
+    let opening = join_all(each.map(|settings| open_for(wal, settings, &layout, system, &lacking)));
     let opened = match one_level(repositories) {
         Some(level) => {
             let is_wanted = || lacking.load(Ordering::Relaxed) > 0;
@@ -155,7 +153,7 @@ pub async fn push(
         return Ok(PushOutcome { file: wal, size: source.size(), system, stored });
     };
     if !is_files && !healthy.is_empty() {
-        ahead::store_in_reachable(&directory, path, &healthy).await;
+        ahead::store_in_reachable(&directory, path, &healthy, begun.elapsed()).await;
     }
     Err(failure)
 }

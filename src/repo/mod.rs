@@ -22,6 +22,7 @@ pub mod leftovers;
 pub mod manifest;
 pub mod named;
 pub mod open;
+pub mod opening;
 pub mod pack;
 pub mod pin;
 pub mod record;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::{
@@ -30,6 +31,9 @@ use crate::{
 
 /// How long a passphrase command may take. Archiving waits for it, so it is bounded.
 const PASSPHRASE_COMMAND_TIME: Duration = Duration::from_secs(60);
+
+/// Held while a passphrase command runs: several may need the same thing, as a terminal.
+static PASSPHRASE_COMMAND: Mutex<()> = Mutex::const_new(());
 
 /// Opens a configured repository: reads its key, opens the place, and checks that what is there is
 /// a repository that the key opens. A user who isn't its owner is refused.
@@ -173,6 +177,7 @@ async fn passphrase_command(repository: &str, command: &str) -> Result<Zeroizing
     let refuse = |why: String| {
         Error::new(Kind::Key, format!("passphrase-command of [repository.{repository}] {why}"))
     };
+    let _alone = PASSPHRASE_COMMAND.lock().await;
     let child = tokio::process::Command::new("/bin/sh")
         .arg("-c")
         .arg(command)

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{super::push::open_store, incoming::Chunk, setbacks::Setbacks};
@@ -32,6 +32,7 @@ use crate::{
     repo::{
         SystemId,
         layout::ClusterLayout,
+        opening::PATIENCE,
         repository::Names,
         sealed::SealedWriter,
         wal::{StoredSummary, WalObject, WalStore},
@@ -44,9 +45,6 @@ use crate::{
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-
-/// How long a repository may hold up the others.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a whole segment is made of.
 #[derive(Debug, Clone)]
@@ -156,18 +154,21 @@ impl Keeper {
         open_store(settings, archive.layout(), archive.system()).await.ok()
     }
 
-    /// Whether a repository that is behind, and isn't to be left alone, answers again.
+    /// Whether a repository that is behind, and isn't to be left alone, answers again: as soon as a session waits for.
     pub async fn one_is_back(&self) -> bool {
         let mut back = None;
         let is_due = |name: &str| self.setbacks.pause(name).is_zero();
         for store in self.stores.iter().filter(|store| store.is_behind()) {
             let name = store.archive.repository().name();
-            if is_due(name) && self.opened(&store.archive).await.is_some() {
+            if is_due(name)
+                && matches!(timeout(PATIENCE, self.opened(&store.archive)).await, Ok(Some(_)))
+            {
                 back = Some(name);
             }
         }
         for closed in self.closed.iter().filter(|closed| is_due(&closed.settings.name)) {
-            if open_store(&closed.settings, &closed.layout, closed.system).await.is_ok() {
+            let opening = open_store(&closed.settings, &closed.layout, closed.system);
+            if matches!(timeout(PATIENCE, opening).await, Ok(Ok(_))) {
                 back = Some(&closed.settings.name);
             }
         }

@@ -27,6 +27,7 @@ use crate::{
     repo::{
         SystemId, catalog,
         layout::ClusterLayout,
+        opening::open_each,
         timelines::WalInventory,
         wal::WalStore,
         wal_parts::{Part, covered},
@@ -154,25 +155,33 @@ async fn open_stores(
     let layout = ClusterLayout::new(&context.cluster.name)?;
     let (mut stores, mut closed, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
     let pause = |settings: &RepositorySettings| context.setbacks.pause(&settings.name);
-    let mut in_order = context.repositories.to_vec();
-    in_order.sort_by_key(|settings| pause(settings));
-    for settings in in_order {
-        let name = &settings.name;
-        let alone = pause(settings);
-        let why = if !alone.is_zero() && !stores.is_empty() {
-            let what = format!("the repository {name} is left alone for {} s", alone.as_secs());
-            Error::new(Kind::Repository, what)
-        } else {
-            match open_store(settings, &layout, system).await {
-                Ok(store) => {
-                    stores.push(store);
-                    continue;
-                }
-                Err(e) => e.while_doing(format!("stream into repository {name}")),
+    let each = context.repositories.iter().copied();
+    let (due, mut alone): (Vec<_>, Vec<_>) = each.partition(|settings| pause(settings).is_zero());
+    alone.sort_by_key(|settings| pause(settings));
+    let mut sort = |settings: &RepositorySettings, opened: Result<WalStore>| {
+        let doing = || format!("stream into repository {}", settings.name);
+        match opened {
+            Ok(store) => stores.push(store),
+            Err(e) => {
+                closed.push(Closed { settings: settings.clone(), layout: layout.clone(), system });
+                left_out.push(e.while_doing(doing()));
             }
+        }
+        !stores.is_empty()
+    };
+    let mut is_any_open = false;
+    let opened = open_each(&due, |settings| open_store(settings, &layout, system)).await;
+    for (settings, opened) in due.into_iter().zip(opened) {
+        is_any_open = sort(settings, opened);
+    }
+    for settings in alone {
+        let opened = if is_any_open {
+            let what = format!("it is left alone for {} s", pause(settings).as_secs());
+            Err(Error::new(Kind::Repository, what))
+        } else {
+            open_store(settings, &layout, system).await
         };
-        closed.push(Closed { settings: settings.clone(), layout: layout.clone(), system });
-        left_out.push(why);
+        is_any_open = sort(settings, opened);
     }
     if stores.is_empty() {
         // As long as one of them may come back, waiting helps.

@@ -77,18 +77,23 @@ impl Engine {
             .map_err(|why| about.error(ErrorKind::Refused, why))
     }
 
-    /// Does something until it works, can't work, or was tried often enough.
+    /// Does something until it works, can't work, or was tried often enough: where nobody answers at all, that is twice.
     pub async fn attempts<T, F>(&self, mut once: impl FnMut() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let mut attempt = 1;
+        let (mut attempt, mut was_silent) = (1, false);
         loop {
             let mut failure = match once().await {
                 Ok(done) => return Ok(done),
                 Err(failure) => failure,
             };
-            if failure.again == Again::Never || attempt >= self.settings.attempts {
+            let is_enough = match failure.again {
+                Again::Never => true,
+                Again::Once => std::mem::replace(&mut was_silent, true),
+                Again::Soon | Again::Later => false,
+            };
+            if is_enough || attempt >= self.settings.attempts {
                 if attempt > 1 && failure.again != Again::Never {
                     failure.error.message += &format!(", after {attempt} attempts");
                 }

@@ -8,6 +8,7 @@ use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
 };
 
+use super::watch::Standstill;
 use crate::storage::{ErrorKind, StorageError};
 
 /// A request that failed.
@@ -30,6 +31,9 @@ pub(super) enum Again {
     Soon,
     /// The server asked for fewer requests.
     Later,
+    /// The server was silent for as long as it may be: a connection may have died, and if it wasn't that, it will
+    /// be silent for as long again.
+    Once,
 }
 
 impl Failure {
@@ -116,6 +120,9 @@ impl About {
     fn unanswered(&self, e: &(dyn StdError + 'static)) -> Failure {
         let mut below = Some(e);
         while let Some(error) = below {
+            if error.is::<Standstill>() {
+                return self.judged(ErrorKind::Unavailable, Again::Once, chain(e), None);
+            }
             if is_about_a_certificate(error) {
                 return self.judged(ErrorKind::Unavailable, Again::Never, chain(e), Some(CA_FILE));
             }

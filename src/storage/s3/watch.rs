@@ -46,6 +46,11 @@ pub(super) fn watched(inner: SharedHttpClient, stall: Duration) -> SharedHttpCli
     })
 }
 
+/// Nothing has moved for so long.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing moved for {} s", .0.as_secs_f32())]
+pub(super) struct Standstill(Duration);
+
 #[derive(Debug)]
 struct Watched {
     inner: SharedHttpConnector,
@@ -69,8 +74,7 @@ impl HttpConnector for Watched {
                 biased;
                 answer = answer => answer.map(|answer| bounded(answer, may_be_an_object)),
                 () = standstill(&moved, connection, stall) => {
-                    let what = format!("nothing moved for {} s", stall.as_secs_f32());
-                    Err(ConnectorError::timeout(what.into()))
+                    Err(ConnectorError::timeout(Standstill(stall).into()))
                 }
             }
         })

@@ -9,6 +9,7 @@ mod get;
 mod process;
 mod push;
 mod servers;
+mod silent;
 mod status;
 mod tablespaces;
 mod timelines;

@@ -1,0 +1,162 @@
+//! Opening several repositories of which one may be silent: a connection that takes everything and answers
+//! nothing. It is given up only after minutes, and keeps nobody from the others.
+
+use std::{pin::pin, time::Duration};
+
+use futures_util::{
+    future::BoxFuture,
+    stream::{FuturesUnordered, StreamExt},
+};
+use tokio::time::sleep;
+
+use super::{Repository, open::open};
+use crate::{
+    config::RepositorySettings,
+    error::{Error, Kind, Result},
+};
+
+/// How long a repository may hold up the others.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens all of them at once, each by `open`, and has the results in their order. Where one of them is open, those
+/// that haven't answered within [`PATIENCE`] are errors ([`Kind::Repository`]).
+pub async fn open_each<'s, T, F>(
+    repositories: &[&'s RepositorySettings],
+    open: impl Fn(&'s RepositorySettings) -> F,
+) -> Vec<Result<T>>
+where
+    F: Future<Output = Result<T>>,
+{
+    open_each_within(PATIENCE, repositories, open).await
+}
+
+async fn open_each_within<'s, T, F>(
+    patience: Duration,
+    repositories: &[&'s RepositorySettings],
+    open: impl Fn(&'s RepositorySettings) -> F,
+) -> Vec<Result<T>>
+where
+    F: Future<Output = Result<T>>,
+{
+    let silent = |_| {
+        let what = format!("it hasn't answered for {} s", patience.as_secs());
+        Err(Error::new(Kind::Repository, what))
+    };
+    let mut results: Vec<Result<T>> = repositories.iter().map(silent).collect();
+    let mut opening = FuturesUnordered::new();
+    for (index, settings) in repositories.iter().enumerate() {
+        let open = open(settings);
+        opening.push(async move { (index, open.await) });
+    }
+    let mut patience = pin!(sleep(patience));
+    loop {
+        let is_any_open = results.iter().any(Result::is_ok);
+        tokio::select! {
+            biased;
+            opened = opening.next() => match opened {
+                Some((index, opened)) => results[index] = opened,
+                None => break,
+            },
+            () = &mut patience, if is_any_open => break,
+        }
+    }
+    results
+}
+
+/// Repositories that are opened one after the other, as far as they are wanted: another one begins
+/// when the one before hasn't answered within [`PATIENCE`], and then whichever answers is the next.
+pub struct Openings<'a> {
+    repositories: &'a [&'a RepositorySettings],
+    /// Those that are open, for whoever asks again.
+    opened: &'a mut [Option<Repository>],
+    begun: usize,
+    opening: FuturesUnordered<BoxFuture<'a, (usize, Result<Repository>)>>,
+}
+
+impl<'a> Openings<'a> {
+    /// None has begun. `opened` has as many places as there are `repositories`.
+    pub fn of(
+        repositories: &'a [&'a RepositorySettings],
+        opened: &'a mut [Option<Repository>],
+    ) -> Self {
+        Openings { repositories, opened, begun: 0, opening: FuturesUnordered::new() }
+    }
+
+    /// The next one that is open or can't be opened; `None` behind the last.
+    pub async fn next(&mut self) -> Option<(&'a RepositorySettings, Result<Repository>)> {
+        self.begin();
+        loop {
+            tokio::select! {
+                biased;
+                opened = self.opening.next() => {
+                    let (index, opened) = opened?;
+                    self.opened[index] = opened.as_ref().ok().cloned();
+                    return Some((self.repositories[index], opened));
+                }
+                () = sleep(PATIENCE), if self.begun < self.repositories.len() => self.begin(),
+            }
+        }
+    }
+
+    fn begin(&mut self) {
+        let Some(settings) = self.repositories.get(self.begun).copied() else { return };
+        let (index, opened) = (self.begun, self.opened[self.begun].clone());
+        self.begun += 1;
+        self.opening.push(Box::pin(async move {
+            match opened {
+                Some(opened) => (index, Ok(opened)),
+                None => (index, open(settings).await),
+            }
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{KeySource, Location, RetentionSettings};
+
+    fn named(name: &str) -> RepositorySettings {
+        RepositorySettings {
+            name: name.into(),
+            location: Location::Directory("/nowhere".into()),
+            key: KeySource::Unencrypted,
+            compression_level: 1,
+            retention: RetentionSettings::NONE,
+        }
+    }
+
+    /// Does what its name says.
+    async fn answered(settings: &RepositorySettings) -> Result<()> {
+        match settings.name.as_str() {
+            "open" => return Ok(()),
+            "late" => sleep(LATE).await,
+            "shut" => return Err(Error::new(Kind::Denied, "no")),
+            _ => std::future::pending().await,
+        }
+        Ok(())
+    }
+
+    const SOON: Duration = Duration::from_millis(100);
+    const LATE: Duration = Duration::from_millis(400);
+
+    #[tokio::test]
+    async fn a_silent_one_holds_up_none_that_is_open() {
+        for (names, expected) in [
+            (vec!["open", "shut", "open"], vec![Ok(()), Err(Kind::Denied), Ok(())]),
+            (
+                vec!["silent", "open", "shut"],
+                vec![Err(Kind::Repository), Ok(()), Err(Kind::Denied)],
+            ),
+            // As long as none is open, nobody is held up.
+            (vec!["late", "shut"], vec![Ok(()), Err(Kind::Denied)]),
+            (vec!["silent", "late"], vec![Err(Kind::Repository), Ok(())]),
+            (vec!["open", "late"], vec![Ok(()), Err(Kind::Repository)]),
+        ] {
+            let all: Vec<_> = names.iter().map(|name| named(name)).collect();
+            let opened = open_each_within(SOON, &all.iter().collect::<Vec<_>>(), answered).await;
+            let opened: Vec<_> = opened.into_iter().map(|o| o.map_err(|e| e.kind())).collect();
+            assert_eq!(opened, expected, "{names:?}");
+        }
+    }
+}
