@@ -117,7 +117,13 @@ impl Facts {
             let inventory = WalInventory::read(&store, segment_size).await?;
             let there = of_system.iter().filter(|record| is_usable(record, &inventory));
             usable.extend(there.map(|record| record.id.clone()));
-            let floors = Floors::read(repository, layout, system).await?;
+            let floors = Floors::read(repository, layout, system).await.map_err(|e| match e.kind() {
+                Kind::Damaged => e.hint(
+                    "it says which WAL has expired, and nothing else: where `pgkeep verify` finds nothing else \
+                     damaged, remove this object and run expire again, which writes another one",
+                ),
+                _ => e,
+            })?;
             wal.insert(system, SystemFacts::of(&store, &inventory, &floors).await?);
         }
         let backups = records

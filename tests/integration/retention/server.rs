@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -174,6 +175,14 @@ fn a_damaged_floor_stops_neither_recovery_nor_backups() {
     let asked = pgkeep.run_in(cluster.pgdata(), ["archive-get", &first, &wanted]);
     assert_eq!(asked.code, 126, "{asked}");
     assert!(asked.stderr.contains(&floor.name), "{asked}");
+
+    let refused = pgkeep.fails(["expire"]);
+    assert!(refused.stderr.contains(&floor.name), "{refused}");
+    assert!(refused.stderr.contains("remove this object and run expire again"), "{refused}");
+    fs::remove_file(&floor.path).unwrap();
+    pgkeep.ok(["expire"]);
+    pgkeep.ok(["verify"]);
+    assert_eq!(objects_of(&pgkeep.repository(), ObjectKind::WalFloor).len(), 1);
 }
 
 #[test]
