@@ -178,6 +178,29 @@ fn what_is_missing_before_a_segment_is_stored_with_it() {
     assert!(keeper.get(&segments[0]).unwrap() == pgkeep::archive::Got::Absent);
 }
 
+/// The hole is older than what the server still has, so its edge isn't found from behind.
+#[test]
+fn what_is_missing_behind_a_hole_is_stored() {
+    let (cluster, segments) = cluster_with_segments(15, 6);
+    let keeper = Keeper::new(&cluster, &["main"]);
+    let aside = keeper.scratch.path().join("aside");
+    fs::rename(wal(&cluster, &segments[1]), &aside).unwrap();
+    let stored = || {
+        let store = keeper.store("main", &cluster);
+        let has = |s: &String| run(store.has(WalFile::Segment(s.parse().unwrap()))).unwrap();
+        segments.iter().map(has).collect::<Vec<_>>()
+    };
+    // Where nothing is earlier, archiving begins here.
+    keeper.pushed(&cluster, &segments[3]);
+    assert_eq!(stored(), [false, false, false, true, false, false]);
+    keeper.pushed(&cluster, &segments[0]);
+    keeper.pushed(&cluster, &segments[5]);
+    assert_eq!(stored(), [true, false, false, true, true, true]);
+    keeper.pushed(&cluster, &segments[3]);
+    assert_eq!(stored(), [true, false, true, true, true, true]);
+    fs::rename(&aside, wal(&cluster, &segments[1])).unwrap();
+}
+
 /// What an expiry has removed isn't missing, although `pg_wal` may have it still.
 #[test]
 fn what_has_expired_before_a_segment_is_not_stored_again() {

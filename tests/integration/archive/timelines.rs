@@ -115,6 +115,8 @@ fn two_promotions_leave_two_partials_and_one_new_timeline() {
     assert_eq!(keeper.served(&fork.segment), long);
     fs::remove_file(longest("main")).unwrap();
     assert_eq!(keeper.served(&fork.segment), long, "from the repaired copy");
+    flip_bit(&damaged, -100);
+    assert_eq!(keeper.served(&fork.segment), long, "the damage is found while it is read");
 
     // An outage: the whole segment might be in what can't be asked.
     let (second, aside) = (keeper.places.objects("second"), keeper.scratch.join("aside"));
@@ -127,6 +129,19 @@ fn two_promotions_leave_two_partials_and_one_new_timeline() {
     let whole = fs::read(wal(&fork.primary, &fork.segment)).unwrap();
     assert_ne!(whole, long);
     assert_eq!(keeper.served(&fork.segment), whole);
+}
+
+/// As a server has it that was restored from the archive to a moment inside it.
+#[test]
+fn a_whole_segment_that_a_timeline_leaves_is_stored_as_one() {
+    let fork = fork("00000001");
+    let keeper = Keeper::new(&fork.primary, &["main"]);
+    fs::copy(wal(&fork.first, &fork.history), wal(&fork.primary, &fork.history)).unwrap();
+    assert_eq!(keeper.pushed(&fork.primary, &fork.segment), [Stored::New]);
+    let store = keeper.store("main", &fork.primary);
+    let segment: SegmentName = fork.segment.parse().unwrap();
+    assert!(run(store.has(WalFile::Segment(segment))).unwrap());
+    assert!(run(store.partials(segment)).unwrap().is_empty());
 }
 
 /// Two servers that took the same timeline's number at different places. What the one has written is under names that
