@@ -224,7 +224,7 @@ impl Fetcher {
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize) > needed)
     }
 
-    /// Fetches one segment from the first repository that has it; false when none has.
+    /// Fetches one segment from the first repository that has it and gives it; false when none has.
     async fn fetch(&self, segment: SegmentName) -> Result<bool> {
         let path = self.spool.path(segment);
         let request = Request {
@@ -237,12 +237,20 @@ impl Fetcher {
             // for the disk that this keeps busy.
             sync: false,
         };
+        let mut failure = None;
         for (name, store) in self.stores.iter() {
-            let Some(fetched) = request.serve(store).await? else { continue };
+            let fetched = match request.serve(store).await {
+                Ok(Some(fetched)) => fetched,
+                Ok(None) => continue,
+                Err(e) => {
+                    failure = Some(e);
+                    continue;
+                }
+            };
             let put = self.spool.put(segment, name, fetched);
             put.context(Kind::Local, || "write to state-dir")?;
             return Ok(true);
         }
-        Ok(false)
+        failure.map_or(Ok(false), Err)
     }
 }

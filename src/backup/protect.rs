@@ -7,7 +7,7 @@
 use chrono::{DateTime, Utc};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     repo::{Repository, layout::ClusterLayout, manifest::Manifest, named::Part},
 };
 
@@ -26,10 +26,15 @@ pub async fn protect(
         return Ok(None);
     };
     for used in manifest.references.iter().filter(|used| used.backup != *own) {
-        storage
-            .extend_retention(&layout.pack(&used.backup, used.pack), until)
+        let pack = layout.pack(&used.backup, used.pack);
+        let is_held = storage
+            .extend_retention(&pack, until)
             .await
             .map_err(|e| Error::from(e).while_doing("hold what the backup uses of older ones"))?;
+        if !is_held {
+            let what = format!("{pack} isn't held: it was stored before the bucket held anything");
+            return Err(Error::new(Kind::Repository, what).hint("a full backup uses nothing older"));
+        }
     }
     let begun = storage.retained_until(&layout.of_backup(own, Part::Begin.as_str())).await?;
     Ok(begun.map(|begun| begun.min(until)))

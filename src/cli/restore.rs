@@ -9,7 +9,7 @@ use super::{Global, human, restore_command, runtime, table, time};
 use crate::{
     error::{Context, Error, Kind, Result},
     postgres::{Lsn, Timeline},
-    repo::{self, BackupId},
+    repo::{self, BackupId, layout::ClusterLayout, wal::WalStore},
     restore::{RestoreReport, RestoreRequest, Target, TargetAction, TargetTimeline, restore},
 };
 
@@ -168,6 +168,15 @@ impl Restore {
                 "there is no configuration file: the restored server needs the same PGKEEP_ \
                  variables in its environment, or its restore_command fails",
             );
+        } else {
+            let set = crate::config::environment_names(std::env::vars_os()).collect::<Vec<_>>();
+            if !set.is_empty() {
+                progress.warn(&format!(
+                    "{} goes over the configuration file here: the restored server needs the same in its environment, \
+                     or its restore_command asks something else",
+                    set.join(", ")
+                ));
+            }
         }
         let report = runtime::together(
             settings.threads,
@@ -205,6 +214,20 @@ impl Restore {
                          restore with --repo to have it ask another one alone",
                         unopened.join(", ")
                     ));
+                }
+                let layout = ClusterLayout::new(&cluster.name)?;
+                for repository in opened.iter().filter(|opened| opened.name() != report.repository)
+                {
+                    let store = WalStore::new(repository, &layout, report.system);
+                    if store.timelines().await.is_ok_and(|timelines| timelines.is_empty()) {
+                        progress.warn(&format!(
+                            "the server asks all repositories for WAL, and its recovery won't end, as {} has none of \
+                             system {}: restore with --repo {} to have it ask that one alone",
+                            repository.name(),
+                            report.system,
+                            report.repository
+                        ));
+                    }
                 }
                 Ok(report)
             }),

@@ -35,6 +35,14 @@ pub(super) fn overlay(
     Ok(())
 }
 
+/// The names of those variables that set a key.
+pub fn environment_names(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> impl Iterator<Item = String> {
+    let names = variables.filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| name.starts_with(PREFIX) && name != PATH_VARIABLE)
+}
+
 fn set(raw: &mut Raw, variable: &str, value: OsString) -> Result<()> {
     let origin = Origin::Environment(variable.to_owned());
     let unknown = || {

@@ -25,6 +25,7 @@ use std::{
 };
 
 pub use drill::{DrillQuery, DrillSettings};
+pub use environment::environment_names;
 pub use file::{DEFAULT_PATH, PATH_VARIABLE};
 pub use keys::{KEYS, Key, Scope};
 pub use retention::RetentionSettings;

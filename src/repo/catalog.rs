@@ -183,7 +183,7 @@ pub async fn in_order(
         match read_history(&store, timeline).await {
             Ok(history) => paths.extend(history.map(|path| ((system, timeline), path))),
             // Who needs it to restore fails with this. It is no reason not to list the backups.
-            Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),
+            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Conflict) => tracing::warn!("{e}"),
             Err(e) => return Err(e),
         }
     }

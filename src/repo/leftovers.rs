@@ -8,8 +8,9 @@ use std::time::Duration;
 use super::{Repository, layout::ClusterLayout};
 use crate::storage::ErrorKind;
 
-/// An upload that began longer ago belongs to nobody. No object takes so long: a pack is 256 MiB.
-const AGE: Duration = Duration::from_secs(86_400);
+/// An upload that began longer ago belongs to nobody. A pack is open until it has 256 MiB, or until its backup ends, which
+/// in a slow one that changes little may take days.
+const AGE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Removes what is left of a cluster's objects. That it couldn't be is no reason for anything else
 /// to fail.

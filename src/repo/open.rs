@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 use zeroize::Zeroizing;
 
 use super::{
@@ -32,8 +32,8 @@ use crate::{
 /// How long a passphrase command may take. Archiving waits for it, so it is bounded.
 const PASSPHRASE_COMMAND_TIME: Duration = Duration::from_secs(60);
 
-/// Held while a passphrase command runs: several may need the same thing, as a terminal.
-static PASSPHRASE_COMMAND: Mutex<()> = Mutex::const_new(());
+/// Held while a passphrase command runs: several may need the same thing, as a terminal. When the last one ended.
+static PASSPHRASE_COMMAND: Mutex<Option<Instant>> = Mutex::const_new(None);
 
 /// Opens a configured repository: reads its key, opens the place, and checks that what is there is
 /// a repository that the key opens. A user who isn't its owner is refused.
@@ -171,13 +171,18 @@ fn first_line(text: &[u8]) -> Result<&str, std::str::Utf8Error> {
     std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line))
 }
 
+/// When this process last had a passphrase command to wait for: now, if one runs.
+pub(super) fn last_waited_for_passphrase() -> Option<Instant> {
+    PASSPHRASE_COMMAND.try_lock().map_or_else(|_| Some(Instant::now()), |ended| *ended)
+}
+
 /// The first line that a shell command writes. What it says on standard error goes to ours.
 async fn passphrase_command(repository: &str, command: &str) -> Result<Zeroizing<String>> {
     // The command itself may hold a secret, so errors name the setting and not its value.
     let refuse = |why: String| {
         Error::new(Kind::Key, format!("passphrase-command of [repository.{repository}] {why}"))
     };
-    let _alone = PASSPHRASE_COMMAND.lock().await;
+    let mut ended = PASSPHRASE_COMMAND.lock().await;
     let child = tokio::process::Command::new("/bin/sh")
         .arg("-c")
         .arg(command)
@@ -187,8 +192,10 @@ async fn passphrase_command(repository: &str, command: &str) -> Result<Zeroizing
         .kill_on_drop(true)
         .spawn()
         .context(Kind::Local, || "run /bin/sh for passphrase-command")?;
-    let output = tokio::time::timeout(PASSPHRASE_COMMAND_TIME, child.wait_with_output())
-        .await
+    let output = tokio::time::timeout(PASSPHRASE_COMMAND_TIME, child.wait_with_output()).await;
+    *ended = Some(Instant::now());
+    drop(ended);
+    let output = output
         .map_err(|_| refuse(format!("took more than {} s", PASSPHRASE_COMMAND_TIME.as_secs())))?
         .map_err(|e| refuse("can't be run".into()).because(e))?;
     let stdout = Zeroizing::new(output.stdout);

@@ -7,15 +7,18 @@ use futures_util::{
     future::BoxFuture,
     stream::{FuturesUnordered, StreamExt},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Repository, open::open};
+use super::{
+    Repository,
+    open::{last_waited_for_passphrase, open},
+};
 use crate::{
     config::RepositorySettings,
     error::{Error, Kind, Result},
 };
 
-/// How long a repository may hold up the others.
+/// How long a repository may hold up the others. Its passphrase command, which has a limit of its own, isn't counted.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens all of them at once, each by `open`, and has the results in their order. Where one of them is open, those
@@ -48,7 +51,7 @@ where
         let open = open(settings);
         opening.push(async move { (index, open.await) });
     }
-    let mut patience = pin!(sleep(patience));
+    let mut patience = pin!(over(patience));
     loop {
         let is_any_open = results.iter().any(Result::is_ok);
         tokio::select! {
@@ -61,6 +64,27 @@ where
         }
     }
     results
+}
+
+/// What comes of it, unless that takes longer than [`PATIENCE`].
+pub async fn within_patience<T>(asked: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        answer = asked => Some(answer),
+        () = over(PATIENCE) => None,
+    }
+}
+
+/// Returns when so much time has passed since now, and since the last passphrase command.
+async fn over(patience: Duration) {
+    let mut end = Instant::now() + patience;
+    loop {
+        sleep_until(end).await;
+        match last_waited_for_passphrase().map(|last| last + patience) {
+            Some(later) if later > Instant::now() => end = later,
+            _ => return,
+        }
+    }
 }
 
 /// Repositories that are opened one after the other, as far as they are wanted: another one begins

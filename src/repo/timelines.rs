@@ -395,10 +395,7 @@ async fn is_closed(store: &WalStore, segment: SegmentName, size: SegmentSize) ->
 }
 
 /// The history of a timeline, from its file; `None` when that isn't there, as for timeline 1.
-pub(super) async fn read_history(
-    store: &WalStore,
-    timeline: Timeline,
-) -> Result<Option<TimelineHistory>> {
+pub async fn read_history(store: &WalStore, timeline: Timeline) -> Result<Option<TimelineHistory>> {
     let Some(bytes) = store.history(timeline).await? else { return Ok(None) };
     TimelineHistory::parse(timeline, &bytes).map(Some).map_err(|e| {
         let address = store.repository().storage().address();

@@ -56,7 +56,7 @@ pub async fn settle(
     };
     // What doesn't answer as it should may be the repository and not the object.
     store.repository().prove_present().await?;
-    for repair in store.repairs(wal).await? {
+    for repair in store.repairs_of(&name).await? {
         match confirm(store, &repair, summary).await {
             Ok(()) => return Ok(Stored::Already),
             Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),

@@ -24,6 +24,7 @@ use std::{path::PathBuf, sync::Arc};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use self::plan::Plan;
 use crate::{
     config::ClusterSettings,
     error::{Error, Kind, Result},
@@ -194,23 +195,48 @@ pub async fn restore(
 ) -> Result<RestoreReport> {
     guard::refuse_root("restore")?;
     let mut failures: Vec<Error> = Vec::new();
+    let mut chosen: Option<Plan> = None;
     for repository in repositories {
-        match plan::plan(repository, cluster, request).await {
-            Ok(plan) => {
-                for failure in failures {
-                    progress.warn(&format!("{failure}; going on with {}", repository.name()));
-                }
-                return plan.carry_out(request, progress).await.map_err(|e| match e.kind() {
-                    Kind::Damaged => e.hint(
-                        "`pgkeep verify` says what is damaged and which backups need it: restore another \
-                         one with --backup, or from another repository with --repo",
-                    ),
-                    _ => e,
+        match (plan::plan(repository, cluster, request).await, &chosen) {
+            (Ok(plan), None) => chosen = Some(plan),
+            (Ok(plan), Some(before)) => {
+                // One that was away while a standby was promoted says of itself that all is there.
+                let goes_on = plan.goes_on_from(before).await.unwrap_or_else(|e| {
+                    failures.push(e);
+                    false
                 });
+                if goes_on {
+                    progress.warn(&format!(
+                        "repository {} ends on timeline {}, and {} goes on with timeline {}: going on with that",
+                        before.repository(),
+                        before.timeline(),
+                        plan.repository(),
+                        plan.timeline()
+                    ));
+                    chosen = Some(plan);
+                }
             }
-            Err(e) if matches!(e.kind(), Kind::Usage | Kind::Local) => return Err(e),
-            Err(e) => failures.push(e),
+            (Err(e), None) if matches!(e.kind(), Kind::Usage | Kind::Local) => return Err(e),
+            (Err(e), _) => failures.push(e),
         }
+        // A target is in one repository or not; where all WAL ends, each has to say.
+        let is_newest =
+            matches!(request.timeline, TargetTimeline::Unspecified | TargetTimeline::Latest);
+        if chosen.is_some() && !(request.target == Target::Latest && is_newest) {
+            break;
+        }
+    }
+    if let Some(plan) = chosen {
+        for failure in failures {
+            progress.warn(&format!("{failure}; going on with {}", plan.repository()));
+        }
+        return plan.carry_out(request, progress).await.map_err(|e| match e.kind() {
+            Kind::Damaged => e.hint(
+                "`pgkeep verify` says what is damaged and which backups need it: restore another \
+                 one with --backup, or from another repository with --repo",
+            ),
+            _ => e,
+        });
     }
     // Whether the others would have had it isn't known while one couldn't be asked.
     failures.sort_by_key(Error::is_an_answer);

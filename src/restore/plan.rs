@@ -24,7 +24,9 @@ use crate::{
         layout::ClusterLayout,
         lease::{HeldLease, Lease},
         record::{BackupRecord, Tablespace},
+        timelines::read_history,
         tombstone::is_unmarked,
+        wal::WalStore,
         wal_floor::Floors,
     },
 };
@@ -53,6 +55,9 @@ pub async fn plan(
     check_request(request)?;
     let layout = ClusterLayout::new(&cluster.name)?;
     let choice = choose(repository, &layout, request).await?;
+    if follows(request) {
+        refuse_another_newest(repository, &layout, &choice.record).await?;
+    }
     let tablespaces = place_tablespaces(&choice.record, request)?;
     let archives = request.keep_archive_mode && !request.standby && !sets(request, "archive_mode");
     let (floors, _) = Floors::read_sound(repository, &layout, choice.record.system).await?;
@@ -65,6 +70,34 @@ pub async fn plan(
 fn follows(request: &RestoreRequest) -> bool {
     request.standby
         && matches!(request.timeline, TargetTimeline::Unspecified | TargetTimeline::Latest)
+}
+
+/// A standby that follows the newest timeline takes the one with the highest number that it finds, counted up from its own,
+/// whether that comes from there or not, and doesn't start if it doesn't (`xlogrecovery.c`, `findNewestTimeLine`).
+async fn refuse_another_newest(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    record: &BackupRecord,
+) -> Result<()> {
+    let store = WalStore::new(repository, layout, record.system);
+    let (mut newest, mut next) = (None, record.timeline.0.checked_add(1));
+    while let Some(number) = next {
+        let Some(history) = read_history(&store, Timeline(number)).await? else { break };
+        newest = Some(history);
+        next = number.checked_add(1);
+    }
+    match newest {
+        Some(newest) if !record.lies_on(&newest) => {
+            let message = format!(
+                "timeline {} is the newest that a standby would find, and doesn't come from that of backup {}",
+                newest.timeline, record.id
+            );
+            Err(Error::new(Kind::Target, message).hint(
+                "--target-timeline current, or the number of another one, has it follow that one",
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn sets(request: &RestoreRequest, name: &str) -> bool {
@@ -230,9 +263,25 @@ impl Plan {
         &self.choice.record
     }
 
+    /// The name of the repository that it restores from.
+    pub fn repository(&self) -> &str {
+        self.repository.name()
+    }
+
     /// The timeline that recovery follows.
     pub fn timeline(&self) -> Timeline {
         self.choice.timeline
+    }
+
+    /// Whether the archive of this plan goes on where that of `other` has left off: on a timeline that comes from its.
+    pub(super) async fn goes_on_from(&self, other: &Plan) -> Result<bool> {
+        let (mine, its) = (&self.choice, &other.choice);
+        if mine.record.system != its.record.system || mine.timeline == its.timeline {
+            return Ok(false);
+        }
+        let store = WalStore::new(&self.repository, &self.layout, mine.record.system);
+        let history = read_history(&store, mine.timeline).await?;
+        Ok(history.is_some_and(|history| history.contains(its.timeline)))
     }
 
     /// Writes the data directory, with a lease while it does.

@@ -184,9 +184,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// Has an object that is held be held at least until then. One that isn't held stays so.
-    async fn extend_retention(&self, _name: &ObjectName, _until: DateTime<Utc>) -> Result<()> {
-        Ok(())
+    /// Has an object that is held be held at least until then. One that isn't held stays so: false.
+    async fn extend_retention(&self, _name: &ObjectName, _until: DateTime<Utc>) -> Result<bool> {
+        Ok(false)
     }
 
     /// Removes what writers that were killed left of objects whose names begin with `prefix`, if

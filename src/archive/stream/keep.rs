@@ -21,7 +21,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use super::{super::push::open_store, incoming::Chunk, setbacks::Setbacks};
@@ -32,7 +32,7 @@ use crate::{
     repo::{
         SystemId,
         layout::ClusterLayout,
-        opening::PATIENCE,
+        opening::{PATIENCE, within_patience},
         repository::Names,
         sealed::SealedWriter,
         wal::{StoredSummary, WalObject, WalStore},
@@ -160,15 +160,14 @@ impl Keeper {
         let is_due = |name: &str| self.setbacks.pause(name).is_zero();
         for store in self.stores.iter().filter(|store| store.is_behind()) {
             let name = store.archive.repository().name();
-            if is_due(name)
-                && matches!(timeout(PATIENCE, self.opened(&store.archive)).await, Ok(Some(_)))
-            {
+            let opening = self.opened(&store.archive);
+            if is_due(name) && matches!(within_patience(opening).await, Some(Some(_))) {
                 back = Some(name);
             }
         }
         for closed in self.closed.iter().filter(|closed| is_due(&closed.settings.name)) {
             let opening = open_store(&closed.settings, &closed.layout, closed.system);
-            if matches!(timeout(PATIENCE, opening).await, Ok(Ok(_))) {
+            if matches!(within_patience(opening).await, Some(Ok(_))) {
                 back = Some(&closed.settings.name);
             }
         }

@@ -24,7 +24,7 @@ use tokio::{
     runtime::Handle,
     sync::watch,
     task::{JoinError, JoinSet},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -42,7 +42,7 @@ use crate::{
         Lsn,
         streaming::{StreamEvent, WalStream},
     },
-    repo::wal_parts::Part,
+    repo::{opening::PATIENCE, wal_parts::Part},
     steps::reached,
 };
 
@@ -137,7 +137,7 @@ impl Receiver {
             gather: Gather::default(),
             dispatched: from,
             stored: Durable::new(from),
-            durable: (!keeper.is_any_closed()).then(|| Durable::new(from)),
+            durable: (!keeper.is_any_behind()).then(|| Durable::new(from)),
             keeper,
             threads,
             looked: Instant::now(),
@@ -175,7 +175,14 @@ impl Receiver {
         if matches!(&received, Err(e) if e.kind() != Kind::Postgres) {
             return received;
         }
-        let stored = self.drain(stop).await;
+        // A repository that was left behind, and is back, doesn't wait for another one that is away now. What isn't stored
+        // wasn't reported either, and comes again.
+        let may_be_cut_off = !matches!(received, Ok(End::Stopped)) && self.keeper.is_any_behind();
+        let draining = self.drain(stop);
+        let stored = match may_be_cut_off {
+            true => timeout(PATIENCE, draining).await.unwrap_or(Ok(())),
+            false => draining.await,
+        };
         if received.is_ok() {
             // If the server is gone it doesn't matter.
             let _ = stream.report(self.position()).await;

@@ -33,6 +33,9 @@ use super::{
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// How long a connection is kept that nobody uses.
+const LONGEST_IDLE: Duration = Duration::from_secs(60);
+
 /// The region where none is known. Servers that aren't AWS mostly take any.
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -106,6 +109,8 @@ fn http_client(settings: &S3Settings) -> Result<SharedHttpClient, String> {
     Ok(Builder::new()
         .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
         .tls_context(tls)
+        // Those that died together with one that was silent for as long are not tried after it.
+        .pool_idle_timeout(settings.stall.min(LONGEST_IDLE))
         .build_https())
 }
 

@@ -160,7 +160,7 @@ impl Storage for S3 {
         self.run("look at", name.as_str(), |e| async move { e.retained_until(&of).await }).await
     }
 
-    async fn extend_retention(&self, name: &ObjectName, until: DateTime<Utc>) -> Result<()> {
+    async fn extend_retention(&self, name: &ObjectName, until: DateTime<Utc>) -> Result<bool> {
         let of = name.clone();
         let extend = |e: Arc<Engine>| async move { e.extend_retention(&of, until).await };
         self.run("lock", name.as_str(), extend).await

@@ -201,11 +201,12 @@ impl Engine {
     }
 
     /// Has an object held at least until then, as strictly as it is held now. One that isn't held
-    /// stays so.
-    pub async fn extend_retention(&self, name: &ObjectName, until: DateTime<Utc>) -> Result<()> {
-        let Some(held) = self.retention(name, None).await?.filter(|held| held.until < until) else {
-            return Ok(());
-        };
+    /// stays so: false.
+    pub async fn extend_retention(&self, name: &ObjectName, until: DateTime<Utc>) -> Result<bool> {
+        let Some(held) = self.retention(name, None).await? else { return Ok(false) };
+        if held.until >= until {
+            return Ok(true);
+        }
         let about = self.about("lock", name.as_str());
         let client = self.client(&about).await?;
         // Dates have whole seconds: never earlier than was asked for.
@@ -223,7 +224,7 @@ impl Engine {
             request.send().await.map_err(|e| about.failure(&e))
         })
         .await?;
-        Ok(())
+        Ok(true)
     }
 
     /// Ends uploads in parts below `prefix` that began longer ago than that.

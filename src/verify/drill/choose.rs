@@ -145,7 +145,7 @@ pub async fn archive_end(
 ) -> Result<Option<ArchiveEnd>> {
     let record = plan.record();
     let store = WalStore::new(repository, layout, record.system);
-    let inventory = WalInventory::read(&store, record.segment_size).await?;
+    let inventory = WalInventory::read_what_can_be(&store, record.segment_size).await?;
     let Some(path) = inventory.path(plan.timeline()) else { return Ok(None) };
     let replay = Replay { store: &store, inventory: &inventory, path };
     let reach = replay.end_from(record.segment_size.number_at(record.start_lsn)).await?;

@@ -131,6 +131,27 @@ fn two_promotions_leave_two_partials_and_one_new_timeline() {
     assert_eq!(keeper.served(&fork.segment), whole);
 }
 
+#[test]
+fn each_of_two_damaged_partials_is_stored_once_more() {
+    let fork = fork("00000001");
+    let keeper = Keeper::new(&fork.primary, &["main"]);
+    let partial = format!("{}.partial", fork.segment);
+    let servers = [&fork.first, &fork.second];
+    for server in servers {
+        assert_eq!(keeper.pushed(server, &partial), [Stored::New]);
+    }
+    let store = keeper.store("main", &fork.primary);
+    for object in run(store.partials(fork.segment.parse().unwrap())).unwrap() {
+        flip_bit(&keeper.places.objects("main").join(object.as_str()), 600);
+    }
+    for server in servers {
+        assert_eq!(keeper.pushed(server, &partial), [Stored::Repaired]);
+    }
+    for server in servers {
+        assert_eq!(keeper.pushed(server, &partial), [Stored::Already]);
+    }
+}
+
 /// As a server has it that was restored from the archive to a moment inside it.
 #[test]
 fn a_whole_segment_that_a_timeline_leaves_is_stored_as_one() {

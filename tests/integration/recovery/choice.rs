@@ -9,8 +9,10 @@ use super::Site;
 use crate::{
     backup::tree::Opened,
     support::{
-        objects::{ObjectKind, objects_of},
-        scratch,
+        Cluster, Stop,
+        objects::{ObjectKind, objects, objects_of},
+        places::skipped_on_s3,
+        scratch, wait_until,
     },
 };
 
@@ -55,7 +57,7 @@ fn a_backup_taken_before_the_clock_was_set_back_is_not_the_newest() {
         let said = site.pgkeep.ok(site.restore_arguments(name, arguments)).stdout;
         assert!(said.contains(backups[1]["id"].as_str().unwrap()), "{said}");
     }
-    let mut restored = crate::support::Cluster::at(&site.place("immediate"), 15);
+    let mut restored = Cluster::at(&site.place("immediate"), 15);
     restored.start();
     restored.wait_for_pause(60);
     assert_eq!(restored.digest("t"), then);
@@ -108,6 +110,57 @@ fn a_restore_point_whose_name_was_used_again_is_asked_for() {
     let at_second = ["--target-lsn", &second.0, "--target-exclusive"];
     assert_eq!(rows("second", &at_second), second.1);
     assert_eq!(rows("once", &["--target-name", "once"]), once, "one can't be reached");
+}
+
+/// As a disk has it that was unmounted before a failover and is there again.
+#[test]
+fn what_ends_in_one_repository_goes_on_in_another() {
+    if skipped_on_s3("a folder is moved") {
+        return;
+    }
+    let mut site = Site::new(15);
+    site.pgkeep.add_repository("second");
+    site.pgkeep.ok(["--repo", "second", "init"]);
+    site.pgkeep.ok(["check"]);
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.archive_all();
+    let (main, away) = (site.pgkeep.repository(), site.place("away"));
+    fs::rename(&main, &away).unwrap();
+    let mut second = Cluster::standby_of(&site.cluster);
+    second.catch_up_with(&site.cluster);
+    site.cluster.stop(Stop::Fast);
+    second.promote();
+    second.insert("t", 100);
+    let (last, closed) = (second.digest("t"), second.switch_wal());
+    wait_until("the second one has it", 60, || {
+        let there = objects(&site.pgkeep.repository_of("second"));
+        there.iter().any(|object| object.name.ends_with(&closed))
+    });
+    second.stop(Stop::Immediate);
+    fs::rename(&away, &main).unwrap();
+
+    let output = site.pgkeep.ok(site.restore_arguments("latest", &[]));
+    assert!(output.stderr.contains("going on with that"), "{output}");
+    let mut latest = Cluster::at(&site.place("latest"), 15);
+    latest.start();
+    latest.wait_for_primary(60);
+    assert_eq!((latest.timeline(), latest.digest("t")), (3, last));
+}
+
+/// It can be opened, so nobody would look for a reason there.
+#[test]
+fn a_repository_without_wal_is_named_before_recovery_stops_at_it() {
+    let site = Site::new(15);
+    site.cluster.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.archive_all();
+    site.pgkeep.add_repository("second");
+    site.pgkeep.ok(["--repo", "second", "init"]);
+    let output = site.pgkeep.ok(site.restore_arguments("both", &[]));
+    assert!(output.stderr.contains("its recovery won't end, as second has none"), "{output}");
+    let output = site.pgkeep.ok(site.restore_arguments("one", &["--repo", "main"]));
+    assert!(!output.stderr.contains("second"), "{output}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Backups of a standby, and standbys made of backups.
 
 use super::{Site, archive_all};
-use crate::support::{Cluster, on_each_version, wait_until};
+use crate::support::{Cluster, Stop, on_each_version, wait_until};
 
 on_each_version!(a_backup_of_a_standby_restores_to_a_time_and_is_no_standby);
 
@@ -117,6 +117,36 @@ fn a_restored_standby_follows_its_primary() {
     assert_eq!(primary.sql(streams), "1");
     standby.promote();
     archive_all(primary);
+}
+
+/// The server itself would say so, and not start.
+#[test]
+fn a_standby_that_would_follow_another_servers_timeline_is_refused() {
+    let site = Site::new(15);
+    let primary = &site.cluster;
+    primary.make_table("t", 10);
+    site.pgkeep.ok(["backup"]);
+    site.archive_all();
+    let mut copy = Cluster::standby_of(primary);
+    copy.catch_up_with(primary);
+    copy.promote();
+    archive_all(&copy);
+    copy.stop(Stop::Fast);
+    primary.insert("t", 10);
+    site.archive_all();
+    site.pgkeep.ok(["backup"]);
+    let backup = site.pgkeep.json(["info"])["repositories"][0]["systems"][0]["backups"][1]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let refused = site.refuse("refused", &["--standby", "--backup", &backup]);
+    assert_eq!(refused.code, 8, "{refused}");
+    assert!(refused.stderr.contains("--target-timeline current"), "{refused}");
+    let mut standby = site
+        .restore("current", &["--standby", "--backup", &backup, "--target-timeline", "current"]);
+    standby.start();
+    assert_eq!(standby.sql("SELECT pg_is_in_recovery()"), "t");
+    assert_eq!(standby.digest("t"), primary.digest("t"));
 }
 
 /// An idle primary closes no segment: the standby's backup ends in an open one.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use chrono::TimeDelta;
 use pgkeep::{
     config::RetentionSettings,
-    error::Error,
+    error::{Error, Kind},
     postgres::{Lsn, SegmentSize, Timeline},
     progress::{Progress, Silent},
     repo::{
@@ -101,6 +101,25 @@ async fn an_expiry_that_dies_at_any_step_is_finished_by_the_next() {
         }
     }
     println!("{} deaths", 2 * steps);
+}
+
+#[tokio::test]
+async fn what_backups_use_is_known_before_anything_expires() {
+    let chain = Chain::make().await;
+    for lose in [false, true] {
+        let storage = chain.storage();
+        let manifest = layout().of_backup(&id(THIRD), "manifest");
+        let mut bytes = storage.objects().remove(manifest.as_str()).unwrap().to_vec();
+        if !lose {
+            bytes[100] ^= 1;
+            storage.objects().insert(manifest.to_string(), bytes.into());
+        }
+        let before = (folders(&storage), segments(&storage, 1));
+        let e = expire_over(Arc::new(storage.clone()), &TWO).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Damaged, "{e}");
+        assert_eq!((folders(&storage), segments(&storage, 1)), before, "lost: {lose}");
+        assert_eq!(listed(&storage).await, [BASE, FIRST, SECOND, THIRD]);
+    }
 }
 
 #[tokio::test]

@@ -75,11 +75,11 @@ fn what_is_held_says_until_when() {
         assert_eq!(storage.list("", None, 10).await.expect("list").len(), 1);
 
         let later = Utc::now() + TimeDelta::days(9);
-        storage.extend_retention(&name("a"), later).await.expect("extend");
+        assert!(storage.extend_retention(&name("a"), later).await.expect("extend"));
         let now = storage.retained_until(&name("a")).await.expect("ask").expect("it is held");
         assert!(now >= later && now - later < TimeDelta::seconds(1), "{now}, not {later}");
         // Never shortened.
-        storage.extend_retention(&name("a"), until).await.expect("nothing to do");
+        assert!(storage.extend_retention(&name("a"), until).await.expect("nothing to do"));
         let now = storage.retained_until(&name("a")).await.expect("ask").expect("it is held");
         assert!(now >= later && now - later < TimeDelta::seconds(1), "{now}, not {later}");
     });
@@ -88,7 +88,8 @@ fn what_is_held_says_until_when() {
     run(async {
         free.put(&name("a"), "one".into()).await.expect("put");
         assert_eq!(free.retained_until(&name("a")).await.expect("ask"), None);
-        free.extend_retention(&name("a"), Utc::now() + TimeDelta::days(9)).await.expect("nothing");
+        let later = Utc::now() + TimeDelta::days(9);
+        assert!(!free.extend_retention(&name("a"), later).await.expect("nothing"));
         assert_eq!(free.retained_until(&name("a")).await.expect("ask"), None);
     });
 }

@@ -1,14 +1,14 @@
 //! Several repositories: one that goes away doesn't keep another from its WAL, and nothing is reported
 //! that it hasn't.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
 use rustix::process::Signal;
 
 use super::{CAUGHT_UP, Site};
 use crate::support::{
     Cluster, Pgkeep,
-    objects::{ObjectKind, objects_of},
+    objects::{ObjectKind, objects, objects_of},
     places::skipped_on_s3,
     wait_until,
 };
@@ -76,6 +76,37 @@ fn one_whose_key_is_away_does_not_keep_another_from_its_wal() {
     let output = stream.wait();
     assert_eq!(output.code, 0, "{output}");
     assert!(output.stderr.contains("the others go on without it"), "{output}");
+}
+
+/// The one that was left behind is back when the other one goes.
+#[test]
+fn one_that_is_back_does_not_wait_for_another_that_is_away() {
+    if skipped_on_s3("a bucket doesn't go away by renaming a folder") {
+        return;
+    }
+    let site = in_two();
+    let stream = site.stream();
+    let [main, second] = ["main", "second"].map(|name| site.pgkeep.repository_of(name));
+    let away = |root: &PathBuf| root.with_extension("away");
+    fs::rename(&second, away(&second)).expect("take it away");
+    site.cluster.insert("t", 1000);
+    let closed = site.cluster.switch_wal();
+    wait_until("the first one has it", 60, || site.archived().contains(&closed));
+
+    fs::rename(&main, away(&main)).expect("take it away");
+    site.cluster.insert("t", 1000);
+    let closed = site.cluster.switch_wal();
+    fs::rename(away(&second), &second).expect("bring it back");
+    wait_until("the second one has it", 60, || {
+        objects(&second).iter().any(|object| object.name.ends_with(&closed))
+    });
+    assert_eq!(site.cluster.sql(CAUGHT_UP), "0", "the first one doesn't have it");
+
+    fs::rename(away(&main), &main).expect("bring it back");
+    site.wait_for_stream();
+    stream.signal(Signal::TERM);
+    let output = stream.wait();
+    assert_eq!(output.code, 0, "{output}");
 }
 
 #[test]
