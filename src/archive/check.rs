@@ -359,10 +359,19 @@ async fn prove(
 
     let mut wait = Arrival { pending: stores, mark, began: Instant::now(), gave_up: false };
     wait.run(server, cluster, segment, before.as_ref().ok(), report).await;
-    if wait.pending.is_empty() {
+    let is_servers = wait.is_archived(server, cluster, segment, before.as_ref().ok()).await;
+    if wait.pending.is_empty() && is_servers {
         return;
     }
     let diagnosis = diagnose(server, cluster, segment, before.ok()).await;
+    if wait.pending.is_empty() {
+        let text = format!(
+            "a stream has brought WAL segment {segment}, and archive_command hasn't been done with it within {} s: {}",
+            wait.began.elapsed().as_secs(),
+            diagnosis.text
+        );
+        report.step("arrival", StepState::Problem, text).hints.clone_from(&diagnosis.hints);
+    }
     for store in wait.pending {
         let text = format!(
             "WAL segment {segment} didn't arrive within {} s: {}",
@@ -385,6 +394,28 @@ struct Arrival {
 }
 
 impl Arrival {
+    /// Whether the server itself is done with the segment, which a stream may have brought before it. Where it doesn't say, it is.
+    async fn is_archived(
+        &mut self,
+        server: &mut Server,
+        cluster: &ClusterSettings,
+        segment: SegmentName,
+        before: Option<&Archiver>,
+    ) -> bool {
+        let deadline = self.began + cluster.archive_wait;
+        while let (true, Ok(now)) = (self.pending.is_empty(), server.archiver().await) {
+            if is_done(&now, segment) {
+                return true;
+            }
+            let gave_up = before.is_some_and(|before| now.failed_count >= before.failed_count + 3);
+            if gave_up || Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep_until(deadline.min(Instant::now() + FIRST_PAUSE)).await;
+        }
+        true
+    }
+
     async fn run(
         &mut self,
         server: &mut Server,
@@ -425,6 +456,12 @@ impl Arrival {
             }
         }
     }
+}
+
+/// Whether the server has archived this segment, or a later one.
+fn is_done(archiver: &Archiver, segment: SegmentName) -> bool {
+    let last = archiver.last_archived.as_deref().and_then(|name| name.get(..24));
+    last.is_some_and(|last| last >= segment.to_string().as_str())
 }
 
 /// Whether the segment is in the repository. What is there is read to its last byte, and has to be

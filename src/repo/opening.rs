@@ -138,7 +138,10 @@ impl<'a> Openings<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{KeySource, Location, RetentionSettings};
+    use crate::{
+        config::{KeySource, Location, RetentionSettings},
+        repo::open::init,
+    };
 
     fn named(name: &str) -> RepositorySettings {
         RepositorySettings {
@@ -163,6 +166,25 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(100);
     const LATE: Duration = Duration::from_millis(400);
+
+    #[tokio::test]
+    async fn the_time_that_a_passphrase_command_takes_is_not_silence() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened_by = |name: &str, key: KeySource| RepositorySettings {
+            location: Location::Directory(folder.path().join(name)),
+            key,
+            ..named(name)
+        };
+        let quick = opened_by("quick", KeySource::Unencrypted);
+        let phrase =
+            |command: &str| opened_by("slow", KeySource::PassphraseCommand(command.into()));
+        init(&quick).await.unwrap();
+        init(&phrase("echo correct horse battery")).await.unwrap();
+        let slow = phrase("sleep 5; echo correct horse battery");
+        let opened = open_each_within(Duration::from_secs(4), &[&quick, &slow], open).await;
+        let failed: Vec<_> = opened.into_iter().filter_map(Result::err).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
 
     #[tokio::test]
     async fn a_silent_one_holds_up_none_that_is_open() {

@@ -203,6 +203,24 @@ fn how_it_stands_with_the_stream_is_told_where_there_is_one() {
 }
 
 #[test]
+fn a_stream_does_not_hide_that_the_server_archives_nothing() {
+    let cluster = Cluster::builder(15).start();
+    let pgkeep = Pgkeep::archiving(&cluster);
+    assert_eq!(check(&pgkeep, &[]).0, 0);
+    let _stream = pgkeep.spawn(["stream"]);
+    crate::support::wait_until("it streams", 60, || {
+        cluster.sql("SELECT active FROM pg_replication_slots") == "t"
+    });
+    assert_eq!(check(&pgkeep, &[]).0, 0, "both bring it");
+    pgkeep.set("cluster.main", "archive-timeout = \"10s\"");
+    let config = pgkeep.config().display().to_string();
+    let elsewhere = pgkeep.archive_command().replace(&config, "/nowhere/pgkeep.toml");
+    cluster.sql(&format!("ALTER SYSTEM SET archive_command = '{elsewhere}'"));
+    cluster.reload();
+    problem(&pgkeep, "arrival", &["a stream has brought", "archive_command"]);
+}
+
+#[test]
 fn a_wrong_data_directory_is_corrected_where_the_server_is_on_this_host() {
     let cluster = Cluster::builder(15).tcp().start();
     let pgkeep = Pgkeep::archiving(&cluster);

@@ -11,6 +11,7 @@ use crate::{
     support::{
         Cluster, Stop,
         objects::{ObjectKind, objects, objects_of},
+        pgkeep::run_to_end,
         places::skipped_on_s3,
         scratch, wait_until,
     },
@@ -161,6 +162,13 @@ fn a_repository_without_wal_is_named_before_recovery_stops_at_it() {
     assert!(output.stderr.contains("its recovery won't end, as second has none"), "{output}");
     let output = site.pgkeep.ok(site.restore_arguments("one", &["--repo", "main"]));
     assert!(!output.stderr.contains("second"), "{output}");
+    assert!(!output.stderr.contains("environment"), "{output}");
+
+    // The server wouldn't have what the environment says here.
+    let variable = "PGKEEP_CLUSTER__MAIN__OUTAGE_TIMEOUT";
+    let mut command = site.pgkeep.command(site.restore_arguments("env", &["--repo", "main"]));
+    let output = run_to_end(command.env(variable, "5s"));
+    assert!(output.code == 0 && output.stderr.contains(variable), "{output}");
 }
 
 #[test]
