@@ -113,7 +113,9 @@ pub async fn expire(
     } else {
         // What nobody can say the use of stops it now, and not when its base and its WAL are gone.
         let goes: Vec<_> = goes(&expiry.backups).collect();
-        References::read(repository, layout, &goes).await?;
+        if !goes.is_empty() || !planned.cuts.is_empty() {
+            References::read(repository, layout, &goes).await?;
+        }
         expiry.mark(repository, layout, progress).await?;
         expiry.cut_wal(repository, layout, &facts, &planned, progress).await?;
         expiry.swept = clean_up(repository, layout, progress).await?;

@@ -178,6 +178,6 @@ fn the_table() {
     counted.wait_for_the_archiver();
     counted.pgkeep.add("[repository.main.retention]\nminimum = 3");
     let expired = counted.of(&["expire"]);
-    row("expire, of one backup of four", &expired, [2, 48, 51]);
+    row("expire, of one backup of four", &expired, [2, 50, 64]);
     row("expire, with nothing to do", &counted.of(&["expire"]), [0, 22, 26]);
 }
