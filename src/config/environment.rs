@@ -29,10 +29,27 @@ pub(super) fn overlay(
         .filter(|(name, _)| name.starts_with(PREFIX) && name != PATH_VARIABLE)
         .collect();
     ours.sort();
-    for (variable, value) in ours {
+    for (variable, value) in ours.into_iter().filter(|(name, _)| !is_of_kubernetes(name)) {
         set(raw, &variable, value)?;
     }
     Ok(())
+}
+
+/// Whether Kubernetes puts it into each container of a namespace that has a service whose name begins with `pgkeep`
+/// (its documentation, "Environment variables" of services): `PGKEEP_SERVICE_HOST`, `PGKEEP_S3_PORT_9000_TCP_ADDR`.
+fn is_of_kubernetes(variable: &str) -> bool {
+    let is_port = |rest: &str| {
+        let mut words = rest.split('_').skip(1);
+        rest.is_empty()
+            || words.next().is_some_and(|n| n.parse::<u16>().is_ok())
+                && words.next().is_some_and(|p| matches!(p, "TCP" | "UDP" | "SCTP"))
+    };
+    !variable.contains("__")
+        && (variable.ends_with("_SERVICE_HOST")
+            || variable.contains("_SERVICE_PORT")
+            || variable
+                .match_indices("_PORT")
+                .any(|(at, port)| is_port(&variable[at + port.len()..])))
 }
 
 /// The names of those variables that set a key.
@@ -40,7 +57,8 @@ pub fn environment_names(
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> impl Iterator<Item = String> {
     let names = variables.filter_map(|(name, _)| name.into_string().ok());
-    names.filter(|name| name.starts_with(PREFIX) && name != PATH_VARIABLE)
+    names
+        .filter(|name| name.starts_with(PREFIX) && name != PATH_VARIABLE && !is_of_kubernetes(name))
 }
 
 fn set(raw: &mut Raw, variable: &str, value: OsString) -> Result<()> {

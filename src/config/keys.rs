@@ -375,8 +375,8 @@ pub const KEYS: &[Key] = &[
         takes: "a connection string as libpq reads it",
         default: "libpq's defaults, with the PG* environment variables",
         meaning: "how to connect to the server: as a superuser, or as a role with REPLICATION, \
-                  membership in pg_monitor and EXECUTE on pg_switch_wal(). A password belongs in \
-                  ~/.pgpass; a configuration file with a password in it must not be readable by \
+                  membership in pg_monitor and EXECUTE on pg_switch_wal(). It has to lead to the server itself, not to \
+                  a pooler such as PgBouncer. A password belongs in ~/.pgpass; a configuration file with a password in it must not be readable by \
                   others",
     },
     Key {

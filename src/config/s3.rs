@@ -35,11 +35,13 @@ pub(super) fn place(rest: &str) -> Result<S3Settings, String> {
     let bucket_ok = (3..=63).contains(&bucket.len())
         && bucket
             .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b))
         && !bucket.starts_with(['-', '.'])
         && !bucket.ends_with(['-', '.']);
     if !bucket_ok {
-        return Err("a bucket's name has 3 to 63 lower-case letters, digits, '-' and '.'".into());
+        return Err(
+            "a bucket's name has 3 to 63 lower-case letters, digits, '-', '.' and '_'".into()
+        );
     }
     let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
     if !prefix.is_empty() && (prefix.len() > LONGEST_PREFIX || ObjectName::new(prefix).is_err()) {

@@ -303,6 +303,11 @@ fn the_environment_goes_over_the_file_by_one_rule() {
             ("PGKEEP_REPOSITORY__OFF_SITE__KEY_FILE", "/k"),
             ("PGKEEPER", "not ours"),
             ("PATH", "/bin"),
+            // Of a service of Kubernetes that is called so.
+            ("PGKEEP_SERVICE_HOST", "10.0.0.1"),
+            ("PGKEEP_SERVICE_PORT_HTTPS", "443"),
+            ("PGKEEP_PORT", "tcp://10.0.0.1:443"),
+            ("PGKEEP_S3_PORT_9000_TCP_ADDR", "10.0.0.1"),
         ],
     )
     .unwrap();
