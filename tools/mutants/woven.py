@@ -25,8 +25,8 @@ from working_copy import ROOT, copied, files
 FOLDERS = ["repo", "archive", "retention", "restore"]
 # Of the tests beside the library's own. The others are about other folders, or make a whole matrix of servers for each answer.
 TESTS = ["archive::", "backup::archiving", "command_line::",
-         "configuration::", "durability::", "faults::", "fixture::", "life::", "protocol::", "recovery::", "restore_choice::", "restore_write::", "retention::",
-         "stream::acknowledged", "stream::serving", "stream::refusals", "stream::running", "verify::"]
+         "configuration::", "durability::", "faults::", "fixture::", "full::stream", "life::", "protocol::", "recovery::", "restore_choice::",
+         "restore_write::", "retention::", "stream::", "verify::"]
 SLOWEST = 30  # seconds that a test may take by itself to be asked at all
 
 
@@ -44,7 +44,7 @@ class Tests:
             child = subprocess.Popen(
                 [self.programs[program], "--exact", *tests, "--test-threads", "2"], cwd=self.tree, stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-                env=dict(os.environ, RUST_BACKTRACE="0", PGKEEP_TEST_DIR=scratch, PGKEEP_TEST_SCHEDULES="40", PGKEEP_TEST_POSTGRES="15",
+                env=dict(os.environ, RUST_BACKTRACE="0", PGKEEP_TEST_DIR=scratch, PGKEEP_TEST_SCHEDULES="40", PGKEEP_TEST_POSTGRES="15,17",
                          **environment),
                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30)))
             try:
