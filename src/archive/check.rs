@@ -34,6 +34,9 @@ use crate::{
     storage::CreateOnly,
 };
 
+/// How long a command may take to end when its segment is stored, at least.
+const AT_WORK: Duration = Duration::from_secs(5);
+
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -357,16 +360,20 @@ async fn prove(
     report.step("switch", StepState::Ok, format!("WAL segment {segment} was closed"));
     progress.step(&format!("waiting for WAL segment {segment} to arrive"));
 
-    let mut wait = Arrival { pending: stores, mark, began: Instant::now(), gave_up: false };
+    let asked = stores.len();
+    let began = Instant::now();
+    let mut wait = Arrival { pending: stores, mark, began, gave_up: false, arrived: 0 };
     wait.run(server, cluster, segment, before.as_ref().ok(), report).await;
-    let is_servers = wait.is_archived(server, cluster, segment, before.as_ref().ok()).await;
-    if wait.pending.is_empty() && is_servers {
+    let is_everywhere = asked > 0 && wait.arrived == asked;
+    let is_missed =
+        is_everywhere && !wait.is_archived(server, cluster, segment, before.as_ref().ok()).await;
+    if wait.pending.is_empty() && !is_missed {
         return;
     }
     let diagnosis = diagnose(server, cluster, segment, before.ok()).await;
-    if wait.pending.is_empty() {
+    if is_missed {
         let text = format!(
-            "a stream has brought WAL segment {segment}, and archive_command hasn't been done with it within {} s: {}",
+            "WAL segment {segment} is there, as a stream brings it, and the server hasn't archived it within {} s: {}",
             wait.began.elapsed().as_secs(),
             diagnosis.text
         );
@@ -391,19 +398,22 @@ struct Arrival {
     mark: String,
     began: Instant,
     gave_up: bool,
+    /// In how many repositories it is, and was read.
+    arrived: usize,
 }
 
 impl Arrival {
     /// Whether the server itself is done with the segment, which a stream may have brought before it. Where it doesn't say, it is.
     async fn is_archived(
-        &mut self,
+        &self,
         server: &mut Server,
         cluster: &ClusterSettings,
         segment: SegmentName,
         before: Option<&Archiver>,
     ) -> bool {
-        let deadline = self.began + cluster.archive_wait;
-        while let (true, Ok(now)) = (self.pending.is_empty(), server.archiver().await) {
+        // The command may be at work still on what it has stored already.
+        let deadline = (self.began + cluster.archive_wait).max(Instant::now() + AT_WORK);
+        while let Ok(now) = server.archiver().await {
             if is_done(&now, segment) {
                 return true;
             }
@@ -432,6 +442,7 @@ impl Arrival {
             for store in self.pending.drain(..) {
                 match arrived(&store, segment, &self.mark).await {
                     Ok(Some(text)) => {
+                        self.arrived += 1;
                         report.step("arrival", StepState::Ok, text).of(store.repository().name());
                     }
                     Ok(None) => pending.push(store),

@@ -25,6 +25,7 @@ pub async fn protect(
     let Some(until) = storage.retained_until(&layout.of_backup(own, "manifest")).await? else {
         return Ok(None);
     };
+    let mut unheld = None;
     for used in manifest.references.iter().filter(|used| used.backup != *own) {
         let pack = layout.pack(&used.backup, used.pack);
         let is_held = storage
@@ -32,9 +33,12 @@ pub async fn protect(
             .await
             .map_err(|e| Error::from(e).while_doing("hold what the backup uses of older ones"))?;
         if !is_held {
-            let what = format!("{pack} isn't held: it was stored before the bucket held anything");
-            return Err(Error::new(Kind::Repository, what).hint("a full backup uses nothing older"));
+            unheld.get_or_insert(pack);
         }
+    }
+    if let Some(pack) = unheld {
+        let what = format!("{pack} isn't held: it was stored before the bucket held anything");
+        return Err(Error::new(Kind::Repository, what).hint("a full backup uses nothing older"));
     }
     let begun = storage.retained_until(&layout.of_backup(own, Part::Begin.as_str())).await?;
     Ok(begun.map(|begun| begun.min(until)))

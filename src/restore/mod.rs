@@ -230,6 +230,7 @@ pub async fn restore(
         for failure in failures {
             progress.warn(&format!("{failure}; going on with {}", plan.repository()));
         }
+        plan.refuse_another_newest(repositories, request).await?;
         return plan.carry_out(request, progress).await.map_err(|e| match e.kind() {
             Kind::Damaged => e.hint(
                 "`pgkeep verify` says what is damaged and which backups need it: restore another \

@@ -55,9 +55,6 @@ pub async fn plan(
     check_request(request)?;
     let layout = ClusterLayout::new(&cluster.name)?;
     let choice = choose(repository, &layout, request).await?;
-    if follows(request) {
-        refuse_another_newest(repository, &layout, &choice.record).await?;
-    }
     let tablespaces = place_tablespaces(&choice.record, request)?;
     let archives = request.keep_archive_mode && !request.standby && !sets(request, "archive_mode");
     let (floors, _) = Floors::read_sound(repository, &layout, choice.record.system).await?;
@@ -70,34 +67,6 @@ pub async fn plan(
 fn follows(request: &RestoreRequest) -> bool {
     request.standby
         && matches!(request.timeline, TargetTimeline::Unspecified | TargetTimeline::Latest)
-}
-
-/// A standby that follows the newest timeline takes the one with the highest number that it finds, counted up from its own,
-/// whether that comes from there or not, and doesn't start if it doesn't (`xlogrecovery.c`, `findNewestTimeLine`).
-async fn refuse_another_newest(
-    repository: &Repository,
-    layout: &ClusterLayout,
-    record: &BackupRecord,
-) -> Result<()> {
-    let store = WalStore::new(repository, layout, record.system);
-    let (mut newest, mut next) = (None, record.timeline.0.checked_add(1));
-    while let Some(number) = next {
-        let Some(history) = read_history(&store, Timeline(number)).await? else { break };
-        newest = Some(history);
-        next = number.checked_add(1);
-    }
-    match newest {
-        Some(newest) if !record.lies_on(&newest) => {
-            let message = format!(
-                "timeline {} is the newest that a standby would find, and doesn't come from that of backup {}",
-                newest.timeline, record.id
-            );
-            Err(Error::new(Kind::Target, message).hint(
-                "--target-timeline current, or the number of another one, has it follow that one",
-            ))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn sets(request: &RestoreRequest, name: &str) -> bool {
@@ -282,6 +251,47 @@ impl Plan {
         let store = WalStore::new(&self.repository, &self.layout, mine.record.system);
         let history = read_history(&store, mine.timeline).await?;
         Ok(history.is_some_and(|history| history.contains(its.timeline)))
+    }
+
+    /// A standby that follows the newest timeline takes the one with the highest number that it finds in any repository, counted
+    /// up from its own, whether that comes from there or not, and doesn't start if it doesn't (`xlogrecovery.c`,
+    /// `findNewestTimeLine`): an error ([`Kind::Target`]).
+    pub(super) async fn refuse_another_newest(
+        &self,
+        repositories: &[Repository],
+        request: &RestoreRequest,
+    ) -> Result<()> {
+        if !follows(request) {
+            return Ok(());
+        }
+        let record = &self.choice.record;
+        let (mut newest, mut next) = (None, record.timeline.0.checked_add(1));
+        while let Some(number) = next {
+            let mut found = None;
+            for repository in repositories {
+                let store = WalStore::new(repository, &self.layout, record.system);
+                found = read_history(&store, Timeline(number)).await?;
+                if found.is_some() {
+                    break;
+                }
+            }
+            if found.is_none() {
+                break;
+            }
+            (newest, next) = (found, number.checked_add(1));
+        }
+        match newest {
+            Some(newest) if !record.lies_on(&newest) => {
+                let message = format!(
+                    "timeline {} is the newest that a standby would find, and doesn't come from that of backup {}",
+                    newest.timeline, record.id
+                );
+                Err(Error::new(Kind::Target, message).hint(
+                    "--target-timeline current, or the number of another one, has it follow that one",
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes the data directory, with a lease while it does.

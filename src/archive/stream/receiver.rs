@@ -176,8 +176,9 @@ impl Receiver {
             return received;
         }
         // A repository that was left behind, and is back, doesn't wait for another one that is away now. What isn't stored
-        // wasn't reported either, and comes again.
-        let may_be_cut_off = !matches!(received, Ok(End::Stopped)) && self.keeper.is_any_behind();
+        // wasn't reported either, and comes again: as the server is there, and its slot holds what it sends live. Whatever else
+        // has ended it, this may be all that there is.
+        let may_be_cut_off = matches!(received, Ok(End::Back)) && until.is_none();
         let draining = self.drain(stop);
         let stored = match may_be_cut_off {
             true => timeout(PATIENCE, draining).await.unwrap_or(Ok(())),

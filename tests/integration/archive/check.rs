@@ -217,7 +217,7 @@ fn a_stream_does_not_hide_that_the_server_archives_nothing() {
     let elsewhere = pgkeep.archive_command().replace(&config, "/nowhere/pgkeep.toml");
     cluster.sql(&format!("ALTER SYSTEM SET archive_command = '{elsewhere}'"));
     cluster.reload();
-    problem(&pgkeep, "arrival", &["a stream has brought", "archive_command"]);
+    problem(&pgkeep, "arrival", &["as a stream brings it", "archive_command"]);
 }
 
 #[test]
