@@ -242,6 +242,8 @@ impl Fetcher {
             let fetched = match request.serve(store).await {
                 Ok(Some(fetched)) => fetched,
                 Ok(None) => continue,
+                // It is of this host, and so it would be with another repository.
+                Err(e) if e.kind() == Kind::Local => return Err(e),
                 Err(e) => {
                     failure = Some(e);
                     continue;

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::{Global, human, restore_command, runtime, table, time};
 use crate::{
+    config::environment_names,
     error::{Context, Error, Kind, Result},
     postgres::{Lsn, Timeline},
     repo::{self, BackupId, layout::ClusterLayout, wal::WalStore},
@@ -169,7 +170,7 @@ impl Restore {
                  variables in its environment, or its restore_command fails",
             );
         } else {
-            let set = crate::config::environment_names(std::env::vars_os()).collect::<Vec<_>>();
+            let set = environment_names(std::env::vars_os()).collect::<Vec<_>>();
             if !set.is_empty() {
                 progress.warn(&format!(
                     "{} goes over the configuration file here: the restored server needs the same in its environment, \

@@ -26,10 +26,10 @@ pub(super) fn overlay(
 ) -> Result<()> {
     let mut ours: Vec<(String, OsString)> = variables
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, _)| name.starts_with(PREFIX) && name != PATH_VARIABLE)
+        .filter(|(name, _)| is_ours(name))
         .collect();
     ours.sort();
-    for (variable, value) in ours.into_iter().filter(|(name, _)| !is_of_kubernetes(name)) {
+    for (variable, value) in ours {
         set(raw, &variable, value)?;
     }
     Ok(())
@@ -56,9 +56,12 @@ fn is_of_kubernetes(variable: &str) -> bool {
 pub fn environment_names(
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> impl Iterator<Item = String> {
-    let names = variables.filter_map(|(name, _)| name.into_string().ok());
-    names
-        .filter(|name| name.starts_with(PREFIX) && name != PATH_VARIABLE && !is_of_kubernetes(name))
+    variables.filter_map(|(name, _)| name.into_string().ok()).filter(|name| is_ours(name))
+}
+
+/// Whether it has to be a key's name.
+fn is_ours(variable: &str) -> bool {
+    variable.starts_with(PREFIX) && variable != PATH_VARIABLE && !is_of_kubernetes(variable)
 }
 
 fn set(raw: &mut Raw, variable: &str, value: OsString) -> Result<()> {

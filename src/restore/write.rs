@@ -286,15 +286,15 @@ impl Writer {
 
     /// What the user's own configuration file leads to, and `postgresql.auto.conf` can't take back.
     fn warn_of_places(&self, target: &Target) -> Result<()> {
-        let conf = target.read(b"postgresql.conf")?;
-        if conf.is_none() || target.read(b"pg_hba.conf")?.is_none() {
-            self.progress.warn(
-                "the backup has no postgresql.conf or no pg_hba.conf: the original has it elsewhere, and the server needs \
-                 one; put it here before the start, with the original's max_connections and the like, or name it with \
-                 -c config_file= and -c hba_file=",
-            );
+        for (name, setting) in [("postgresql.conf", "config_file"), ("pg_hba.conf", "hba_file")] {
+            if target.read(name.as_bytes())?.is_none() {
+                self.progress.warn(&format!(
+                    "the backup has no {name}: the original has it elsewhere, and the server doesn't start without one; put \
+                     the original's here first, or name it with -c {setting}="
+                ));
+            }
         }
-        let conf = conf.unwrap_or_default();
+        let conf = target.read(b"postgresql.conf")?.unwrap_or_default();
         for (name, value) in places_in(&conf) {
             if Path::new(&value).starts_with(&self.places.pgdata) {
                 continue;

@@ -20,7 +20,7 @@ fn silence() -> String {
     format!("http://{address}")
 }
 
-/// A cluster that archives into one repository by its server, and with a silent one before that in the configuration.
+/// A cluster that archives into one repository, and is known there.
 fn prepared() -> (Cluster, Pgkeep) {
     let cluster = Cluster::builder(17).wal_segsize(1).start();
     let pgkeep = Pgkeep::archiving(&cluster);
@@ -29,6 +29,7 @@ fn prepared() -> (Cluster, Pgkeep) {
     (cluster, pgkeep)
 }
 
+/// Puts a silent repository before it, with more of its settings in `table`.
 fn silent_first(pgkeep: &Pgkeep, table: &str) {
     let credentials = pgkeep.scratch().file(
         "credentials",

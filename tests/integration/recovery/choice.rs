@@ -149,6 +149,21 @@ fn what_ends_in_one_repository_goes_on_in_another() {
     assert_eq!((latest.timeline(), latest.digest("t")), (3, last));
 }
 
+/// As Debian has it below /etc.
+#[test]
+fn a_configuration_that_is_in_no_backup_is_missed_before_the_server_does() {
+    let site = Site::new(15);
+    let hba = site.cluster.pgdata().join("pg_hba.conf");
+    let elsewhere = site.place("pg_hba.conf");
+    // The server goes on with what it has read.
+    fs::rename(&hba, &elsewhere).unwrap();
+    site.pgkeep.ok(["backup"]);
+    fs::rename(&elsewhere, &hba).unwrap();
+    let output = site.pgkeep.ok(site.restore_arguments("restored", &[]));
+    assert!(output.stderr.contains("the backup has no pg_hba.conf"), "{output}");
+    assert!(!output.stderr.contains("the backup has no postgresql.conf"), "{output}");
+}
+
 /// It can be opened, so nobody would look for a reason there.
 #[test]
 fn a_repository_without_wal_is_named_before_recovery_stops_at_it() {
